@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from itertools import product
 
 import nibabel as nib
 import numpy as np
@@ -24,6 +25,10 @@ from simba_lab.synthesis.scenario import SPLITS, Scenario
 SUBJECT_SPACING_MM = 4.0
 # So many of the subject coefficients with most variance are matched across bias groups and splits.
 MATCHED_MODES = 16
+# Folds for cross-validation, each of them matched by itself.
+FOLDS = 5
+# Intensity, as a share of white matter, up to which a voxel counts as outside the brain.
+BACKGROUND = 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +52,9 @@ class Cohort:
     scenario : Scenario
     seed : int
     table : pandas.DataFrame
-        One row per subject: ``split``, ``label`` (1: disease), ``bias`` (1: in the bias group), the magnitude of each
-        effect (that of the bias is drawn for everybody, in the group or not) and the matched anatomical modes.
+        One row per subject: ``split``, ``label`` (1: disease), ``bias`` (1: in the bias group), ``fold`` (for
+        cross-validation), the magnitude of each effect (that of the bias is drawn for everybody, in the group or not) and
+        the matched anatomical modes.
     switches : mapping of effect name to bool
         Effects that are rendered in everybody (True) or nobody (False), whatever the table says: twins have these.
     """
@@ -131,12 +137,12 @@ class Cohort:
 
     def array(self, index: int) -> np.ndarray:
         """Render one subject: float32, shape (X, Y, Z), white matter about 1, background 0."""
-        volume = self._sampled(index, *self.template.antialiased(self.scenario.spacing_mm))
+        volume = self._clean(index)
         if self.scenario.noise:
             noise = stream(self.seed, self._subject(index), "noise").standard_normal((2, *volume.shape), dtype=np.float32)
             # The magnitude of a complex signal with Gaussian noise in both channels is Rician (Gudbjartsson 1995, eq. 1).
             noise *= np.float32(self.scenario.noise)
-            volume = np.where(volume > 0.02, np.hypot(volume + noise[0], noise[1]), volume)
+            volume = np.where(volume > BACKGROUND, np.hypot(volume + noise[0], noise[1]), volume)
         return volume
 
     def arrays(self, *, n_jobs: int = -1) -> np.ndarray:
@@ -167,13 +173,32 @@ class Cohort:
         mask = self.template.region(name).astype(np.float32)
         return self._sampled(index, mask, self.template.lattice) > 0.5
 
+    def brain(self, index: int) -> np.ndarray:
+        """Return the brain mask of one subject, bool, shape (X, Y, Z)."""
+        return self._clean(index) > BACKGROUND
+
+    def changed(self, index: int, effect: str, *, threshold: float = 0.02) -> np.ndarray:
+        """Return the voxels that an effect changes in one subject, bool, shape (X, Y, Z): the truth for attributions.
+
+        The subject is rendered without noise, with the effect and without it; `threshold` is the least difference that
+        counts, as a share of the intensity of white matter.
+        """
+        on, off = self.twin(carrying=effect), self.twin(without=effect)
+        return np.abs(on._clean(index) - off._clean(index)) > threshold
+
+    def _clean(self, index: int) -> np.ndarray:
+        """One subject without noise."""
+        return self._sampled(index, *self.template.antialiased(self.scenario.spacing_mm))
+
     def _subject(self, index: int) -> int:
         return int(self.table.index[index])
 
     def _sampled(self, index: int, image: np.ndarray, lattice: Lattice) -> np.ndarray:
         """Sample an image of the template at the positions where the subject's anatomy comes from."""
         studio = self._studio
-        coarse = subject_displacement(self.scenario, self.seed, self._subject(index), self.table.iloc[index], studio.subject)
+        coarse = subject_displacement(
+            self.scenario, self.seed, self._subject(index), self.table.iloc[index], studio.subject
+        )
         shown = [(name, value) for name, value in self.magnitudes(index).items() if value]
         # T o phi_disease^-1 o phi_bias^-1 o phi_subject^-1: sampling undoes the effect that was applied last first.
         local = [(studio.flows[name].at(value), studio.flows[name].lattice) for name, value in reversed(shown)]
@@ -210,9 +235,13 @@ def subject_displacement(scenario: Scenario, seed: int, subject: int, row: pd.Se
 def synthesise(scenario: Scenario, *, seed: int = 0) -> Cohort:
     """Design a cohort: assign subjects to splits, classes and bias groups, draw all magnitudes, check all deformations.
 
-    Bias groups and splits are matched by construction: within each cell of split x class x group, every magnitude and
-    the leading anatomical modes take one value from each of n equal-probability strata (a Latin hypercube; McKay et
+    Bias groups and splits are matched by construction: within each cell of split x class x group x fold, every magnitude
+    and the leading anatomical modes take one value from each of n equal-probability strata (a Latin hypercube; McKay et
     al. 1979), so the cells have the same distributions up to one stratum and no subject is dropped.
+
+    Matching ties the subjects of a cell together: what one group has more of in some of them, it has less of in the
+    others. A cross-validation over random folds would learn that backwards and score below chance. Folds of the design
+    (column ``fold``) are matched by themselves and independent of each other: use those.
 
     Parameters
     ----------
@@ -252,11 +281,12 @@ def design(scenario: Scenario, seed: int) -> pd.DataFrame:
     modes = len(scenario.variability.leading(lattice, MATCHED_MODES))
     order = stream(seed, "cohort", "order").permutation(scenario.subjects)
     frames, start = [], 0
-    for split, label, group, count in cells:
+    for (split, label, group, size), fold in product(cells, range(FOLDS)):
+        count = len(range(fold, size, FOLDS))
         subjects = np.sort(order[start : start + count])
         start += count
-        columns = {"split": split, "label": label, "bias": group}
-        where = f"{split}/{label}/{group}"
+        columns = {"split": split, "label": label, "bias": group, "fold": fold}
+        where = f"{split}/{label}/{group}/{fold}"
         for effect_name, effect in scenario.effects.items():
             distribution = effect.magnitude[CLASSES[label]]
             draws = _stratified_normal(seed, f"{where}/{effect_name}", subjects)
@@ -287,7 +317,9 @@ def _stratified_normal(seed: int, purpose: str, subjects: np.ndarray) -> np.ndar
 def _lattices(scenario: Scenario) -> tuple[Lattice, Lattice]:
     """Lattices of the volumes and of the subject fields."""
     template = load_template(scenario.template)
-    return template.output_lattice(scenario.spacing_mm), Lattice.spanning(*template.box_mm, SUBJECT_SPACING_MM, centred=False)
+    return template.output_lattice(scenario.spacing_mm), Lattice.spanning(
+        *template.box_mm, SUBJECT_SPACING_MM, centred=False
+    )
 
 
 @lru_cache(maxsize=4)

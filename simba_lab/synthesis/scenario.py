@@ -99,7 +99,9 @@ class Scenario:
         """Return the control scenario: the same bias effect, as common in one class as in the other."""
         if self.bias is None:
             return self
-        return self.replace(bias=dataclasses.replace(self.bias, prevalence=float(np.mean([*self.bias.prevalence.values()]))))
+        return self.replace(
+            bias=dataclasses.replace(self.bias, prevalence=float(np.mean([*self.bias.prevalence.values()])))
+        )
 
     def ceiling(self, *, shortcut: bool = False) -> float:
         """Return the best accuracy that any classifier can reach on this scenario.
@@ -175,7 +177,9 @@ def _bayes(control: Normal, disease: Normal, weight_control: float, weight_disea
     low, high = min(control.mean, disease.mean) - spread, max(control.mean, disease.mean) + spread
 
     def larger(x: float) -> float:
-        return max(weight_control * norm.pdf(x, control.mean, control.sd), weight_disease * norm.pdf(x, disease.mean, disease.sd))
+        return max(
+            weight_control * norm.pdf(x, control.mean, control.sd), weight_disease * norm.pdf(x, disease.mean, disease.sd)
+        )
 
     return quad(larger, low, high, limit=400, points=[control.mean, disease.mean])[0]
 
@@ -216,5 +220,3 @@ def _built(kind: type, values: object, where: str) -> Any:
     except TypeError as error:
         required = [entry.name for entry in dataclasses.fields(kind) if entry.default is entry.default_factory]
         raise SimbaError(where, dict(values), f"complete (it needs at least {', '.join(required)})", str(error)) from error
-
-

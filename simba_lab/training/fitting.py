@@ -236,7 +236,9 @@ def _fit(model: torch.nn.Module, cohort: Cohort, config: FitConfig, progress: bo
         optimiser = torch.optim.AdamW(fitted.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
         wrapped, optimiser = fabric.setup(fitted, optimiser)
         per_epoch = -(-len(labels) // config.batch_size)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=per_epoch * config.epochs)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, config.learning_rate, total_steps=per_epoch * config.epochs
+        )
         best, kept, rows = np.inf, None, []
         for epoch in tqdm(range(config.epochs), disable=not progress, desc="epochs", unit="epoch"):
             wrapped.train()
