@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 from scipy.stats import rankdata
-from sklearn.linear_model import RidgeCV
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 from threadpoolctl import threadpool_limits
@@ -16,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from simba_lab.errors import SimbaError
 from simba_lab.rng import stream
 
-ALPHAS = np.logspace(-4, 2, 7)
+PENALTIES = np.logspace(-4, 2, 7)
 BOOTSTRAPS = 500
 
 
@@ -140,7 +139,7 @@ def _shuffled(target: np.ndarray, context: np.ndarray, generator: np.random.Gene
 
 
 def _means(context: np.ndarray, of: np.ndarray) -> np.ndarray:
-    """The matrix that takes values with contexts `of` to the mean of each of the contexts `context`."""
+    """Return the matrix that takes values with contexts `of` to the mean of each of the contexts `context`."""
     same = (context[:, None] == of).astype(float)
     return same / same.sum(axis=1, keepdims=True)
 
@@ -156,17 +155,45 @@ def _held_out(gram: np.ndarray, split: list, targets: np.ndarray, context: np.nd
     for train, test in split:
         # Features less the training mean of their own context, on both sides: what is left is within-context difference.
         seen_gram = gram[np.ix_(train, train)]
-        residual = np.eye(len(train)) - _means(context[train], context[train])
-        within = residual @ seen_gram @ residual
-        across = (gram[np.ix_(test, train)] - _means(context[test], context[train]) @ seen_gram) @ residual
-        values, vectors = np.linalg.eigh(within)
-        kept = values > values[-1] * 1e-10
-        # Unit mean squared norm, so that one set of penalties suits every layer.
-        axes = vectors[:, kept] / np.sqrt(values[kept] * values[kept].sum() / len(train))
-        inputs = within @ axes
-        probe = RidgeCV(ALPHAS, fit_intercept=False, alpha_per_target=True, gcv_mode="eigen").fit(
-            inputs, residual @ targets[train]
-        )
-        seen, unseen = (np.reshape(probe.predict(part), (len(part), -1)) for part in (inputs, across @ axes))
-        scores[test] = unseen / seen.std(axis=0)
+        means = _means(context[train], context[train])
+        within = seen_gram - means @ seen_gram
+        within -= within @ means.T
+        across = gram[np.ix_(test, train)] - _means(context[test], context[train]) @ seen_gram
+        across -= across @ means.T
+        centred = targets[train] - means @ targets[train]
+        fitted, dual = _ridge(within, centred)
+        scores[test] = across @ dual / fitted.std(axis=0)
     return scores
+
+
+def _ridge(gram: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Fit dual ridge regressions, each with the penalty of least leave-one-out error.
+
+    One decomposition serves all penalties and all targets; a library's estimator would decompose the same matrix again.
+
+    Returns
+    -------
+    tuple of ndarray, each of shape (n, targets)
+        Fitted values, and the dual coefficients.
+
+    References
+    ----------
+    Rifkin and Lippert (2007), "Notes on regularized least squares", sec. 4.2 (leave-one-out error).
+    """
+    values, vectors = np.linalg.eigh(gram)
+    kept = values > values[-1] * 1e-10
+    values, vectors = values[kept], vectors[:, kept]
+    projected = vectors.T @ targets
+    best = np.full(targets.shape[1], np.inf)
+    fitted, dual = np.empty(targets.shape), np.empty(targets.shape)
+    # Penalties relative to the mean squared norm of the features, so that one set suits every layer.
+    for penalty in PENALTIES * values.sum() / len(gram):
+        shrunk = values / (values + penalty)
+        guess = vectors @ (shrunk[:, None] * projected)
+        leverage = (vectors**2) @ shrunk
+        error = (((targets - guess) / (1 - leverage)[:, None]) ** 2).sum(axis=0)
+        better = error < best
+        best[better] = error[better]
+        fitted[:, better] = guess[:, better]
+        dual[:, better] = (vectors @ (projected / (values + penalty)[:, None]))[:, better]
+    return fitted, dual

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import product
+from threading import Lock
 
 import nibabel as nib
 import numpy as np
@@ -27,18 +29,42 @@ SUBJECT_SPACING_MM = 4.0
 MATCHED_MODES = 16
 # Folds for cross-validation, each of them matched by itself.
 FOLDS = 5
+# Memory for rendered volumes, per scenario and seed.
+SHELF_BYTES = 256 * 2**20
 # Intensity, as a share of white matter, up to which a voxel counts as outside the brain.
 BACKGROUND = 0.02
 
 
+class _Shelf:
+    """Volumes rendered lately, up to a number of bytes: networks are judged on the same subjects again and again."""
+
+    def __init__(self, size: int) -> None:
+        self.left, self.volumes, self.lock = size, OrderedDict(), Lock()
+
+    def get(self, key: tuple, render: Callable[[], np.ndarray]) -> np.ndarray:
+        with self.lock:
+            if key in self.volumes:
+                self.volumes.move_to_end(key)
+                return self.volumes[key]
+        volume = render()
+        with self.lock:
+            if key not in self.volumes:
+                self.volumes[key] = volume
+                self.left -= volume.nbytes
+            while self.left < 0 and self.volumes:
+                self.left += self.volumes.popitem(last=False)[1].nbytes
+        return volume
+
+
 @dataclass(frozen=True, eq=False)
 class _Studio:
-    """What all subjects of a cohort share: template, lattices and the flows of the effects."""
+    """What all subjects of a cohort share: template, lattices, the flows of the effects and the latest volumes."""
 
     template: Template
     output: Lattice
     subject: Lattice
     flows: dict[str, LocalFlow]
+    shelf: _Shelf
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +163,10 @@ class Cohort:
 
     def array(self, index: int) -> np.ndarray:
         """Render one subject: float32, shape (X, Y, Z), white matter about 1, background 0."""
+        key = (self._subject(index), *self.magnitudes(index).values())
+        return self._studio.shelf.get(key, lambda: self._noisy(index)).copy()
+
+    def _noisy(self, index: int) -> np.ndarray:
         volume = self._clean(index)
         if self.scenario.noise:
             noise = stream(self.seed, self._subject(index), "noise").standard_normal((2, *volume.shape), dtype=np.float32)
@@ -334,4 +364,4 @@ def _studio(scenario: Scenario, seed: int) -> _Studio:
         for name, effect in scenario.effects.items()
     }  # fmt: skip
     output, subject = _lattices(scenario)
-    return _Studio(template, output, subject, flows)
+    return _Studio(template, output, subject, flows, _Shelf(SHELF_BYTES))

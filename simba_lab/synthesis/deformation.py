@@ -32,7 +32,7 @@ def _checked(field: np.ndarray, lattice: Lattice, name: str) -> np.ndarray:
 
 
 def squarings(velocity: np.ndarray, spacing_mm: float) -> int:
-    """Number of squarings that keeps the first step below half a voxel."""
+    """Return the number of squarings that keeps the first step below half a voxel."""
     longest = float(np.sqrt((velocity.astype(np.float32) ** 2).sum(axis=-1).max(initial=0.0)))
     return max(0, int(np.ceil(np.log2(max(longest, 1e-30) / (LONGEST_STEP_VOXELS * spacing_mm)))))
 

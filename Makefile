@@ -1,0 +1,56 @@
+# Two commands: `make book` renders the book, `make test` checks everything. Both set up .venv on first use.
+#   PYTHON=python3.12   another interpreter (3.11 to 3.13)
+#   TORCH='torch==...'  another build of torch, with any pip options it needs (for CUDA, say)
+
+PYTHON ?=
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+PAGE := _build/html/index.html
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Notebooks run many small operations: one frozen hash seed keeps set order, and with it every output, the same.
+export PYTHONHASHSEED := 0
+
+.PHONY: book test environment lint contracts unit chapters browse benchmark clean help
+
+help:
+	@echo "make book   render the book (first run: sets up .venv; a few minutes)"
+	@echo "make test   lint, contracts, unit tests, chapters"
+
+environment:
+	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" sh tools/environment.sh
+
+book: environment
+	@echo "Building the book; chapters that changed are executed."
+	@SIMBA_LAB_STATIC=1 jupyter-book build . -W --keep-going -n --quiet
+	@python tools/check_pages.py _build/html
+	@echo "Open $(CURDIR)/$(PAGE)"
+
+test: environment lint contracts unit chapters
+
+lint:
+	@echo "Lint"
+	@ruff check .
+	@ruff format --check .
+	@python tools/notebooks.py --check book/*.ipynb
+
+contracts:
+	@echo "Contracts"
+	@lint-imports
+
+unit:
+	@echo "Unit tests"
+	@pytest -n 2 --dist loadfile -q
+
+chapters:
+	@echo "Chapters"
+	@pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -n 2 --dist loadfile -q -p no:cacheprovider book/*.ipynb
+
+# Opens every page in Chromium with the network blocked; needs Chromium and the extra "browser".
+browse:
+	@python tools/browse.py _build/html
+
+benchmark: environment
+	@python benchmarks/rendering.py
+
+clean:
+	@rm -rf _build .venv .pytest_cache .ruff_cache .import_linter_cache

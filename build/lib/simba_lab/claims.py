@@ -1,0 +1,82 @@
+"""Executable claims: a statement, an estimate, an interval, and the verdict that follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from simba_lab.errors import SimbaError
+
+VERDICTS = ("confirmed", "refuted", "undecided")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement about a number, and what was measured.
+
+    Parameters
+    ----------
+    statement : str
+        A sentence without numbers that a run could change.
+    estimate, low, high : float
+        The measurement and its interval.
+    expected : tuple of float
+        Range of values, ends included, in which the statement is true.
+    """
+
+    statement: str
+    estimate: float
+    low: float
+    high: float
+    expected: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.estimate <= self.high:  # NaN fails this too
+            raise SimbaError("claim", (self.low, self.estimate, self.high), "ordered: low <= estimate <= high, not NaN")
+        if not self.expected[0] <= self.expected[1]:
+            raise SimbaError("claim.expected", self.expected, "a range (from, to)")
+
+    @property
+    def verdict(self) -> str:
+        """``confirmed`` if the whole interval lies in the expected range, ``refuted`` if none of it does."""
+        if self.expected[0] <= self.low and self.high <= self.expected[1]:
+            return "confirmed"
+        if self.high < self.expected[0] or self.low > self.expected[1]:
+            return "refuted"
+        return "undecided"
+
+
+def check(
+    statement: str, estimate: float, *, low: float | None = None, high: float | None = None,
+    expected: tuple[float, float], verdict: str = "confirmed",
+) -> Claim:  # fmt: skip
+    """State a claim, hold it against the measurement and print one fixed line, so that a stored output stays valid.
+
+    Parameters
+    ----------
+    statement : str
+    estimate : float
+    low, high : float, optional
+        Interval of the estimate; a number that is exact needs none.
+    expected : tuple of float
+        Range in which the statement is true.
+    verdict : {"confirmed", "refuted", "undecided"}
+        What the text around the claim says about it.
+
+    Raises
+    ------
+    AssertionError
+        If the measurement does not give that verdict; the message holds the numbers.
+    """
+    if verdict not in VERDICTS:
+        raise SimbaError("verdict", verdict, f"one of {', '.join(VERDICTS)}")
+    estimate = float(estimate)
+    claim = Claim(
+        statement, estimate, float(estimate if low is None else low), float(estimate if high is None else high), expected
+    )
+    if claim.verdict != verdict:
+        raise AssertionError(
+            f"The text says {verdict}, the measurement {claim.verdict}: {statement} "
+            f"Measured {claim.estimate:.4g} [{claim.low:.4g}, {claim.high:.4g}], expected {expected}."
+        )
+    print(f"{verdict}: {statement}")
+    return claim

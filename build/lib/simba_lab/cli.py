@@ -1,0 +1,119 @@
+"""The command line: ``simba-lab regions | synthesise | fit | probe``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+from simba_lab.errors import SimbaError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; bad input gives one line on standard error and exit status 2."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except SimbaError as error:
+        print(f"simba-lab: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="simba-lab", description=sys.modules["simba_lab"].__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    regions = commands.add_parser("regions", help="list the regions of a template")
+    regions.add_argument("--template", default="icbm2009c")
+    regions.set_defaults(command=_regions)
+    for name, command, text in (
+        ("synthesise", _synthesise, "write the volumes of a scenario as NIfTI, with their design table"),
+        ("fit", _fit, "train a network on a scenario and judge it"),
+        ("probe", _probe, "read the bias from every block of a fitted network"),
+    ):
+        sub = commands.add_parser(name, help=text)
+        sub.add_argument("scenario", type=Path, help="YAML file; examples are in data/scenarios/")
+        sub.add_argument("folder", type=Path, help="run to read" if name == "probe" else "folder to write; must not exist")
+        sub.add_argument("--seed", type=int, default=0, help="seed of the cohort")
+        sub.set_defaults(command=command)
+        if name != "synthesise":
+            sub.add_argument("--network-seed", type=int, default=0, help="seed of the initial weights and batch order")
+        if name == "fit":
+            sub.add_argument("--epochs", type=int, default=8)
+    return parser
+
+
+def _regions(options: argparse.Namespace) -> None:
+    from simba_lab.synthesis import load_template
+
+    print("\n".join(load_template(options.template).regions))
+
+
+def _cohort(options: argparse.Namespace):
+    from simba_lab.synthesis import Scenario, synthesise
+
+    return synthesise(Scenario.from_yaml(options.scenario), seed=options.seed)
+
+
+def _new(folder: Path) -> Path:
+    if folder.exists():
+        raise SimbaError("folder", str(folder), "a folder that does not exist yet", "Nothing is overwritten.")
+    if not folder.absolute().parent.is_dir():
+        raise SimbaError("folder", str(folder), "inside an existing folder")
+    return folder
+
+
+def _synthesise(options: argparse.Namespace) -> None:
+    import nibabel as nib
+    from tqdm import tqdm
+
+    folder, cohort = _new(options.folder), _cohort(options)
+    part = folder.with_name(f"{folder.name}.part{os.getpid()}")
+    part.mkdir()
+    cohort.scenario.to_yaml(part / "scenario.yaml")
+    cohort.table.to_csv(part / "subjects.tsv", sep="\t")
+    for subject, volume in zip(cohort.table.index, tqdm(cohort.volumes(), total=len(cohort), unit="volume"), strict=True):
+        nib.Nifti1Image(volume, cohort.lattice.affine).to_filename(part / f"subject-{subject:05d}_T1w.nii.gz")
+    part.rename(folder)
+    print(f"{len(cohort)} volumes in {folder}")
+
+
+def _fit(options: argparse.Namespace) -> None:
+    from simba_lab.training import FitConfig, SimBANet, evaluate, fit, twin_effect
+
+    folder, cohort = _new(options.folder), _cohort(options)
+    config = FitConfig(epochs=options.epochs, seed=options.network_seed)
+    run = fit(SimBANet(seed=options.network_seed), cohort, config, progress=True)
+    run.save(folder)
+    by = "bias" if cohort.scenario.bias else None
+    print(evaluate(run.model, cohort.test, by=by).round(3).to_string())
+    for effect in cohort.scenario.effects:
+        print(twin_effect(run.model, cohort.test, without=effect).round(3).to_string())
+
+
+def _probe(options: argparse.Namespace) -> None:
+    from simba_lab.interpretation import probe, record
+    from simba_lab.training import Run, SimBANet
+
+    cohort = _cohort(options)
+    if cohort.scenario.bias is None:
+        raise SimbaError("scenario.bias", None, "an effect", "There is no bias to probe for.")
+    untrained = SimBANet(seed=options.network_seed)
+    run, test = Run.load(options.folder, untrained), cohort.test
+    mine = run.provenance
+    if mine["scenario"] != cohort.scenario.to_dict() or mine["cohort_seed"] != cohort.seed:
+        changed = [
+            entry.name
+            for entry in dataclasses.fields(cohort.scenario)
+            if mine["scenario"].get(entry.name) != cohort.scenario.to_dict()[entry.name]
+        ]
+        raise SimbaError("scenario", changed or f"seed {cohort.seed}", "the one that the run was fitted on")
+    floors = {"untrained": record(untrained, test)}
+    table = probe(record(run.model, test), test["bias"], given=test["label"], folds=test["fold"], floors=floors)
+    print(table.round(3).to_string())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""LabSlider: one slider that is an ipywidget where a kernel runs and plain HTML where none does."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from simba_lab.errors import SimbaError
+
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+# Set where pages are made (the book's build): a widget's state would only swell them.
+STATIC_VARIABLE = "SIMBA_LAB_STATIC"
+
+
+class LabSlider:
+    """A picture that follows a slider.
+
+    In a notebook with a kernel the picture is drawn for any value of the slider. In a page without one, all frames are
+    drawn beforehand and a few lines of JavaScript show the chosen one: no library, no network. Both have a text
+    alternative and work by keyboard.
+
+    Parameters
+    ----------
+    draw : callable
+        Value to picture: floats in [0, 1], shape (rows, columns) for grey or (rows, columns, 3) for colour.
+    values : sequence of float
+        Increasing slider positions of the frames.
+    label : str
+        What the slider changes.
+    alt : str
+        What the picture shows, for those who do not see it.
+    unit : str
+        Unit of the values.
+    start : float, optional
+        First position; the middle one by default.
+    marks : sequence of (text, x, y)
+        Words over the picture, such as orientation letters, at shares of its width and height.
+    width : int
+        Largest width on the page in pixels.
+    form : str
+        How values are written (format specification).
+    """
+
+    def __init__(
+        self, draw: Callable[[float], np.ndarray], values: Sequence[float], *, label: str, alt: str, unit: str = "",
+        start: float | None = None, marks: Sequence[tuple[str, float, float]] = (), width: int = 720, form: str = "+.1f",
+    ) -> None:  # fmt: skip
+        self.values = [float(value) for value in values]
+        if len(self.values) < 2 or np.any(np.diff(self.values) <= 0):
+            raise SimbaError("values", list(values), "at least two increasing numbers")
+        if not alt.strip():
+            raise SimbaError("alt", alt, "a sentence that says what the picture shows")
+        self.draw, self.label, self.alt, self.unit = draw, label, alt, unit
+        start = self.values[len(self.values) // 2] if start is None else float(start)
+        self.start = int(np.argmin(np.abs(np.subtract(self.values, start))))
+        self.marks, self.width, self.form = tuple(marks), width, form
+
+    def text(self, value: float) -> str:
+        """Return a value as the slider writes it."""
+        return f"{value:{self.form}} {self.unit}".strip()
+
+    def frame(self, value: float) -> np.ndarray:
+        """Return the picture for a value, uint8."""
+        return (np.clip(np.nan_to_num(self.draw(value)), 0, 1) * 255).round().astype(np.uint8)
+
+    def html(self) -> str:
+        """Return the slider as self-contained HTML."""
+        frames = [self.frame(value) for value in self.values]
+        rows, columns = frames[0].shape[:2]
+        sprite = _data_uri(np.concatenate(frames, axis=0), "WEBP", quality=86, method=6)
+        key = "lab" + hashlib.blake2b((self.label + sprite).encode(), digest_size=6).hexdigest()
+        texts = [self.text(value) for value in self.values]
+        marks = "".join(
+            f'<span aria-hidden="true" style="left:{100 * x:.2f}%;top:{100 * y:.2f}%">{html.escape(text)}</span>'
+            for text, x, y in self.marks
+        )
+        last = len(frames) - 1
+        return f"""<figure class="lab-slider" id="{key}">
+<style>
+#{key}{{max-width:{self.width}px;margin:1rem 0}}
+#{key} .picture{{position:relative;width:100%;aspect-ratio:{columns}/{rows};border-radius:4px;
+background:#000 url({sprite}) 0 {100 * self.start / last:.4f}%/100% {100 * len(frames)}%}}
+#{key} .picture span{{position:absolute;transform:translate(-50%,-50%);color:#fff;font:600 13px sans-serif;
+text-shadow:0 0 3px #000}}
+#{key} label{{display:flex;gap:.75rem;align-items:center;margin-top:.5rem;flex-wrap:wrap}}
+#{key} input{{flex:1;min-width:12rem;accent-color:#0072b2}}
+#{key} output{{font-variant-numeric:tabular-nums;min-width:6.5rem;text-align:right}}
+</style>
+<div class="picture" role="img" aria-label="{html.escape(self.alt, quote=True)}">{marks}</div>
+<label><span>{html.escape(self.label)}</span>
+<input type="range" min="0" max="{last}" step="1" value="{self.start}" aria-valuetext="{html.escape(texts[self.start])}">
+<output>{html.escape(texts[self.start])}</output></label>
+<script>(()=>{{const f=document.getElementById("{key}"),t={json.dumps(texts)},p=f.querySelector(".picture"),
+i=f.querySelector("input"),o=f.querySelector("output");
+const show=()=>{{p.style.backgroundPositionY=(100*i.value/{last})+"%";o.value=t[i.value];
+i.setAttribute("aria-valuetext",t[i.value])}};i.addEventListener("input",show);show()}})()</script></figure>"""
+
+    def widget(self) -> Any:
+        """Return the slider as an ipywidget, for a running kernel."""
+        import ipywidgets  # not needed to make pages
+
+        step = float(np.min(np.diff(self.values))) / 2
+        slider = ipywidgets.FloatSlider(
+            min=self.values[0], max=self.values[-1], step=step, value=self.values[self.start], description=self.label,
+            readout_format=self.form, style={"description_width": "initial"}, layout={"width": f"{self.width}px"},
+        )  # fmt: skip
+        picture = ipywidgets.Image(value=self._png(slider.value), format="png", layout={"width": f"{self.width}px"})
+        picture.alt = self.alt
+        slider.observe(lambda change: setattr(picture, "value", self._png(change["new"])), "value")
+        return ipywidgets.VBox([picture, slider])
+
+    def _png(self, value: float) -> bytes:
+        stream = io.BytesIO()
+        Image.fromarray(self.frame(value)).save(stream, "PNG")
+        return stream.getvalue()
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
+        bundle: dict[str, Any] = {"text/plain": f"LabSlider({self.label!r})", "text/html": self.html()}
+        if not os.environ.get(STATIC_VARIABLE):
+            live = self.widget()._repr_mimebundle_()
+            bundle[WIDGET_VIEW] = live[WIDGET_VIEW]
+        return bundle
+
+
+def _data_uri(pixels: np.ndarray, form: str, **options: Any) -> str:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, form, **options)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+import simba_lab as sb
+
+DISEASE = sb.Morphology("Insula_L", 2.5)
+SCENARIOS = Path(__file__).parents[1] / "data" / "scenarios"
+
+
+def biased(p, q):
+    bias = sb.Morphology("Putamen_L", 2.5, prevalence={"disease": p, "control": q})
+    return sb.Scenario(subjects=100, disease=DISEASE, bias=bias)
+
+
+@pytest.mark.parametrize("path", sorted(SCENARIOS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_yaml_round_trip(path, tmp_path):
+    scenario = sb.Scenario.from_yaml(path)
+    scenario.to_yaml(tmp_path / "copy.yaml")
+    assert sb.Scenario.from_yaml(tmp_path / "copy.yaml") == scenario
+    assert sb.Scenario.from_yaml(scenario.to_yaml()) == scenario
+
+
+def test_ceiling_is_phi_of_one():
+    assert biased(0.8, 0.2).ceiling() == pytest.approx(norm.cdf(1), abs=1e-6)
+
+
+@pytest.mark.parametrize(("p", "q"), [(0.8, 0.2), (0.95, 0.3), (0.5, 0.5)])
+def test_shortcut_ceiling_equals_simulation(p, q):
+    rng = np.random.default_rng(0)
+    n = 400_000
+    label = rng.integers(0, 2, n)
+    magnitude = rng.normal(2 * label - 1, 1)
+    group = rng.random(n) < np.where(label == 1, p, q)
+    rates = np.where(group, p / q, (1 - p) / (1 - q))
+    decision = 2 * magnitude + np.log(rates) > 0  # log-likelihood ratio of N(1, 1) against N(-1, 1) is 2m
+    assert biased(p, q).ceiling(shortcut=True) == pytest.approx((decision == label).mean(), abs=0.003)
+
+
+def test_leakage_floor_is_the_published_one():
+    assert biased(0.7, 0.3).leakage_floor(0.86) == pytest.approx(0.644)
+    assert biased(0.5, 0.5).leakage_floor(0.86) == pytest.approx(0.5)
+
+
+def test_unbiased_control_has_the_same_effects():
+    control = biased(0.8, 0.2).unbiased()
+    assert control.bias.prevalence == {"control": 0.5, "disease": 0.5}
+    assert control.replace(bias=biased(0.8, 0.2).bias) == biased(0.8, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"subjects": 4}, "scenario.subjects must be an integer of at least 16"),
+        ({"spacing_mm": 0.1}, "from 0.5 to 8"),
+        ({"noise": 2}, r"in \[0, 1\]"),
+        ({"split": (0.5, 0.5, 0.5)}, "add up to 1"),
+        ({"template": "mni"}, "mni152"),
+        ({"disease": "Insula_L"}, "scenario.disease must be an effect"),
+        ({"disease": sb.Morphology("Insula_L", 1, prevalence=0.5)}, "Only a bias has a prevalence"),
+        ({"biass": None}, "Did you mean bias"),
+    ],
+)
+def test_bad_scenarios_are_refused(fields, says):
+    with pytest.raises(sb.SimbaError, match=says):
+        biased(0.8, 0.2).replace(**fields)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("subjects: 100\ndisease: {region: Insula_L, amplitud_mm: 2}", "amplitude_mm"),
+        ("subjects: 100\ndisease: [1, 2]", "scenario.disease must be a mapping"),
+        ("subjects: 100\ndisease: {region: Insula_L}", "complete"),
+        ("subjects: [\n", "valid YAML"),
+        ("- 1\n- 2\n", "mapping"),
+        ("disease: !!python/object/apply:os.system ['true']\nsubjects: 1", "valid YAML"),
+    ],
+)
+def test_bad_yaml_is_refused(text, says):
+    with pytest.raises(sb.SimbaError, match=says):
+        sb.Scenario.from_yaml(text)
+
+
+def test_missing_file():
+    with pytest.raises(sb.SimbaError, match="existing YAML file"):
+        sb.Scenario.from_yaml("nowhere.yaml")
+
+
+def test_unknown_region_is_named_with_its_field():
+    scenario = biased(0.8, 0.2).replace(bias=sb.Morphology("Putamen", 2.5))
+    with pytest.raises(sb.UnknownNameError, match=r"scenario\.bias\.region.*Putamen_L"):
+        sb.synthesise(scenario)
