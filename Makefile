@@ -31,7 +31,7 @@ lint:
 	@echo "Lint"
 	@ruff check .
 	@ruff format --check .
-	@python tools/notebooks.py --check book/*.ipynb
+	@nbstripout --verify book/*.ipynb || (echo "Strip the notebooks: nbstripout book/*.ipynb"; exit 1)
 
 contracts:
 	@echo "Contracts"
@@ -43,7 +43,7 @@ unit:
 
 chapters:
 	@echo "Chapters"
-	@pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -n 2 --dist loadfile -q -p no:cacheprovider book/*.ipynb
+	@pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -n 2 --dist loadfile -q book/*.ipynb
 
 # Opens every page in Chromium with the network blocked; needs Chromium and the extra "browser".
 browse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from scipy.ndimage import binary_erosion
 
 from simba_lab.errors import SimbaError
 
@@ -20,10 +22,23 @@ COLOURS = {
 GROUP_COLOURS = {"all": COLOURS["black"], "NB": COLOURS["sky"], "B": COLOURS["vermilion"]}
 
 
-def montage(volume: np.ndarray, affine: np.ndarray, at_mm: Sequence[float]) -> np.ndarray:
-    """Return axial, coronal and sagittal slices side by side, shape (rows, columns), as radiologists hang them.
+def _figure(**options: object) -> Figure:
+    """Return a Figure that notebooks show as a picture, whether or not pyplot is in use."""
+    figure = Figure(**options)
 
-    The patient's left is on the right of the axial and coronal slices; the sagittal slice faces left.
+    def png() -> bytes:
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png", dpi=110)
+        return stream.getvalue()
+
+    figure._repr_png_ = png
+    return figure
+
+
+def montage(volume: np.ndarray, affine: np.ndarray, at_mm: Sequence[float]) -> np.ndarray:
+    """Return axial, coronal and sagittal slices side by side, shape (rows, columns), in nilearn's orientation.
+
+    The patient's left is on the left; the sagittal slice looks to the right.
 
     Parameters
     ----------
@@ -35,7 +50,7 @@ def montage(volume: np.ndarray, affine: np.ndarray, at_mm: Sequence[float]) -> n
     """
     index = np.linalg.inv(affine) @ [*at_mm, 1]
     x, y, z = (int(np.clip(round(value), 0, size - 1)) for value, size in zip(index[:3], volume.shape, strict=False))
-    panels = [np.swapaxes(panel, 0, 1)[::-1] for panel in (volume[::-1, :, z], volume[::-1, y], volume[x, ::-1])]
+    panels = [np.swapaxes(panel, 0, 1)[::-1] for panel in (volume[:, :, z], volume[:, y], volume[x])]
     rows = max(panel.shape[0] for panel in panels)
     padded = []
     for panel in panels:
@@ -50,13 +65,27 @@ def montage_marks(shape: Sequence[int]) -> list[tuple[str, float, float]]:
     x, y, _z = shape[:3]
     width = 2 * x + y + 12
     edges = [0, x + 4, 2 * x + 8, width]
-    letters = [("R", "L"), ("R", "L"), ("A", "P")]
+    letters = [("L", "R"), ("L", "R"), ("P", "A")]
     inset = 0.03 * x
     return [
         (letter, place / width, 0.5)
         for (first, second), low, high in zip(letters, edges[:-1], edges[1:], strict=True)
         for letter, place in ((first, low + 2 + inset), (second, high - 2 - inset))
     ]
+
+
+def outlined(picture: np.ndarray, mask: np.ndarray, *, colour: str = "orange") -> np.ndarray:
+    """Return a grey picture with the outline of a mask, as RGB in [0, 1].
+
+    Parameters
+    ----------
+    picture, mask : ndarray, shape (rows, columns)
+    colour : str
+        Name from `COLOURS`.
+    """
+    rgb = np.repeat(np.clip(picture, 0, 1)[..., None], 3, axis=-1)
+    rgb[mask & ~binary_erosion(mask)] = matplotlib.colors.to_rgb(COLOURS[colour])
+    return rgb
 
 
 def tinted(grey: np.ndarray, signed: np.ndarray, *, limit: float) -> np.ndarray:
@@ -83,7 +112,7 @@ def brains(
     rows = -(-len(pictures) // columns)
     shape = next(iter(pictures.values())).shape
     aspect = (2 * shape[0] + shape[1] + 12) / max(shape[1], shape[2])
-    figure = Figure(figsize=(4.6 * columns, (4.6 / aspect + 0.3) * rows + 0.4), layout="constrained")
+    figure = _figure(figsize=(4.6 * columns, (4.6 / aspect + 0.3) * rows + 0.4), layout="constrained")
     for axes, (name, volume) in zip(figure.subplots(rows, columns, squeeze=False).ravel(), pictures.items(), strict=False):
         picture = montage(volume, affine, at_mm)
         axes.imshow(np.clip(picture, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -98,7 +127,7 @@ def brains(
 
 def rates(table: pd.DataFrame, *, title: str) -> Figure:
     """Return accuracy, TPR and FPR per group with intervals, from `evaluate`, and the ceiling of the accuracy."""
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    figure = _figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
     names = ["accuracy", "tpr", "fpr"]
     offsets = np.linspace(-0.22, 0.22, len(table))
@@ -123,7 +152,7 @@ def intervals(table: pd.DataFrame, value: str, *, title: str, label: str, refere
 
     A column ``kind``, if there is one, names the colour groups.
     """
-    figure = Figure(figsize=(7, 0.38 * len(table) + 1.4), layout="constrained")
+    figure = _figure(figsize=(7, 0.38 * len(table) + 1.4), layout="constrained")
     axes = figure.subplots()
     kinds = table["kind"] if "kind" in table else pd.Series("", index=table.index)
     palette = dict(
@@ -144,7 +173,7 @@ def intervals(table: pd.DataFrame, value: str, *, title: str, label: str, refere
 
 def learning(history: pd.DataFrame, *, title: str) -> Figure:
     """Return training and validation loss over the epochs of a run, and the epoch that was kept."""
-    figure = Figure(figsize=(6, 3), layout="constrained")
+    figure = _figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
     axes.plot(history.index + 1, history["train_loss"], "o-", color=COLOURS["sky"], label="training")
     axes.plot(history.index + 1, history["validation_loss"], "s-", color=COLOURS["vermilion"], label="validation")
@@ -161,7 +190,7 @@ def probes(table: pd.DataFrame, *, title: str, floors: Mapping[str, str]) -> Fig
     ----------
     floors : mapping of column to legend text
     """
-    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+    figure = _figure(figsize=(7.2, 3.8), layout="constrained")
     axes = figure.subplots()
     place = np.arange(len(table))
     errors = [table["auc"] - table["auc_low"], table["auc_high"] - table["auc"]]

@@ -92,8 +92,8 @@ background:#000 url({sprite}) 0 {100 * self.start / last:.4f}%/100% {100 * len(f
 #{key} .picture span{{position:absolute;transform:translate(-50%,-50%);color:#fff;font:600 13px sans-serif;
 text-shadow:0 0 3px #000}}
 #{key} label{{display:flex;gap:.75rem;align-items:center;margin-top:.5rem;flex-wrap:wrap}}
-#{key} input{{flex:1;min-width:12rem;accent-color:#0072b2}}
-#{key} output{{font-variant-numeric:tabular-nums;min-width:6.5rem;text-align:right}}
+#{key} input{{flex:1;min-width:8rem;accent-color:#0072b2}}
+#{key} output{{font-variant-numeric:tabular-nums;min-width:4rem;text-align:right}}
 </style>
 <div class="picture" role="img" aria-label="{html.escape(self.alt, quote=True)}">{marks}</div>
 <label><span>{html.escape(self.label)}</span>

@@ -76,7 +76,10 @@ def test_folding_amplitude_names_subject_and_limit(template):
         ({"amplitude_mm": float("nan")}, "finite"),
         ({"amplitude_mm": "big"}, "finite"),
         ({"amplitude_mm": 1, "smoothness_mm": 0.5}, "from 2 to 20"),
-        ({"amplitude_mm": 1, "prevalence": {"disease": 1.4, "control": 0.2}}, r"prevalence\['disease'\] must be in \[0, 1\], got 1.4"),
+        (
+            {"amplitude_mm": 1, "prevalence": {"disease": 1.4, "control": 0.2}},
+            r"prevalence\['disease'\] must be in \[0, 1\], got 1.4",
+        ),
         ({"amplitude_mm": 1, "prevalence": {"disease": 0.4}}, "control and disease"),
         ({"amplitude_mm": 1, "magnitude": 3.0}, "Normal"),
     ],

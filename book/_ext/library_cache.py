@@ -12,7 +12,11 @@ def library_key(root: Path) -> str:
     for pattern in SOURCES:
         for path in sorted(root.glob(pattern)):
             if path.is_file() and "__pycache__" not in path.parts:
-                digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+                digest.update(
+                    path.relative_to(root).as_posix().encode()
+                    + b"\0"
+                    + path.read_bytes()
+                )
     return digest.hexdigest()[:16]
 
 
@@ -20,14 +24,27 @@ def set_cache_path(app, config):
     """Give each state of the library a cache of its own."""
     if config.nb_execution_mode == "cache":
         root = Path(app.confdir or app.srcdir)
-        config.nb_execution_cache_path = str(root / "_build" / ".jupyter_cache" / library_key(root))
+        config.nb_execution_cache_path = str(
+            root / "_build" / ".jupyter_cache" / library_key(root)
+        )
 
 
 def mark_stale(app, env, added, changed, removed):
     """Read the notebooks again when the library changed although they did not: Sphinx compares only their own files."""
     key = app.config.nb_execution_cache_path
-    before, env.simba_lab_cache_path = getattr(env, "simba_lab_cache_path", key), key
-    return [] if before == key else [name for name in env.found_docs if str(env.doc2path(name)).endswith(".ipynb")]
+    before, env.simba_lab_cache_path = (
+        getattr(env, "simba_lab_cache_path", key),
+        key,
+    )
+    return (
+        []
+        if before == key
+        else [
+            name
+            for name in env.found_docs
+            if str(env.doc2path(name)).endswith(".ipynb")
+        ]
+    )
 
 
 def setup(app):

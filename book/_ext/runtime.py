@@ -22,7 +22,11 @@ def fill_in(app, doctree, _name):
             measured = NbMetadataCollector.get_exec_data(app.env, mark["chapter"])
             if measured and measured.get("runtime"):
                 seconds = measured["runtime"]
-                text = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} minutes"
+                text = (
+                    f"{seconds:.0f} s"
+                    if seconds < 90
+                    else f"{seconds / 60:.1f} minutes"
+                )
                 mark.children = [nodes.Text(text)]
 
 

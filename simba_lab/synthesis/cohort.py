@@ -167,7 +167,7 @@ class Cohort:
         return self._studio.shelf.get(key, lambda: self._noisy(index)).copy()
 
     def _noisy(self, index: int) -> np.ndarray:
-        volume = self._clean(index)
+        volume = self._sampled(index, *self.template.antialiased(self.scenario.spacing_mm))
         if self.scenario.noise:
             noise = stream(self.seed, self._subject(index), "noise").standard_normal((2, *volume.shape), dtype=np.float32)
             # The magnitude of a complex signal with Gaussian noise in both channels is Rician (Gudbjartsson 1995, eq. 1).
@@ -217,8 +217,10 @@ class Cohort:
         return np.abs(on._clean(index) - off._clean(index)) > threshold
 
     def _clean(self, index: int) -> np.ndarray:
-        """One subject without noise."""
-        return self._sampled(index, *self.template.antialiased(self.scenario.spacing_mm))
+        """One subject without noise; not to be written to."""
+        image = self.template.antialiased(self.scenario.spacing_mm)
+        key = ("clean", self._subject(index), *self.magnitudes(index).values())
+        return self._studio.shelf.get(key, lambda: self._sampled(index, *image))
 
     def _subject(self, index: int) -> int:
         return int(self.table.index[index])

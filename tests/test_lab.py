@@ -1,0 +1,230 @@
+"""What readers and users of the command line see: claims, sliders, figures, commands, notebooks, configuration."""
+
+import json
+import pickle
+import re
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+import simba_lab as sb
+from simba_lab import cli, figures
+from simba_lab.widgets import STATIC_VARIABLE, WIDGET_VIEW
+
+ROOT = Path(__file__).parents[1]
+CHAPTERS = sorted((ROOT / "book").glob("*.ipynb"))
+
+
+# -- claims --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(0.2, 0.4, "confirmed"), (1.2, 1.4, "refuted"), (0.9, 1.1, "undecided"), (-1, 2, "undecided")],
+)
+def test_verdicts(low, high, verdict, capsys):
+    middle = (low + high) / 2
+    claim = sb.check("It is small", middle, low=low, high=high, expected=(0, 1), verdict=verdict)
+    assert claim.verdict == verdict
+    assert capsys.readouterr().out == f"{verdict}: It is small\n"
+
+
+def test_a_claim_that_does_not_hold_fails_with_its_numbers():
+    with pytest.raises(AssertionError, match=r"refuted: It is small Measured 3 \[3, 3\], expected \(0, 1\)"):
+        sb.check("It is small", 3, expected=(0, 1))
+
+
+@pytest.mark.parametrize("values", [{"estimate": float("nan")}, {"estimate": 1, "low": 2, "high": 3}])
+def test_claims_need_numbers(values):
+    with pytest.raises(sb.SimbaError, match="not NaN"):
+        sb.check("x", **values, expected=(0, 1))
+
+
+def test_errors_survive_the_way_home_from_a_worker():
+    error = sb.FoldingError("a", 1, "at most 2", "Do that.")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is sb.FoldingError and str(again) == str(error)
+
+
+# -- slider --------------------------------------------------------------------------------------------------------------
+
+
+def slider(**options):
+    options = {"label": "Size <x>", "alt": 'A "ramp"', "unit": "mm"} | options
+    return sb.LabSlider(lambda value: np.full((4, 6), value), [0.0, 0.5, 1.0], **options)
+
+
+def test_slider_works_without_network_and_without_a_mouse():
+    page = slider(marks=[("L", 0.1, 0.5)]).html()
+    assert "http" not in page
+    assert 'type="range"' in page and 'aria-valuetext="+0.5 mm"' in page
+    assert 'aria-label="A &quot;ramp&quot;"' in page and "Size &lt;x&gt;" in page
+    assert page == slider(marks=[("L", 0.1, 0.5)]).html()  # the same page gives the same bytes
+
+
+def test_slider_is_a_widget_with_a_kernel_and_html_without(monkeypatch):
+    assert WIDGET_VIEW in slider()._repr_mimebundle_()
+    monkeypatch.setenv(STATIC_VARIABLE, "1")
+    assert set(slider()._repr_mimebundle_()) == {"text/plain", "text/html"}
+
+
+def test_widget_draws_what_the_slider_says():
+    box = slider().widget()
+    picture, control = box.children
+    before = picture.value
+    control.value = 1.0
+    assert picture.value != before
+
+
+@pytest.mark.parametrize("bad", [{"alt": " "}])
+def test_slider_needs_a_text_alternative(bad):
+    with pytest.raises(sb.SimbaError, match="alt"):
+        slider(**bad)
+
+
+def test_slider_needs_increasing_values():
+    with pytest.raises(sb.SimbaError, match="increasing"):
+        sb.LabSlider(lambda v: np.zeros((2, 2)), [1, 0], label="x", alt="y")
+
+
+# -- figures -------------------------------------------------------------------------------------------------------------
+
+
+def test_montage_puts_left_where_its_marks_say(template):
+    mask = template.region("Insula_L").astype(float)
+    picture = figures.montage(mask, template.lattice.affine, (-36, 4, 2))
+    marks = figures.montage_marks(mask.shape)
+    assert [letter for letter, *_ in marks] == ["L", "R", "L", "R", "P", "A"]
+    for panel in (0, 1):  # axial and coronal: the left insula is nearer to the L
+        left, right = (x * picture.shape[1] for _, x, _ in marks[2 * panel : 2 * panel + 2])
+        columns = np.flatnonzero(picture[:, int(left) : int(right)].any(axis=0)) + int(left)
+        assert abs(columns.mean() - left) < abs(columns.mean() - right)
+    front = figures.montage(template.region("Frontal_Med_Orb_L").astype(float), template.lattice.affine, (-6, 50, -10))
+    start, stop = (x * picture.shape[1] for _, x, _ in marks[4:])
+    columns = np.flatnonzero(front[:, int(start) : int(stop)].any(axis=0)) + int(start)
+    assert abs(columns.mean() - stop) < abs(columns.mean() - start)  # the frontal lobe is nearer to the A
+
+
+def test_tint_and_outline():
+    grey = np.full((5, 5), 0.5)
+    tinted = figures.tinted(grey, np.where(np.eye(5) > 0, 1.0, 0.0), limit=0.5)
+    np.testing.assert_allclose(tinted[0, 1], 0.5)
+    assert tinted[0, 0, 0] > tinted[0, 0, 2]  # positive is orange: more red than blue
+    mask = np.zeros((5, 5), bool)
+    mask[1:4, 1:4] = True
+    outline = figures.outlined(grey, mask)
+    np.testing.assert_allclose(outline[2, 2], 0.5)
+    assert outline[1, 1, 0] > outline[1, 1, 2]
+
+
+def test_every_figure_has_a_title_and_labels_and_draws(cohort, template):
+    rates = sb.evaluate(sb.SimBANet((2,), seed=0), cohort.test)
+    effects = sb.twin_effect(sb.SimBANet((2,), seed=0), cohort.test)
+    history = pd.DataFrame({"train_loss": [0.7, 0.6], "validation_loss": [0.7, 0.65], "kept": [False, True]})
+    grams = {"block1": np.diag(np.arange(1.0, 21))}
+    probe = sb.probe(grams, np.arange(20) % 2, floors={"same": grams})
+    for figure in (
+        figures.rates(rates, title="Rates"),
+        figures.intervals(effects.assign(kind="x"), "logit", title="Effect", label="logit"),
+        figures.learning(history, title="Loss"),
+        figures.probes(probe, title="Probes", floors={"floor_same": "same"}),
+    ):
+        axes = figure.axes[0]
+        assert axes.get_title() and (axes.get_xlabel() or axes.get_ylabel())
+        assert figure._repr_png_().startswith(b"\x89PNG")
+    brains = figures.brains({"one": cohort.array(0)}, cohort.lattice.affine, (0, 0, 0), title="Brains")
+    assert brains._repr_png_().startswith(b"\x89PNG")
+    with pytest.raises(sb.SimbaError, match="at least one volume"):
+        figures.brains({}, np.eye(4), (0, 0, 0), title="x")
+
+
+# -- command line --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scenario_file(tmp_path, scenario):
+    scenario.replace(subjects=40).to_yaml(tmp_path / "scenario.yaml")
+    return tmp_path / "scenario.yaml"
+
+
+def test_commands_from_scenario_to_probe(tmp_path, scenario_file, capsys):
+    scenario = sb.Scenario.from_yaml(scenario_file)
+    # The default network halves four times: 8 mm voxels leave just enough.
+    assert cli.main(["synthesise", str(scenario_file), str(tmp_path / "volumes")]) == 0
+    table = pd.read_csv(tmp_path / "volumes" / "subjects.tsv", sep="\t", index_col="subject")
+    image = nib.load(tmp_path / "volumes" / "subject-00003_T1w.nii.gz")
+    cohort = sb.synthesise(scenario, seed=0)
+    np.testing.assert_array_equal(image.get_fdata(dtype=np.float32), cohort.array(3))
+    assert table["bias"].tolist() == cohort["bias"].tolist()
+    assert cli.main(["fit", str(scenario_file), str(tmp_path / "run"), "--epochs", "1"]) == 0
+    assert "ceiling" in capsys.readouterr().out
+    assert cli.main(["synthesise", str(scenario_file), str(tmp_path / "volumes")]) == 2
+    assert "Nothing is overwritten" in capsys.readouterr().err
+    assert cli.main(["probe", str(scenario_file), str(tmp_path / "run"), "--seed", "1"]) == 2
+    assert "fitted on" in capsys.readouterr().err
+
+
+def test_regions_are_listed(capsys):
+    assert cli.main(["regions"]) == 0
+    assert "Putamen_L" in capsys.readouterr().out.splitlines()
+
+
+def test_bad_input_is_one_line(tmp_path, capsys):
+    (tmp_path / "bad.yaml").write_text("subjects: 100\ndisease: {region: Insula, amplitude_mm: 2}\n", encoding="utf-8")
+    assert cli.main(["synthesise", str(tmp_path / "bad.yaml"), str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "scenario.disease.region" in error and "Insula_L" in error and "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+# -- book and repository -------------------------------------------------------------------------------------------------
+
+
+def test_every_chapter_is_in_the_table_of_contents():
+    parts = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))["parts"]
+    listed = {chapter["file"] for part in parts for chapter in part["chapters"]}
+    assert {f"book/{path.stem}" for path in CHAPTERS} <= listed
+    assert all((ROOT / f"{name}.ipynb").exists() or (ROOT / f"{name}.md").exists() for name in listed)
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_chapters_have_their_parts(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells)
+    for part in ("The question.", "Predict first", "In plain words", "In mathematics", "LabSlider(", "Break it"):
+        assert part in text, part
+    for part in ("What this does not show", "Three takeaways", "The claims of this chapter", "footbibliography"):
+        assert part in text, part
+    assert len(re.findall(r"^:::\{exercise\}", text, flags=re.M)) == 3
+    assert len(re.findall(r"^:::\{solution\}", text, flags=re.M)) == 3
+    claims = [cell for cell in cells if "# NBVAL_CHECK_OUTPUT" in "".join(cell["source"])]
+    assert len(claims) == 1 and claims[0]["outputs"], "the claims keep their output, for nbval to compare"
+    assert "keep_output" in claims[0]["metadata"]["tags"]
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_figures_of_chapters_have_alt_text(path):
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"]).strip().splitlines()
+        if cell["cell_type"] == "code" and re.search(
+            r"^figures\.(rates|intervals|learning|probes|brains)\(", "\n".join(source), re.M
+        ):
+            assert cell["metadata"]["mystnb"]["image"]["alt"].strip(), source[-1]
+
+
+def test_requirements_pin_everything_that_the_package_needs():
+    pinned = {
+        re.split(r"[=\[<>]", line)[0].lower().replace("_", "-")
+        for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")
+    }
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = project["dependencies"] + project["optional-dependencies"]["dev"]
+    missing = {re.split(r"[=\[<>]", line)[0].lower() for line in needed} - pinned
+    assert not missing
