@@ -112,11 +112,12 @@ def test_nan_activations_are_refused():
 # -- probing -------------------------------------------------------------------------------------------------------------
 
 
-def planted(n=120, p=400, strength=1.0, leak=0.0):
+def planted(n=120, p=400, strength=1.0, leak=0.0, seed=0):
     """Features in which a direction tells the target, and another one the label that leaks it."""
+    rng = np.random.default_rng(seed)
     label = np.arange(n) % 2
-    target = np.where(RNG.random(n) < 0.85, label, 1 - label) if leak else RNG.integers(0, 2, n)
-    features = RNG.standard_normal((n, p))
+    target = np.where(rng.random(n) < 0.85, label, 1 - label) if leak else rng.integers(0, 2, n)
+    features = rng.standard_normal((n, p))
     features[:, 0] += strength * (2 * target - 1)
     features[:, 1] += leak * (2 * label - 1)
     return features, target, label
@@ -144,19 +145,23 @@ def test_a_planted_direction_is_found_and_its_removal_hides_it():
 
 def test_shuffled_targets_sit_at_chance():
     scores = []
-    for _ in range(20):
-        features, target, _ = planted(strength=2.0)
-        scores.append(sb.probe({"layer": gram(features)}, RNG.permutation(target), permutations=0).loc["layer", "auc"])
-    assert abs(np.mean(scores) - 0.5) < 3 * np.std(scores) / np.sqrt(20) + 0.01
+    for seed in range(20):
+        features, target, _ = planted(strength=2.0, seed=seed)
+        shuffled = np.random.default_rng(seed).permutation(target)
+        scores.append(sb.probe({"layer": gram(features)}, shuffled, permutations=0).loc["layer", "auc"])
+    assert abs(np.mean(scores) - 0.5) < 3 * np.std(scores) / np.sqrt(20)
 
 
 def test_given_removes_the_leak_that_fools_the_plain_probe():
     """Features know the label and nothing about the target beyond it."""
-    features, target, label = planted(n=400, p=40, strength=0.0, leak=3.0)
-    row = sb.probe({"layer": gram(features)}, target, given=label, permutations=0).loc["layer"]
-    assert row["auc_plain"] > 0.75
-    assert row["auc_leak"] > 0.75
-    assert row["auc_low"] < 0.5 < row["auc_high"]
+    rows = []
+    for seed in range(10):
+        features, target, label = planted(n=400, p=40, strength=0.0, leak=3.0, seed=seed)
+        rows.append(sb.probe({"layer": gram(features)}, target, given=label, permutations=0).loc["layer"])
+    scores = np.array([row["auc"] for row in rows])
+    assert min(row["auc_plain"] for row in rows) > 0.75
+    assert min(row["auc_leak"] for row in rows) > 0.75
+    assert abs(scores.mean() - 0.5) < 3 * scores.std() / np.sqrt(10)
 
 
 def test_given_keeps_what_is_not_a_leak():
@@ -256,8 +261,8 @@ def test_scores_tell_a_reader_of_the_bias_from_a_reader_of_elsewhere(carriers):
     far = (carriers.lattice.points_mm()[0] > 30) & (carriers.array(0) > 0.1)
     on_bias = sb.attribute(Linear(near.astype(np.float32)), carriers).table
     elsewhere = sb.attribute(Linear(far.astype(np.float32)), carriers).table
-    assert on_bias["enrichment_bias"].mean() > 10 and on_bias["mass_bias"].max() > 0.9
-    assert (elsewhere["mass_bias"] == 0).all()
+    assert on_bias["enrichment_bias"].mean() > 10
+    assert elsewhere["mass_bias"].max() == 0 < on_bias["mass_bias"].max()
 
 
 def test_bad_attributions_are_refused(carriers, cohort):

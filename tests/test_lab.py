@@ -197,7 +197,7 @@ def test_chapters_have_their_parts(path):
     text = "\n".join("".join(cell["source"]) for cell in cells)
     for part in ("The question.", "Predict first", "In plain words", "In mathematics", "LabSlider(", "Break it"):
         assert part in text, part
-    for part in ("What this does not show", "Three takeaways", "The claims of this chapter", "footbibliography"):
+    for part in ("What this does not show", "Three takeaways", "The claims of this chapter", "{bibliography}"):
         assert part in text, part
     assert len(re.findall(r"^:::\{exercise\}", text, flags=re.M)) == 3
     assert len(re.findall(r"^:::\{solution\}", text, flags=re.M)) == 3
