@@ -178,7 +178,8 @@ def learning(history: pd.DataFrame, *, title: str) -> Figure:
     axes.plot(history.index + 1, history["train_loss"], "o-", color=COLOURS["sky"], label="training")
     axes.plot(history.index + 1, history["validation_loss"], "s-", color=COLOURS["vermilion"], label="validation")
     axes.axvline(history.index[history["kept"]][0] + 1, color="0.5", linestyle=":", label="kept")
-    axes.set(xlabel="epoch", ylabel="cross-entropy (nats)", title=title, ylim=(0, 1.2))
+    axes.set(xlabel="epoch", ylabel="cross-entropy (nats)", title=title)
+    axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=8)
     return figure
 

@@ -12,7 +12,9 @@ def copy_mathjax(app, error):
     """Copy MathJax next to the pages."""
     if error is None and app.builder.format == "html":
         source = next(
-            entry for entry in files(PACKAGE) if entry.as_posix().endswith(ENDING)
+            entry
+            for entry in files(PACKAGE)
+            if entry.as_posix().endswith(ENDING)
         )
         target = Path(app.outdir) / "_static" / "mathjax"
         target.mkdir(parents=True, exist_ok=True)
@@ -24,7 +26,8 @@ def drop_thebe(app, _name, _template, context, _doctree):
     context["script_files"] = [
         script
         for script in context.get("script_files", [])
-        if "THEBE_JS_URL" not in getattr(script, "attributes", {}).get("body", "")
+        if "THEBE_JS_URL"
+        not in getattr(script, "attributes", {}).get("body", "")
         and "sphinx-thebe" not in str(getattr(script, "filename", ""))
     ]
 

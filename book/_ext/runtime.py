@@ -19,7 +19,9 @@ def fill_in(app, doctree, _name):
     """Replace the marks by measured times."""
     for mark in doctree.findall(nodes.inline):
         if "chapter" in mark:
-            measured = NbMetadataCollector.get_exec_data(app.env, mark["chapter"])
+            measured = NbMetadataCollector.get_exec_data(
+                app.env, mark["chapter"]
+            )
             if measured and measured.get("runtime"):
                 seconds = measured["runtime"]
                 text = (
