@@ -31,7 +31,7 @@ lint:
 	@echo "Lint"
 	@ruff check .
 	@ruff format --check .
-	@nbstripout --verify book/*.ipynb || (echo "Strip the notebooks: nbstripout book/*.ipynb"; exit 1)
+	@python tools/notebooks.py --check book/*.ipynb
 
 contracts:
 	@echo "Contracts"

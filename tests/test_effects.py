@@ -43,7 +43,7 @@ def test_zero_magnitude_does_nothing(flow):
 
 def test_table_equals_scaling_and_squaring(template, flow):
     """Two independent integrators of the same velocity, at a magnitude between two knots."""
-    velocity, lattice = local_velocity(sb.Morphology("Putamen_L", 2.5), template, field_name="effect")
+    velocity, lattice = local_velocity("Putamen_L", 5.0, template)
     unit = np.linalg.norm(flow.at(0.25), axis=-1).max() / 0.25  # displacement is nearly linear in small magnitudes
     magnitude = 1.13
     best = min(

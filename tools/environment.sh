@@ -44,7 +44,7 @@ fi
 install() {
     echo "Installing $1"
     shift
-    .venv/bin/python -m pip install --disable-pip-version-check --quiet "$@" >"$log" 2>&1 && return
+    .venv/bin/python -m pip install --disable-pip-version-check --quiet --no-compile "$@" >"$log" 2>&1 && return
     grep -v '^WARNING' "$log" | tail -n 5 >&2
     if grep -qiE 'no space left' "$log"; then
         fail "the disk is full. Free 4 GiB and run make again; what is already installed is kept."

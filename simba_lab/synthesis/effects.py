@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -18,6 +19,8 @@ CLASSES = ("control", "disease")
 STRIDE = 2
 # Magnitudes between two knots of the tabulated flow are interpolated.
 KNOT_SPACING = 0.25
+# Flow time, in mm at the peak velocity, after which the search for a fold or an amplitude ends.
+LONGEST_TRAVEL = 60.0
 
 
 @dataclass(frozen=True)
@@ -118,32 +121,24 @@ class LocalFlow:
         return self.table[low] + weight * (self.table[low + 1] - self.table[low])
 
 
-def local_velocity(effect: Morphology, template: Template, *, field_name: str) -> tuple[np.ndarray, Lattice]:
-    """Return the velocity of an effect before scaling, interleaved float32 (X, Y, Z, 3), and the lattice of its box."""
-    mask = template.region(effect.region, field_name=f"{field_name}.region")
+@lru_cache(maxsize=8)
+def local_velocity(region: str, smoothness_mm: float, template: Template) -> tuple[np.ndarray, Lattice]:
+    """Return the velocity that makes a region grow, interleaved float32 (X, Y, Z, 3), and the lattice of its box.
+
+    Its peak is 1 mm; `tabulate` scales it.
+    """
+    mask = template.region(region)
     spacing = template.lattice.spacing_mm
-    margin = int(np.ceil(4 * effect.smoothness_mm / spacing)) + STRIDE
+    margin = int(np.ceil(4 * smoothness_mm / spacing)) + STRIDE
     inside = np.argwhere(mask)
     low, high = inside.min(axis=0), inside.max(axis=0) + 1
     padded = np.pad(mask[tuple(slice(a, b) for a, b in zip(low, high, strict=True))].astype(np.float32), margin)
-    smooth = gaussian_filter(padded, effect.smoothness_mm / spacing, mode="constant")
+    smooth = gaussian_filter(padded, smoothness_mm / spacing, mode="constant")
     gradient = np.stack(np.gradient(smooth, spacing), axis=-1)[::STRIDE, ::STRIDE, ::STRIDE]
     origin = np.asarray(template.lattice.origin_mm) + (low - margin) * spacing
     lattice = Lattice(gradient.shape[:3], spacing * STRIDE, tuple(float(v) for v in origin))
-    velocity = np.ascontiguousarray(-np.sign(effect.amplitude_mm) * gradient, dtype=np.float32)
+    velocity = np.ascontiguousarray(-gradient, dtype=np.float32)
     return velocity / np.sqrt((velocity**2).sum(axis=-1)).max(), lattice
-
-
-def _peak(displacement: np.ndarray) -> float:
-    return float(np.sqrt((displacement**2).sum(axis=-1).max()))
-
-
-def _march(velocity: np.ndarray, lattice: Lattice, time: float, start: np.ndarray | None = None) -> np.ndarray:
-    """Displacement after flowing for `time` (which may be negative) from `start`."""
-    out = np.zeros_like(velocity) if start is None else start.copy()
-    substeps = max(1, int(np.ceil(abs(time) / lattice.spacing_mm * 2)))  # at most half a voxel each: |v| is at most 1
-    _kernels.flow(velocity, np.float32(1 / lattice.spacing_mm), out, time, substeps, out)
-    return out
 
 
 def tabulate(
@@ -163,18 +158,26 @@ def tabulate(
 
     Raises
     ------
+    UnknownNameError
+        If the template has no such region.
     FoldingError
         If a magnitude would fold the brain; it names the subject and the largest amplitude that would not.
     """
-    velocity, lattice = local_velocity(effect, template, field_name=field_name)
-    amplitude = abs(effect.amplitude_mm)
+    template.region(effect.region, field_name=f"{field_name}.region")
     magnitudes = np.asarray(magnitudes, float)
-    low, high = min(0.0, float(magnitudes.min())), max(0.0, float(magnitudes.max()))
-    limits = [_time_to_fold(velocity, lattice, sign) for sign in (-1, 1)]
-    # The displacement that an effect of magnitude 1 may have at most, so that the strongest one does not fold.
-    longest = min(limit / max(abs(extreme), 1.0) for limit, extreme in zip(limits, (high, low), strict=True))
-    reachable = _peak(_march(velocity, lattice, -longest))
-    if amplitude > reachable:
+    sign, amplitude = np.sign(effect.amplitude_mm), abs(effect.amplitude_mm)
+    # Growth (positive travel) and shrinkage fold at different travels; magnitudes below 0 turn one into the other.
+    extremes = {
+        growth: max(0.0, float((sign * magnitudes).max() if growth else (-sign * magnitudes).max()))
+        for growth in (True, False)
+    }
+    travel = _travel_for(effect.region, effect.smoothness_mm, template, amplitude)
+    longest = min(
+        _travel_to_fold(effect.region, effect.smoothness_mm, template, growth) / max(1.0, extreme)
+        for growth, extreme in extremes.items()
+    )
+    if travel is None or travel > longest:
+        reachable = _peak(_travelled(*local_velocity(effect.region, effect.smoothness_mm, template), longest))
         worst = int(np.argmax(np.abs(magnitudes)))
         who = "" if subjects is None else f" of subject {subjects[worst]}"
         raise FoldingError(
@@ -183,24 +186,64 @@ def tabulate(
             f"The magnitude {magnitudes[worst]:+.2f}{who} would fold the brain. Lower the amplitude, narrow the "
             "distribution of magnitudes, or raise smoothness_mm.",
         )  # fmt: skip
-    # amplitude_mm is a promise about the displacement, not about the velocity: find the flow time that keeps it.
-    unit = brentq(lambda time: _peak(_march(velocity, lattice, -time)) - amplitude, 0.0, longest * 1.001, xtol=1e-4)
-    below, above = int(np.ceil(-low / KNOT_SPACING)), max(1, int(np.ceil(high / KNOT_SPACING)))
-    knots = np.arange(-below, above + 1) * KNOT_SPACING
-    table = np.zeros((len(knots), *velocity.shape), np.float32)
-    for direction, count in ((-1, below), (1, above)):
-        for step in range(1, count + 1):
-            at = below + direction * step
-            table[at] = _march(velocity, lattice, -direction * unit * KNOT_SPACING, start=table[at - direction])
-    return LocalFlow(lattice, knots, table)
+    below, above = (max(1, int(np.ceil(max(0.0, side) / KNOT_SPACING))) for side in (-magnitudes.min(), magnitudes.max()))
+    # Images are sampled at where tissue comes from: the displacement of the opposite velocity.
+    return _table(effect.region, effect.smoothness_mm, template, -sign * travel, below, above)
 
 
-def _time_to_fold(velocity: np.ndarray, lattice: Lattice, direction: int, *, longest: float = 60.0) -> float:
-    """Longest flow time, in mm of travel at the peak velocity, at which every cell still has a positive Jacobian."""
+def _peak(displacement: np.ndarray) -> float:
+    return float(np.sqrt((displacement**2).sum(axis=-1).max()))
+
+
+def _travelled(velocity: np.ndarray, lattice: Lattice, time: float, start: np.ndarray | None = None) -> np.ndarray:
+    """Displacement after flowing for `time` (which may be negative) from `start`."""
+    out = np.zeros_like(velocity) if start is None else start.copy()
+    substeps = max(1, int(np.ceil(abs(time) / lattice.spacing_mm * 2)))  # at most half a voxel each: |v| is at most 1
+    _kernels.flow(velocity, np.float32(1 / lattice.spacing_mm), out, time, substeps, out)
+    return out
+
+
+@lru_cache(maxsize=32)
+def _travel_for(region: str, smoothness_mm: float, template: Template, amplitude_mm: float) -> float | None:
+    """Flow time at which the peak displacement is `amplitude_mm`; None if it takes forever.
+
+    The amplitude is a promise about the displacement, not about the velocity. Growth and shrinkage keep it alike: a map
+    and its inverse have the same peak displacement.
+    """
+    velocity, lattice = local_velocity(region, smoothness_mm, template)
+
+    def missing(time: float) -> float:
+        return _peak(_travelled(velocity, lattice, time)) - amplitude_mm
+
+    high = amplitude_mm
+    while missing(high) < 0:
+        high *= 1.5
+        if high > LONGEST_TRAVEL:
+            return None
+    return float(brentq(missing, 0.0, high, xtol=1e-4))
+
+
+@lru_cache(maxsize=32)
+def _travel_to_fold(region: str, smoothness_mm: float, template: Template, growth: bool) -> float:
+    """Longest flow time at which every cell of the pulled-back lattice still has a positive Jacobian."""
+    velocity, lattice = local_velocity(region, smoothness_mm, template)
     time, step, displacement = 0.0, 1.0, np.zeros_like(velocity)
-    while time < longest:
-        further = _march(velocity, lattice, direction * step, start=displacement)
+    while time < LONGEST_TRAVEL:
+        further = _travelled(velocity, lattice, -step if growth else step, start=displacement)
         if _kernels.least_jacobian(further, np.float32(1 / lattice.spacing_mm)) <= 0:
             break
         displacement, time = further, time + step
     return time
+
+
+@lru_cache(maxsize=4)
+def _table(region: str, smoothness_mm: float, template: Template, unit: float, below: int, above: int) -> LocalFlow:
+    """Flow for multiples of `unit`, from `below` knots under zero to `above` knots over it."""
+    velocity, lattice = local_velocity(region, smoothness_mm, template)
+    table = np.zeros((below + above + 1, *velocity.shape), np.float32)
+    for direction, count in ((-1, below), (1, above)):
+        for step in range(1, count + 1):
+            at = below + direction * step
+            table[at] = _travelled(velocity, lattice, direction * unit * KNOT_SPACING, start=table[at - direction])
+    table.setflags(write=False)
+    return LocalFlow(lattice, np.arange(-below, above + 1) * KNOT_SPACING, table)

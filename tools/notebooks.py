@@ -1,0 +1,39 @@
+"""Strip notebooks of everything that running them leaves behind, except the output of cells tagged keep_output.
+
+Usage: python tools/notebooks.py [--check] book/*.ipynb
+"""
+
+import sys
+from pathlib import Path
+
+import nbformat
+from nbstripout import strip_output
+
+
+def stripped(text: str) -> str:
+    """Return the notebook as it is committed."""
+    notebook = strip_output(nbformat.reads(text, as_version=4), keep_output=False, keep_count=False, keep_id=False)
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and cell.outputs:
+            cell.execution_count = 1  # nbval takes outputs without a count for an accident
+    return nbformat.writes(notebook) + "\n"
+
+
+def main(arguments: list[str]) -> int:
+    """Strip the notebooks, or only say which ones are not."""
+    dirty = []
+    for path in map(Path, [name for name in arguments if name != "--check"]):
+        text = path.read_text(encoding="utf-8")
+        if stripped(text) != text:
+            dirty.append(path)
+            if "--check" not in arguments:
+                path.write_text(stripped(text), encoding="utf-8")
+    if dirty and "--check" in arguments:
+        names = " ".join(map(str, dirty))
+        print(f"not stripped: {names}. Run: python tools/notebooks.py {names}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
