@@ -48,7 +48,7 @@ install() {
     grep -v '^WARNING' "$log" | tail -n 5 >&2
     if grep -qiE 'no space left' "$log"; then
         fail "the disk is full. Free 4 GiB and run make again; what is already installed is kept."
-    elif grep -qiE 'failed to establish|name resolution|connection (broken|refused|reset|aborted)|timed? ?out|proxy|NewConnectionError|network is unreachable' "$log"; then
+    elif grep -qiE 'failed to establish|name resolution|connection (broken|refused|reset|aborted)|timed? ?out|proxy|NewConnectionError|network is unreachable|from versions: none' "$log"; then
         fail "packages cannot be downloaded. Check the network (or pip's index settings) and run make again."
     fi
     fail "installation failed; pip's last lines are above."
