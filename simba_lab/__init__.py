@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from simba_lab.claims import Claim, check
+from simba_lab.claims import Claim, check, check_answer, over_seeds
 from simba_lab.errors import FoldingError, SimbaError, TemplateError, UnknownNameError
 from simba_lab.interpretation import Attribution, attribute, probe, record
 from simba_lab.synthesis import (
@@ -44,11 +44,13 @@ __all__ = [
     "UnknownNameError",
     "attribute",
     "check",
+    "check_answer",
     "disparity",
     "evaluate",
     "fit",
     "load_template",
     "logits",
+    "over_seeds",
     "probe",
     "record",
     "synthesise",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import t as student
 
 from simba_lab.errors import SimbaError
 
@@ -80,3 +84,25 @@ def check(
         )
     print(f"{verdict}: {statement}")
     return claim
+
+
+def over_seeds(values: Iterable[float]) -> tuple[float, float, float]:
+    """Return the mean over runs with different seeds, and the ends of its 95 % interval (Student's t).
+
+    Raises
+    ------
+    SimbaError
+        If there are fewer than two runs: one says nothing about the spread.
+    """
+    values = np.asarray(list(values), float)
+    if len(values) < 2:
+        raise SimbaError("values", f"{len(values)} runs", "at least 2 runs")
+    half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+
+
+def check_answer(answer: float | None, truth: float, tolerance: float) -> str:
+    """Return what to tell a reader who answered an exercise; None means not answered yet."""
+    if answer is None:
+        return "Not answered yet: replace None."
+    return "Right." if abs(answer - truth) <= tolerance else "Not yet."

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from scipy.stats import ttest_1samp
 
 import simba_lab as sb
 from simba_lab import cli, figures
@@ -42,6 +43,21 @@ def test_a_claim_that_does_not_hold_fails_with_its_numbers():
 def test_claims_need_numbers(values):
     with pytest.raises(sb.SimbaError, match="not NaN"):
         sb.check("x", **values, expected=(0, 1))
+
+
+def test_interval_over_seeds_is_that_of_a_t_test():
+    values = [0.2, 0.5, 0.9]
+    mean, low, high = sb.over_seeds(values)
+    expected = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (mean, low, high) == pytest.approx((np.mean(values), expected.low, expected.high))
+    with pytest.raises(sb.SimbaError, match="at least 2 runs"):
+        sb.over_seeds([1.0])
+
+
+def test_answers_are_told_apart():
+    assert sb.check_answer(None, 1, 0.1).startswith("Not answered")
+    assert sb.check_answer(1.05, 1, 0.1) == "Right."
+    assert sb.check_answer(1.2, 1, 0.1) == "Not yet."
 
 
 def test_errors_survive_the_way_home_from_a_worker():

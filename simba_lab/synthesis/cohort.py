@@ -6,29 +6,23 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from itertools import product
 from threading import Lock
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
-from scipy.special import ndtri
 
 from simba_lab.errors import FoldingError, SimbaError, UnknownNameError
 from simba_lab.rng import stream
 from simba_lab.synthesis import _kernels
 from simba_lab.synthesis.anatomy import Lattice, Template, load_template
 from simba_lab.synthesis.deformation import exponential_interleaved, render
-from simba_lab.synthesis.effects import CLASSES, LocalFlow, tabulate
-from simba_lab.synthesis.scenario import SPLITS, Scenario
+from simba_lab.synthesis.design import MATCHED_MODES, design
+from simba_lab.synthesis.effects import LocalFlow, tabulate
+from simba_lab.synthesis.scenario import Scenario
+from simba_lab.synthesis.subjects import subject_lattice
 
-# Subject fields are smooth (length scales of at least 10 mm): this lattice holds them whatever the output spacing.
-SUBJECT_SPACING_MM = 4.0
-# So many of the subject coefficients with most variance are matched across bias groups and splits.
-MATCHED_MODES = 16
-# Folds for cross-validation, each of them matched by itself.
-FOLDS = 5
 # Memory for rendered volumes, per scenario and seed.
 SHELF_BYTES = 256 * 2**20
 # Intensity, as a share of white matter, up to which a voxel counts as outside the brain.
@@ -300,60 +294,6 @@ def synthesise(scenario: Scenario, *, seed: int = 0) -> Cohort:
     return cohort
 
 
-def design(scenario: Scenario, seed: int) -> pd.DataFrame:
-    """Return the design table of a scenario: one row per subject, in random order of cells."""
-    cells = []
-    for label, name in enumerate(CLASSES):
-        in_class = scenario.subjects // 2 + (scenario.subjects % 2 if label else 0)
-        for split, count in zip(SPLITS, _shared_out(in_class, scenario.split), strict=True):
-            rate = scenario.bias.prevalence[name] if scenario.bias else 0.0
-            carriers = round(count * rate)
-            cells += [(split, label, 1, carriers), (split, label, 0, count - carriers)]
-    lattice = _lattices(scenario)[1]
-    modes = len(scenario.variability.leading(lattice, MATCHED_MODES))
-    order = stream(seed, "cohort", "order").permutation(scenario.subjects)
-    frames, start = [], 0
-    for (split, label, group, size), fold in product(cells, range(FOLDS)):
-        count = len(range(fold, size, FOLDS))
-        subjects = np.sort(order[start : start + count])
-        start += count
-        columns = {"split": split, "label": label, "bias": group, "fold": fold}
-        where = f"{split}/{label}/{group}/{fold}"
-        for effect_name, effect in scenario.effects.items():
-            distribution = effect.magnitude[CLASSES[label]]
-            draws = _stratified_normal(seed, f"{where}/{effect_name}", subjects)
-            columns[f"{effect_name}_magnitude"] = distribution.mean + distribution.sd * draws
-        for mode in range(1, modes + 1):
-            columns[f"anatomy_{mode}"] = _stratified_normal(seed, f"{where}/anatomy_{mode}", subjects)
-        frames.append(pd.DataFrame(columns, index=pd.Index(subjects, name="subject")))
-    table = pd.concat([frame for frame in frames if len(frame)]).sort_index()
-    return table if scenario.bias else table.drop(columns="bias")
-
-
-def _shared_out(total: int, shares: tuple[float, ...]) -> list[int]:
-    """Whole numbers near total x shares that add up to total (largest remainder)."""
-    exact = np.asarray(shares) * total
-    counts = np.floor(exact).astype(int)
-    for position in np.argsort(-(exact - counts), kind="stable")[: total - counts.sum()]:
-        counts[position] += 1
-    return counts.tolist()
-
-
-def _stratified_normal(seed: int, purpose: str, subjects: np.ndarray) -> np.ndarray:
-    """One standard normal draw from each of n strata of equal probability, in random order."""
-    generator = stream(seed, "cohort", purpose)
-    strata = generator.permutation(len(subjects))
-    return ndtri((strata + generator.uniform(1e-9, 1 - 1e-9, len(subjects))) / max(1, len(subjects)))
-
-
-def _lattices(scenario: Scenario) -> tuple[Lattice, Lattice]:
-    """Lattices of the volumes and of the subject fields."""
-    template = load_template(scenario.template)
-    return template.output_lattice(scenario.spacing_mm), Lattice.spanning(
-        *template.box_mm, SUBJECT_SPACING_MM, centred=False
-    )
-
-
 @lru_cache(maxsize=4)
 def _studio(scenario: Scenario, seed: int) -> _Studio:
     template = load_template(scenario.template)
@@ -365,5 +305,5 @@ def _studio(scenario: Scenario, seed: int) -> _Studio:
         )
         for name, effect in scenario.effects.items()
     }  # fmt: skip
-    output, subject = _lattices(scenario)
+    output, subject = template.output_lattice(scenario.spacing_mm), subject_lattice(template)
     return _Studio(template, output, subject, flows, _Shelf(SHELF_BYTES))

@@ -9,8 +9,10 @@ import numpy as np
 
 from simba_lab.errors import SimbaError
 from simba_lab.synthesis import _kernels
-from simba_lab.synthesis.anatomy import Lattice
+from simba_lab.synthesis.anatomy import Lattice, Template
 
+# Subject fields are smooth (length scales of at least 10 mm): this lattice holds them whatever the output spacing.
+SUBJECT_SPACING_MM = 4.0
 # Share of the variance of each axis that the kept modes carry.
 VARIANCE_KEPT = 0.995
 
@@ -83,6 +85,11 @@ class GaussianProcessSubjects:
             _kernels.separable_sum(block, basis_x, basis_y, basis_z, field)
             start = stop
         return field
+
+
+def subject_lattice(template: Template) -> Lattice:
+    """Return the coarse lattice of the subject fields: it spans the template's field of view from face to face."""
+    return Lattice.spanning(*template.box_mm, SUBJECT_SPACING_MM, centred=False)
 
 
 @lru_cache(maxsize=8)

@@ -69,8 +69,6 @@ class SimBANet(nn.Module):
             self.dropout = nn.Dropout(dropout)
             self.readout = nn.Linear(channels, 1)
         self.widths = tuple(widths)
-        self.config = {"widths": list(widths), "activation": activation, "norm": norm, "stem": stem}
-        self.config |= {"dropout": dropout, "seed": seed}
 
     @property
     def blocks(self) -> list[str]:
