@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -102,13 +101,9 @@ def _probe(options: argparse.Namespace) -> None:
         raise SimbaError("scenario.bias", None, "an effect", "There is no bias to probe for.")
     untrained = SimBANet(seed=options.network_seed)
     run, test = Run.load(options.folder, untrained), cohort.test
-    mine = run.provenance
-    if mine["scenario"] != cohort.scenario.to_dict() or mine["cohort_seed"] != cohort.seed:
-        changed = [
-            entry.name
-            for entry in dataclasses.fields(cohort.scenario)
-            if mine["scenario"].get(entry.name) != cohort.scenario.to_dict()[entry.name]
-        ]
+    mine, yours = run.provenance["cohort"], cohort.identity
+    if mine != yours:
+        changed = [name for name, value in yours["scenario"].items() if mine.get("scenario", {}).get(name) != value]
         raise SimbaError("scenario", changed or f"seed {cohort.seed}", "the one that the run was fitted on")
     floors = {"untrained": record(untrained, test)}
     table = probe(record(run.model, test), test["bias"], given=test["label"], folds=test["fold"], floors=floors)

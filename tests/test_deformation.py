@@ -3,7 +3,7 @@ import pytest
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 import simba_lab as sb
-from simba_lab.synthesis import _kernels, deformation
+from simba_lab.synthesis import deformation
 
 LATTICE = sb.Lattice((24, 26, 28), 2.0, (-20.0, 3.0, 7.0))
 
@@ -35,11 +35,23 @@ def test_exponential_equals_dense_integration(velocity):
     assert error.max() < 0.15
 
 
-def test_runge_kutta_kernel_equals_dense_integration(velocity):
+def test_flow_of_parts_is_the_flow_of_the_whole(velocity):
     field = deformation.interleaved(velocity)
-    out = np.zeros_like(field)
-    _kernels.flow(field, np.float32(0.5), out, 1.0, 8, out)
-    assert np.abs(np.moveaxis(out, -1, 0) - dense_flow(velocity)).max() < 0.02
+    whole = deformation.flow(field, LATTICE.spacing_mm, 1.0)
+    parts = deformation.flow(field, LATTICE.spacing_mm, 0.6, start=deformation.flow(field, LATTICE.spacing_mm, 0.4))
+    assert np.abs(whole - parts).max() < 0.02
+
+
+def test_evened_nodes_interpolate_better(velocity):
+    """Between the nodes, linear interpolation of evened values is nearer to a spline through the field."""
+    field = deformation.interleaved(velocity)
+    where = np.indices(LATTICE.shape)[:, 2:-3, 2:-3, 2:-3] + np.random.default_rng(2).random((3, 1, 1, 1))
+    truth = np.stack([map_coordinates(f, where, order=5) for f in velocity])
+
+    def error(nodes):
+        return np.sqrt(np.mean((sampled(np.moveaxis(nodes, -1, 0), where) - truth) ** 2))
+
+    assert error(deformation.evened(field)) < 0.6 * error(field)
 
 
 def test_exponential_of_the_opposite_is_the_inverse(velocity):

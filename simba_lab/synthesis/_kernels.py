@@ -50,6 +50,22 @@ def _vector_at(field, x, y, z):
 
 
 @inlined
+def _curved_at(field, bend, x, y, z):
+    """`_vector_at` less its error to leading order: between nodes a chord misses the curve by t (1 - t) h^2 v'' / 2."""
+    a, b, c = _vector_at(field, x, y, z)
+    i, fx = _cell(x, field.shape[0])
+    j, fy = _cell(y, field.shape[1])
+    k, fz = _cell(z, field.shape[2])
+    half, one = np.float32(0.5), np.float32(1)
+    near = bend[i + (fx > half), j + (fy > half), k + (fz > half)]
+    tx, ty, tz = fx * (one - fx), fy * (one - fy), fz * (one - fz)
+    a -= tx * near[0] + ty * near[3] + tz * near[6]
+    b -= tx * near[1] + ty * near[4] + tz * near[7]
+    c -= tx * near[2] + ty * near[5] + tz * near[8]
+    return a, b, c
+
+
+@inlined
 def _scalar_at(image, x, y, z):
     """Trilinear interpolation of an image at a position in voxels."""
     i, fx = _cell(x, image.shape[0])
@@ -97,6 +113,23 @@ def least_jacobian(displacement, inverse_spacing):
 
 
 @compiled
+def steepest(velocity, inverse_spacing):
+    """Largest size (Frobenius norm) of the gradient of a field over all cells, by forward differences."""
+    most = np.float32(0)
+    for i in range(velocity.shape[0] - 1):
+        for j in range(velocity.shape[1] - 1):
+            for k in range(velocity.shape[2] - 1):
+                size = np.float32(0)
+                for d in range(3):
+                    here = velocity[i, j, k, d]
+                    a, b = velocity[i + 1, j, k, d] - here, velocity[i, j + 1, k, d] - here
+                    c = velocity[i, j, k + 1, d] - here
+                    size += a * a + b * b + c * c
+                most = max(most, size)
+    return np.sqrt(most) * inverse_spacing
+
+
+@compiled
 def separable_sum(coefficients, basis_x, basis_y, basis_z, out):
     """Add the sum over (a, b, c) of coefficients[d, a, b, c] bx[i, a] by[j, b] bz[k, c] to out[i, j, k, d]."""
     dims, na, nb_, nc = coefficients.shape
@@ -130,39 +163,105 @@ def separable_sum(coefficients, basis_x, basis_y, basis_z, out):
 
 
 @compiled
-def flow(velocity, inverse_spacing, start, step, substeps, out):
-    """Carry displaced lattice points along a velocity field for a time `step` (classical Runge-Kutta).
+def bends(field, out):
+    """Half the second difference along each axis: out[..., 3 * axis + component], zero across the border."""
+    nx, ny, nz, _ = field.shape
+    half, two = np.float32(0.5), np.float32(2)
+    for i in range(nx):
+        i0, i1 = max(i - 1, 0), min(i + 1, nx - 1)
+        for j in range(ny):
+            j0, j1 = max(j - 1, 0), min(j + 1, ny - 1)
+            for k in range(nz):
+                k0, k1 = max(k - 1, 0), min(k + 1, nz - 1)
+                for d in range(3):
+                    twice = two * field[i, j, k, d]
+                    out[i, j, k, d] = half * (field[i0, j, k, d] + field[i1, j, k, d] - twice)
+                    out[i, j, k, 3 + d] = half * (field[i, j0, k, d] + field[i, j1, k, d] - twice)
+                    out[i, j, k, 6 + d] = half * (field[i, j, k0, d] + field[i, j, k1, d] - twice)
 
-    `start` and `out` hold displacements on the lattice of the velocity; they may be the same array.
-    """
-    h = np.float32(step / substeps)
-    half = np.float32(0.5) * h
-    s = inverse_spacing
+
+@compiled
+def even(field, out):
+    """Each node less a sixth of the bends around it: a chord lies inside its curve by h^2 v'' / 12 on average."""
+    nx, ny, nz, _ = field.shape
+    twelfth, six = np.float32(1 / 12), np.float32(6)
+    for i in range(nx):
+        i0, i1 = max(i - 1, 0), min(i + 1, nx - 1)
+        for j in range(ny):
+            j0, j1 = max(j - 1, 0), min(j + 1, ny - 1)
+            for k in range(nz):
+                k0, k1 = max(k - 1, 0), min(k + 1, nz - 1)
+                for d in range(3):
+                    around = field[i0, j, k, d] + field[i1, j, k, d] + field[i, j0, k, d] + field[i, j1, k, d]
+                    around += field[i, j, k0, d] + field[i, j, k1, d]
+                    here = field[i, j, k, d]
+                    out[i, j, k, d] = here - twelfth * (around - six * here)
+
+
+@compiled
+def first_step(velocity, bend, inverse_spacing, h, out):
+    """Displacement of every lattice point after one midpoint step: h v(x + h v(x) / 2). `bend` is from `bends`."""
+    s = np.float32(0.5) * h * inverse_spacing
     for i in range(out.shape[0]):
         for j in range(out.shape[1]):
             for k in range(out.shape[2]):
-                x, y, z = start[i, j, k, 0], start[i, j, k, 1], start[i, j, k, 2]
+                x = np.float32(i) + s * velocity[i, j, k, 0]
+                y = np.float32(j) + s * velocity[i, j, k, 1]
+                z = np.float32(k) + s * velocity[i, j, k, 2]
+                a, b, c = _curved_at(velocity, bend, x, y, z)
+                out[i, j, k, 0], out[i, j, k, 1], out[i, j, k, 2] = h * a, h * b, h * c
+
+
+@compiled
+def flow(velocity, bend, inverse_spacing, h, steps, out):
+    """Carry displaced lattice points (`out`, in place) along a velocity field by so many midpoint steps of length h."""
+    half, s = np.float32(0.5) * h, inverse_spacing
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            for k in range(out.shape[2]):
                 fi, fj, fk = np.float32(i), np.float32(j), np.float32(k)
-                for _ in range(substeps):
-                    a1, b1, c1 = _vector_at(velocity, fi + x * s, fj + y * s, fk + z * s)
-                    a2, b2, c2 = _vector_at(
-                        velocity, fi + (x + half * a1) * s, fj + (y + half * b1) * s, fk + (z + half * c1) * s
+                x, y, z = out[i, j, k, 0], out[i, j, k, 1], out[i, j, k, 2]
+                for _ in range(steps):
+                    a, b, c = _curved_at(velocity, bend, fi + x * s, fj + y * s, fk + z * s)
+                    a, b, c = _curved_at(
+                        velocity, bend, fi + (x + half * a) * s, fj + (y + half * b) * s, fk + (z + half * c) * s
                     )
-                    a3, b3, c3 = _vector_at(
-                        velocity, fi + (x + half * a2) * s, fj + (y + half * b2) * s, fk + (z + half * c2) * s
-                    )
-                    a4, b4, c4 = _vector_at(velocity, fi + (x + h * a3) * s, fj + (y + h * b3) * s, fk + (z + h * c3) * s)
-                    sixth = h / np.float32(6)
-                    x += sixth * (a1 + np.float32(2) * (a2 + a3) + a4)
-                    y += sixth * (b1 + np.float32(2) * (b2 + b3) + b4)
-                    z += sixth * (c1 + np.float32(2) * (c2 + c3) + c4)
+                    x, y, z = x + h * a, y + h * b, z + h * c
                 out[i, j, k, 0], out[i, j, k, 1], out[i, j, k, 2] = x, y, z
+
+
+@inlined
+def _reach(line, px, py, oz, coarse_origin_z, coarse_spacing, near, near_origin, near_inverse, out_inverse, nz):
+    """First and one past the last voxel of a row that can hold brain, given the displacements along it."""
+    cz = line.shape[1]
+    first, last = cz, -1
+    for k in range(cz):
+        x = (px + line[0, k] - near_origin[0]) * near_inverse
+        y = (py + line[1, k] - near_origin[1]) * near_inverse
+        z = (coarse_origin_z + np.float32(k) * coarse_spacing + line[2, k] - near_origin[2]) * near_inverse
+        a = min(max(int(x + np.float32(0.5)), 0), near.shape[0] - 1)
+        b = min(max(int(y + np.float32(0.5)), 0), near.shape[1] - 1)
+        c = min(max(int(z + np.float32(0.5)), 0), near.shape[2] - 1)
+        if near[a, b, c]:
+            first = min(first, k)
+            last = k
+    low = (coarse_origin_z + np.float32(first - 1) * coarse_spacing - oz) * out_inverse
+    high = (coarse_origin_z + np.float32(last + 1) * coarse_spacing - oz) * out_inverse
+    if last < 0:
+        return 0, 0
+    return (
+        0 if first == 0 else min(max(int(np.floor(low)), 0), nz),
+        nz if last == cz - 1 else min(max(int(np.ceil(high)) + 1, 0), nz),
+    )
 
 
 @compiled
 def render(image, image_origin, image_inverse, coarse, coarse_origin, coarse_inverse, local, local_shape, local_origin,
-           local_inverse, out, out_origin, out_spacing):  # fmt: skip
+           local_inverse, near, near_origin, near_inverse, out, out_origin, out_spacing):  # fmt: skip
     """Sample an image at positions moved by a coarse displacement and then by local ones, in one pass.
+
+    Rows are cut to where the image can be reached: `near` says where, on a lattice of its own; it is empty if all of `out`
+    is wanted. What is cut off keeps its value.
 
     Parameters
     ----------
@@ -179,6 +278,7 @@ def render(image, image_origin, image_inverse, coarse, coarse_origin, coarse_inv
     cz = coarse.shape[2]
     line = np.empty((3, cz), np.float32)
     one = np.float32(1)
+    coarse_spacing, out_inverse = one / coarse_inverse, one / out_spacing
     for i in range(nx):
         px = out_origin[0] + np.float32(i) * out_spacing
         ci, wi = _cell((px - coarse_origin[0]) * coarse_inverse, coarse.shape[0])
@@ -195,7 +295,13 @@ def render(image, image_origin, image_inverse, coarse, coarse_origin, coarse_inv
                         + w10 * coarse[ci + 1, cj, k, d]
                         + w11 * coarse[ci + 1, cj + 1, k, d]
                     )
-            for k in range(nz):
+            begin, end = 0, nz
+            if near.size:
+                begin, end = _reach(
+                    line, px, py, out_origin[2], coarse_origin[2], coarse_spacing, near, near_origin, near_inverse,
+                    out_inverse, nz,
+                )  # fmt: skip
+            for k in range(begin, end):
                 pz = out_origin[2] + np.float32(k) * out_spacing
                 ck, wk = _cell((pz - coarse_origin[2]) * coarse_inverse, cz)
                 x = px + line[0, ck] + wk * (line[0, ck + 1] - line[0, ck])

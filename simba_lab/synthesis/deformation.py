@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import numpy as np
 
+from scipy.ndimage import distance_transform_edt
+
 from simba_lab.errors import SimbaError
 from simba_lab.synthesis import _kernels
 from simba_lab.synthesis.anatomy import Lattice
 
-# The first step is taken to second order, which allows steps of a voxel where first order needs half a voxel; each
-# squaring saved also saves an interpolation, which is where most of the error comes from.
-LONGEST_STEP_VOXELS = 1.0
+# A midpoint step errs by about |v| |grad v|^2 / 24 times its length squared. Steps in which the gradient turns the field no
+# further than this are exact to 0.01 mm for displacements of a centimetre; `fast` is for the subjects, of which there are many.
+STEEPEST_STEP = {"exact": 0.15, "fast": 0.4}
+# Two coarse points, 4 mm apart before the deformation, see everything between them from this far; a nearest node is 3.5 mm off.
+SIGHT_MM = 10.0
 
 
 def interleaved(field: np.ndarray) -> np.ndarray:
@@ -32,32 +36,48 @@ def _checked(field: np.ndarray, lattice: Lattice, name: str) -> np.ndarray:
     return interleaved(field)
 
 
-def squarings(velocity: np.ndarray, spacing_mm: float) -> int:
-    """Return the number of squarings that keeps the first step below a voxel."""
-    longest = float(np.sqrt((velocity.astype(np.float32) ** 2).sum(axis=-1).max(initial=0.0)))
-    return max(0, int(np.ceil(np.log2(max(longest, 1e-30) / (LONGEST_STEP_VOXELS * spacing_mm)))))
+def bends(field: np.ndarray) -> np.ndarray:
+    """Return what linear interpolation of an interleaved field misses between nodes, per axis: (X, Y, Z, 9) float32."""
+    out = np.empty((*field.shape[:3], 9), np.float32)
+    _kernels.bends(field, out)
+    return out
 
 
-def exponential_interleaved(velocity: np.ndarray, spacing_mm: float) -> np.ndarray:
-    """`exponential` on interleaved float32 arrays."""
-    steps = squarings(velocity, spacing_mm)
-    inverse_spacing = np.float32(1 / spacing_mm)
-    # Midpoint rule: the displacement after time h is h v(x + h v(x) / 2).
-    step = velocity / np.float32(2**steps)
-    half = step / np.float32(2)
-    displacement, spare = np.empty_like(step), np.empty_like(step)
-    _kernels.compose(half, step, inverse_spacing, displacement)
-    displacement -= half
-    for _ in range(steps):
-        _kernels.compose(displacement, displacement, inverse_spacing, spare)
-        displacement, spare = spare, displacement
-    return displacement
+def evened(field: np.ndarray) -> np.ndarray:
+    """Return nodal values whose trilinear interpolant is right on average over a cell, rather than at the nodes alone.
+
+    A chord lies inside its curve by ``h^2 v'' / 12`` on average; taking that off the nodes leaves 2.4 times less error.
+    Interleaved float32, shape (X, Y, Z, 3); for smooth fields that are read once, anywhere. Steep ones would overshoot.
+    """
+    out = np.empty_like(field)
+    _kernels.even(field, out)
+    return out
+
+
+def flow(
+    velocity: np.ndarray, spacing_mm: float, time: float = 1.0, *, start: np.ndarray | None = None, steps: str = "exact"
+) -> np.ndarray:
+    """`exponential` of interleaved float32 arrays, for any time and from any displacement."""
+    inverse, bend = np.float32(1 / spacing_mm), bends(velocity)
+    count = max(1, int(np.ceil(abs(time) * float(_kernels.steepest(velocity, inverse)) / STEEPEST_STEP[steps])))
+    h = np.float32(time / count)
+    if start is not None:
+        out = start.copy()
+        _kernels.flow(velocity, bend, inverse, h, count, out)
+        return out
+    out = np.empty_like(velocity)
+    _kernels.first_step(velocity, bend, inverse, h, out)
+    if count > 1:
+        _kernels.flow(velocity, bend, inverse, h, count - 1, out)
+    return out
 
 
 def exponential(velocity: np.ndarray, lattice: Lattice) -> np.ndarray:
-    """Return the displacement at time 1 of the flow of a stationary velocity field, by scaling and squaring.
+    """Return the displacement at time 1 of the flow of a stationary velocity field.
 
-    The short first step is taken by the midpoint rule, all others by composing the displacement with itself.
+    Every point is carried along the velocity itself by the midpoint rule, in so many steps as the gradient of the field asks
+    for; smooth fields need few. Scaling and squaring would interpolate displacements that have been interpolated before;
+    here only the velocity is interpolated, and with its curvature.
 
     Parameters
     ----------
@@ -73,10 +93,10 @@ def exponential(velocity: np.ndarray, lattice: Lattice) -> np.ndarray:
 
     References
     ----------
-    Arsigny, Commowick, Pennec, Ayache (2006), "A log-Euclidean framework for statistics on diffeomorphisms", MICCAI.
+    Arsigny, Commowick, Pennec, Ayache (2006), "A log-Euclidean framework for statistics on diffeomorphisms", MICCAI, sec. 3.
+    Hairer, Norsett, Wanner (1993), "Solving ordinary differential equations I", sec. II.1, eq. 1.4 (midpoint rule).
     """
-    field = _checked(velocity, lattice, "velocity")
-    return np.moveaxis(exponential_interleaved(field, lattice.spacing_mm), -1, 0)
+    return np.moveaxis(flow(_checked(velocity, lattice, "velocity"), lattice.spacing_mm), -1, 0)
 
 
 def compose(outer: np.ndarray, inner: np.ndarray, lattice: Lattice) -> np.ndarray:
@@ -146,9 +166,26 @@ def warp(
     return render(image, image_lattice, field, lattice, [], onto or image_lattice)
 
 
+def reachable(image: np.ndarray, lattice: Lattice, boxes: list[Lattice], on: Lattice) -> np.ndarray:
+    """Return where a deformed position has to be for the image (above 0) to be seen from it, bool on `on`.
+
+    That is within `SIGHT_MM` of the image or of the box of a local displacement, which may carry a position further.
+    """
+    empty = np.ones(lattice.shape, bool)
+    empty[image > 0] = False
+    for box in boxes:
+        corners = [np.asarray(box.origin_mm), [box.axis_mm(axis)[-1] for axis in range(3)]]
+        low, high = (np.round((c - np.asarray(lattice.origin_mm)) / lattice.spacing_mm).astype(int) for c in corners)
+        empty[tuple(slice(max(0, a), max(0, b + 1)) for a, b in zip(low, high, strict=True))] = False
+    distance = distance_transform_edt(empty, sampling=lattice.spacing_mm).astype(np.float32)
+    index = [np.clip(np.round((on.axis_mm(a) - lattice.origin_mm[a]) / lattice.spacing_mm).astype(int), 0, n - 1)
+             for a, n in enumerate(lattice.shape)]  # fmt: skip
+    return distance[np.ix_(*index)] <= SIGHT_MM
+
+
 def render(
     image: np.ndarray, image_lattice: Lattice, coarse: np.ndarray, coarse_lattice: Lattice,
-    local: list[tuple[np.ndarray, Lattice]], onto: Lattice,
+    local: list[tuple[np.ndarray, Lattice]], onto: Lattice, *, seen: tuple[np.ndarray, Lattice] | None = None,
 ) -> np.ndarray:  # fmt: skip
     """Sample an image once, at positions moved by a coarse displacement and then by local ones in turn.
 
@@ -161,16 +198,20 @@ def render(
         the same spacing.
     onto : Lattice
         Where to evaluate.
+    seen : (ndarray of bool, Lattice), optional
+        Where the image can be seen from, from `reachable`: everything else stays 0 without a look.
     """
-    out = np.empty(onto.shape, np.float32)
+    out = np.zeros(onto.shape, np.float32)
     flat = np.concatenate([field.ravel() for field, _ in local]) if local else np.zeros(0, np.float32)
     shapes = np.array([box.shape for _, box in local], np.int64).reshape(-1, 3)
     origins = np.array([box.origin_mm for _, box in local], np.float32).reshape(-1, 3)
     spacing = local[0][1].spacing_mm if local else 1.0
+    near, near_lattice = seen or (np.zeros((0, 0, 0), bool), onto)
     _kernels.render(
         image, np.float32(image_lattice.origin_mm), np.float32(1 / image_lattice.spacing_mm),
         coarse, np.float32(coarse_lattice.origin_mm), np.float32(1 / coarse_lattice.spacing_mm),
         flat, shapes, origins, np.float32(1 / spacing),
+        near, np.float32(near_lattice.origin_mm), np.float32(1 / near_lattice.spacing_mm),
         out, np.float32(onto.origin_mm), np.float32(onto.spacing_mm),
     )  # fmt: skip
     return out

@@ -22,32 +22,31 @@ FOLDS = 5
 
 def design(scenario: Scenario, seed: int) -> pd.DataFrame:
     """Return the design table of a scenario: one row per subject, in random order of cells."""
+    biases = list(scenario.biases)
     cells = []
     for label, name in enumerate(CLASSES):
         in_class = scenario.subjects // 2 + (scenario.subjects % 2 if label else 0)
+        memberships = scenario.memberships(name)
         for split, count in zip(SPLITS, _shared_out(in_class, scenario.split), strict=True):
-            rate = scenario.bias.prevalence[name] if scenario.bias else 0.0
-            carriers = round(count * rate)
-            cells += [(split, label, 1, carriers), (split, label, 0, count - carriers)]
+            sizes = _shared_out(count, tuple(memberships.values()))
+            cells += [(split, label, groups, size) for groups, size in zip(memberships, sizes, strict=True)]
     lattice = subject_lattice(load_template(scenario.template))
     modes = len(scenario.variability.leading(lattice, MATCHED_MODES))
     order = stream(seed, "cohort", "order").permutation(scenario.subjects)
     frames, start = [], 0
-    for (split, label, group, size), fold in product(cells, range(FOLDS)):
+    for (split, label, groups, size), fold in product(cells, range(FOLDS)):
         count = len(range(fold, size, FOLDS))
         subjects = np.sort(order[start : start + count])
         start += count
-        columns = {"split": split, "label": label, "bias": group, "fold": fold}
-        where = f"{split}/{label}/{group}/{fold}"
+        columns = {"split": split, "label": label, **dict(zip(biases, groups, strict=True)), "fold": fold}
+        where = f"{split}/{label}/{groups}/{fold}"
         for effect_name, effect in scenario.effects.items():
-            distribution = effect.magnitude[CLASSES[label]]
-            draws = _stratified_normal(seed, f"{where}/{effect_name}", subjects)
-            columns[f"{effect_name}_magnitude"] = distribution.mean + distribution.sd * draws
+            ranks = _stratified(seed, f"{where}/{effect_name}", subjects)
+            columns[f"{effect_name}_magnitude"] = effect.magnitude[CLASSES[label]].ppf(ranks)
         for mode in range(1, modes + 1):
-            columns[f"anatomy_{mode}"] = _stratified_normal(seed, f"{where}/anatomy_{mode}", subjects)
+            columns[f"anatomy_{mode}"] = ndtri(_stratified(seed, f"{where}/anatomy_{mode}", subjects))
         frames.append(pd.DataFrame(columns, index=pd.Index(subjects, name="subject")))
-    table = pd.concat([frame for frame in frames if len(frame)]).sort_index()
-    return table if scenario.bias else table.drop(columns="bias")
+    return pd.concat([frame for frame in frames if len(frame)]).sort_index()
 
 
 def _shared_out(total: int, shares: tuple[float, ...]) -> list[int]:
@@ -59,8 +58,8 @@ def _shared_out(total: int, shares: tuple[float, ...]) -> list[int]:
     return counts.tolist()
 
 
-def _stratified_normal(seed: int, purpose: str, subjects: np.ndarray) -> np.ndarray:
-    """One standard normal draw from each of n strata of equal probability, in random order."""
+def _stratified(seed: int, purpose: str, subjects: np.ndarray) -> np.ndarray:
+    """One uniform draw from each of n strata of equal probability, in random order."""
     generator = stream(seed, "cohort", purpose)
     strata = generator.permutation(len(subjects))
-    return ndtri((strata + generator.uniform(1e-9, 1 - 1e-9, len(subjects))) / max(1, len(subjects)))
+    return (strata + generator.uniform(1e-9, 1 - 1e-9, len(subjects))) / max(1, len(subjects))

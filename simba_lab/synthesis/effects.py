@@ -1,38 +1,65 @@
-"""Disease and bias effects: what is done to a brain, how strongly, and how often in each class."""
+"""Disease and bias effects: what is done to a brain or its image, how strongly, and how often in each class."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
-from scipy.optimize import brentq
+from scipy.stats import norm, truncnorm
 
-from simba_lab.errors import FoldingError, SimbaError
-from simba_lab.synthesis import _kernels
-from simba_lab.synthesis.anatomy import Lattice, Template
+from simba_lab.errors import SimbaError, UnknownNameError
+
+if TYPE_CHECKING:
+    from simba_lab.synthesis.scenario import Scenario
 
 CLASSES = ("control", "disease")
-# The local fields live on every second template voxel; their smoothness (5 mm by default) is resolved by that.
-STRIDE = 2
-# Magnitudes between two knots of the tabulated flow are interpolated.
-KNOT_SPACING = 0.25
-# Flow time, in mm at the peak velocity, after which the search for a fold or an amplitude ends.
-LONGEST_TRAVEL = 60.0
 
 
 @dataclass(frozen=True)
 class Normal:
-    """A normal distribution of effect magnitudes (1 is the nominal strength of the effect)."""
+    """A normal distribution of effect magnitudes (1 is the nominal strength of the effect), truncated if bounds are given.
+
+    Parameters
+    ----------
+    mean, sd : float
+        Of the normal distribution before it is truncated.
+    low, high : float
+        No magnitude lies outside these.
+    """
 
     mean: float
     sd: float = 1.0
+    low: float = -np.inf
+    high: float = np.inf
 
     def __post_init__(self) -> None:
-        if not np.isfinite(self.mean) or not np.isfinite(self.sd) or self.sd < 0:
-            raise SimbaError("magnitude", (self.mean, self.sd), "finite, with a standard deviation of at least 0")
+        numbers = (self.mean, self.sd, self.low, self.high)
+        if (
+            not all(isinstance(value, int | float) for value in numbers)
+            or not np.isfinite(numbers[:2]).all()
+            or self.sd < 0
+        ):
+            raise SimbaError("magnitude", numbers[:2], "finite, with a standard deviation of at least 0")
+        inside = self.low <= self.mean <= self.high if self.sd == 0 else self.low < self.high
+        if not inside:
+            raise SimbaError("magnitude", numbers[2:], "bounds (low, high) in this order, with something between them")
+
+    @property
+    def _distribution(self):
+        if np.isinf(self.low) and np.isinf(self.high):
+            return norm(self.mean, self.sd)
+        bounds = [(bound - self.mean) / self.sd for bound in (self.low, self.high)]
+        return truncnorm(*bounds, loc=self.mean, scale=self.sd)
+
+    def pdf(self, x: float) -> float:
+        """Return the density at a magnitude."""
+        return float(self._distribution.pdf(x))
+
+    def ppf(self, share: np.ndarray) -> np.ndarray:
+        """Return the magnitudes below which given shares of the population lie."""
+        return np.full(np.shape(share), float(self.mean)) if self.sd == 0 else self._distribution.ppf(share)
 
 
 def per_class(value: object, kind: type, field_name: str) -> dict:
@@ -47,12 +74,25 @@ def per_class(value: object, kind: type, field_name: str) -> dict:
     return {name: value[name] for name in CLASSES}
 
 
+def _settle(effect: Effect) -> None:
+    """Check and complete what all effects have: magnitudes and prevalences per class."""
+    if effect.magnitude is not None:
+        object.__setattr__(effect, "magnitude", per_class(effect.magnitude, Normal, "magnitude"))
+    if effect.prevalence is not None:
+        prevalence = per_class(effect.prevalence, int | float, "prevalence")
+        for name, value in prevalence.items():
+            if not 0 <= value <= 1:
+                raise SimbaError(f"prevalence[{name!r}]", value, "in [0, 1]", "It is P(bias group | class).")
+        object.__setattr__(effect, "prevalence", prevalence)
+
+
 @dataclass(frozen=True)
 class Morphology:
-    """A region that grows (or shrinks), pushing its neighbourhood smoothly.
+    """A region that grows, shrinks or changes shape, pushing its neighbourhood smoothly.
 
-    The velocity is the downhill gradient of the smoothed region mask: it points outwards at the region's surface and
-    vanishes far from it.
+    By default the velocity is the downhill gradient of the smoothed region mask: it points outwards at the region's surface
+    and vanishes far from it. With `mode`, it is one mode of the scenario's healthy variability, seen through the smoothed
+    mask (Stanley et al. 2023 use the first mode of a principal component analysis).
 
     Parameters
     ----------
@@ -67,6 +107,8 @@ class Morphology:
         P(bias group | class); for a bias only. Half of either class by default, which is no bias at all.
     smoothness_mm : float
         Standard deviation of the Gaussian that smooths the mask.
+    mode : int, optional
+        Which mode of the variability, 1 for the one with most variance.
     """
 
     region: str
@@ -74,176 +116,94 @@ class Morphology:
     magnitude: Mapping[str, Normal] | Normal | None = None
     prevalence: Mapping[str, float] | None = None
     smoothness_mm: float = 5.0
+    mode: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.amplitude_mm, int | float) or not 0 < abs(self.amplitude_mm) < np.inf:
             raise SimbaError("amplitude_mm", self.amplitude_mm, "a finite number of mm other than 0", "2.5 is moderate.")
         if not isinstance(self.smoothness_mm, int | float) or not 2 <= self.smoothness_mm <= 20:
             raise SimbaError("smoothness_mm", self.smoothness_mm, "from 2 to 20 (mm)", "5 suits most regions.")
-        if self.magnitude is not None:
-            object.__setattr__(self, "magnitude", per_class(self.magnitude, Normal, "magnitude"))
-        if self.prevalence is not None:
-            prevalence = per_class(self.prevalence, int | float, "prevalence")
-            for name, value in prevalence.items():
-                if not 0 <= value <= 1:
-                    raise SimbaError(f"prevalence[{name!r}]", value, "in [0, 1]", "It is P(bias group | class).")
-            object.__setattr__(self, "prevalence", prevalence)
+        if self.mode is not None and (not isinstance(self.mode, int) or not 1 <= self.mode <= 100):
+            raise SimbaError(
+                "mode", self.mode, "an integer from 1 to 100, or left out", "1 is the mode with most variance."
+            )
+        _settle(self)
 
     def __hash__(self) -> int:
         return hash(repr(self))
 
+    def scaled(self, factor: float) -> Morphology:
+        """Return the same effect with its amplitude multiplied."""
+        return replace(self, amplitude_mm=self.amplitude_mm * float(factor))
 
-@dataclass(frozen=True, eq=False)
-class LocalFlow:
-    """The one-parameter family of deformations of one effect, tabulated over its magnitude.
+    def matched_to(self, *, d_prime: float, scenario: Scenario) -> Morphology:
+        """Return the same effect at the amplitude that an ideal linear observer detects with `d_prime` in a scenario."""
+        from simba_lab.synthesis.salience import matched
 
-    Effects of one region differ between subjects in magnitude alone, so their flow is integrated once and each subject
-    reads it off, instead of exponentiating a field of its own.
-
-    Parameters
-    ----------
-    lattice : Lattice
-        The box around the region.
-    knots : ndarray, shape (M,)
-        Increasing magnitudes; 0 is among them.
-    table : ndarray of float32, shape (M, X, Y, Z, 3)
-        At each magnitude m the displacement, in mm, at which an image has to be sampled: that of ``exp(-m v)``.
-    """
-
-    lattice: Lattice
-    knots: np.ndarray
-    table: np.ndarray
-
-    def at(self, magnitude: float) -> np.ndarray:
-        """Return the displacement for one magnitude in mm, interleaved float32, shape (X, Y, Z, 3)."""
-        low = int(np.clip(np.searchsorted(self.knots, magnitude, side="right") - 1, 0, len(self.knots) - 2))
-        weight = np.float32((magnitude - self.knots[low]) / (self.knots[low + 1] - self.knots[low]))
-        return self.table[low] + weight * (self.table[low + 1] - self.table[low])
+        return matched(self, d_prime=d_prime, scenario=scenario)
 
 
-@lru_cache(maxsize=8)
-def local_velocity(region: str, smoothness_mm: float, template: Template) -> tuple[np.ndarray, Lattice]:
-    """Return the velocity that makes a region grow, interleaved float32 (X, Y, Z, 3), and the lattice of its box.
-
-    Its peak is 1 mm; `tabulate` scales it.
-    """
-    mask = template.region(region)
-    spacing = template.lattice.spacing_mm
-    margin = int(np.ceil(4 * smoothness_mm / spacing)) + STRIDE
-    inside = np.argwhere(mask)
-    low, high = inside.min(axis=0), inside.max(axis=0) + 1
-    padded = np.pad(mask[tuple(slice(a, b) for a, b in zip(low, high, strict=True))].astype(np.float32), margin)
-    smooth = gaussian_filter(padded, smoothness_mm / spacing, mode="constant")
-    gradient = np.stack(np.gradient(smooth, spacing), axis=-1)[::STRIDE, ::STRIDE, ::STRIDE]
-    origin = np.asarray(template.lattice.origin_mm) + (low - margin) * spacing
-    lattice = Lattice(gradient.shape[:3], spacing * STRIDE, tuple(float(v) for v in origin))
-    velocity = np.ascontiguousarray(-gradient, dtype=np.float32)
-    return velocity / np.sqrt((velocity**2).sum(axis=-1)).max(), lattice
+# What `strength` is for each kind of intensity effect, and the range that it may have.
+INTENSITIES = {
+    "contrast": ("relative change of the distance from the mean tissue intensity", (-0.9, 4.0)),
+    "gamma": ("relative change of the exponent of the intensity", (-0.9, 4.0)),
+    "bias_field": ("standard deviation of the log of the field over the brain", (0.0, 1.0)),
+    "noise": ("standard deviation of added Rician noise, as a share of white matter", (0.0, 1.0)),
+    "blur": ("full width at half maximum of added blur, in mm", (0.0, 20.0)),
+}
 
 
-def tabulate(
-    effect: Morphology, template: Template, magnitudes: np.ndarray, *, field_name: str = "effect",
-    subjects: np.ndarray | None = None,
-) -> LocalFlow:  # fmt: skip
-    """Tabulate the flow of an effect over the magnitudes that a cohort needs, and check that none of them folds.
+@dataclass(frozen=True)
+class Intensity:
+    """An effect of the scanner on the image, everywhere in the brain.
+
+    At magnitude m, ``contrast`` multiplies the distance of each intensity from the template's mean by (1 + strength)^m;
+    ``gamma`` raises intensities (white matter: 1) to the power (1 + strength)^m; ``bias_field`` multiplies the image by a smooth field whose
+    log has the standard deviation m x strength; ``noise`` and ``blur`` add m x strength of themselves, in quadrature to
+    what is there, and nothing where m is negative.
 
     Parameters
     ----------
-    magnitudes : ndarray, shape (n,)
-        Every magnitude that will be rendered.
-    field_name : str
-        What errors call the effect, such as ``"scenario.bias"``.
-    subjects : ndarray, shape (n,), optional
-        Whose magnitudes these are, for errors.
+    kind : {"contrast", "gamma", "bias_field", "noise", "blur"}
+    strength : float
+        Strength at magnitude 1: relative for contrast and gamma (0.2 is 20 % more), a share for bias field and noise, mm
+        (full width at half maximum) for blur.
+    magnitude, prevalence
+        As for `Morphology`.
 
-    Raises
-    ------
-    UnknownNameError
-        If the template has no such region.
-    FoldingError
-        If a magnitude would fold the brain; it names the subject and the largest amplitude that would not.
+    References
+    ----------
+    Stanley et al. (2024), JAMIA 31:2613-2621 (contrast); Gudbjartsson and Patz (1995), MRM 34:910-914, eq. 1 (Rician noise).
     """
-    template.region(effect.region, field_name=f"{field_name}.region")
-    magnitudes = np.asarray(magnitudes, float)
-    sign, amplitude = np.sign(effect.amplitude_mm), abs(effect.amplitude_mm)
-    # Growth (positive travel) and shrinkage fold at different travels; magnitudes below 0 turn one into the other.
-    extremes = {
-        growth: max(0.0, float((sign * magnitudes).max() if growth else (-sign * magnitudes).max()))
-        for growth in (True, False)
-    }
-    travel = _travel_for(effect.region, effect.smoothness_mm, template, amplitude)
-    longest = min(
-        _travel_to_fold(effect.region, effect.smoothness_mm, template, growth) / max(1.0, extreme)
-        for growth, extreme in extremes.items()
-    )
-    if travel is None or travel > longest:
-        reachable = _peak(_travelled(*local_velocity(effect.region, effect.smoothness_mm, template), longest))
-        worst = int(np.argmax(np.abs(magnitudes)))
-        who = "" if subjects is None else f" of subject {subjects[worst]}"
-        raise FoldingError(
-            f"{field_name}.amplitude_mm", effect.amplitude_mm,
-            f"at most {np.floor(reachable * 100) / 100:.2f} mm in size for region {effect.region!r}",
-            f"The magnitude {magnitudes[worst]:+.2f}{who} would fold the brain. Lower the amplitude, narrow the "
-            "distribution of magnitudes, or raise smoothness_mm.",
-        )  # fmt: skip
-    below, above = (max(1, int(np.ceil(max(0.0, side) / KNOT_SPACING))) for side in (-magnitudes.min(), magnitudes.max()))
-    # Images are sampled at where tissue comes from: the displacement of the opposite velocity.
-    return _table(effect.region, effect.smoothness_mm, template, -sign * travel, below, above)
+
+    kind: str
+    strength: float
+    magnitude: Mapping[str, Normal] | Normal | None = None
+    prevalence: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in INTENSITIES:
+            raise UnknownNameError.among("kind", self.kind, INTENSITIES)
+        meaning, (low, high) = INTENSITIES[self.kind]
+        if not isinstance(self.strength, int | float) or not low <= self.strength <= high or self.strength == 0:
+            raise SimbaError(
+                "strength", self.strength, f"from {low:g} to {high:g} and not 0 for {self.kind}", f"It is the {meaning}."
+            )
+        _settle(self)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+    def scaled(self, factor: float) -> Intensity:
+        """Return the same effect with its strength multiplied."""
+        return replace(self, strength=self.strength * float(factor))
+
+    def matched_to(self, *, d_prime: float, scenario: Scenario) -> Intensity:
+        """Return the same effect at the strength that an ideal linear observer detects with `d_prime` in a scenario."""
+        from simba_lab.synthesis.salience import matched
+
+        return matched(self, d_prime=d_prime, scenario=scenario)
 
 
-def _peak(displacement: np.ndarray) -> float:
-    return float(np.sqrt((displacement**2).sum(axis=-1).max()))
-
-
-def _travelled(velocity: np.ndarray, lattice: Lattice, time: float, start: np.ndarray | None = None) -> np.ndarray:
-    """Displacement after flowing for `time` (which may be negative) from `start`."""
-    out = np.zeros_like(velocity) if start is None else start.copy()
-    substeps = max(1, int(np.ceil(abs(time) / lattice.spacing_mm * 2)))  # at most half a voxel each: |v| is at most 1
-    _kernels.flow(velocity, np.float32(1 / lattice.spacing_mm), out, time, substeps, out)
-    return out
-
-
-@lru_cache(maxsize=32)
-def _travel_for(region: str, smoothness_mm: float, template: Template, amplitude_mm: float) -> float | None:
-    """Flow time at which the peak displacement is `amplitude_mm`; None if it takes forever.
-
-    The amplitude is a promise about the displacement, not about the velocity. Growth and shrinkage keep it alike: a map
-    and its inverse have the same peak displacement.
-    """
-    velocity, lattice = local_velocity(region, smoothness_mm, template)
-
-    def missing(time: float) -> float:
-        return _peak(_travelled(velocity, lattice, time)) - amplitude_mm
-
-    high = amplitude_mm
-    while missing(high) < 0:
-        high *= 1.5
-        if high > LONGEST_TRAVEL:
-            return None
-    return float(brentq(missing, 0.0, high, xtol=1e-4))
-
-
-@lru_cache(maxsize=32)
-def _travel_to_fold(region: str, smoothness_mm: float, template: Template, growth: bool) -> float:
-    """Longest flow time at which every cell of the pulled-back lattice still has a positive Jacobian."""
-    velocity, lattice = local_velocity(region, smoothness_mm, template)
-    time, step, displacement = 0.0, 1.0, np.zeros_like(velocity)
-    while time < LONGEST_TRAVEL:
-        further = _travelled(velocity, lattice, -step if growth else step, start=displacement)
-        if _kernels.least_jacobian(further, np.float32(1 / lattice.spacing_mm)) <= 0:
-            break
-        displacement, time = further, time + step
-    return time
-
-
-@lru_cache(maxsize=4)
-def _table(region: str, smoothness_mm: float, template: Template, unit: float, below: int, above: int) -> LocalFlow:
-    """Flow for multiples of `unit`, from `below` knots under zero to `above` knots over it."""
-    velocity, lattice = local_velocity(region, smoothness_mm, template)
-    table = np.zeros((below + above + 1, *velocity.shape), np.float32)
-    for direction, count in ((-1, below), (1, above)):
-        for step in range(1, count + 1):
-            at = below + direction * step
-            table[at] = _travelled(velocity, lattice, direction * unit * KNOT_SPACING, start=table[at - direction])
-    table.setflags(write=False)
-    return LocalFlow(lattice, np.arange(-below, above + 1) * KNOT_SPACING, table)
+Effect = Morphology | Intensity
+EXAMPLE = "an effect such as Morphology('Insula_L', amplitude_mm=2.5) or Intensity('contrast', 0.2)"

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
+from sklearn.decomposition import PCA
 
 from simba_lab.errors import SimbaError
 from simba_lab.synthesis import _kernels
-from simba_lab.synthesis.anatomy import Lattice, Template
+from simba_lab.synthesis.anatomy import Lattice, Template, load_template
+from simba_lab.synthesis.modes import modes, open_mesh
+from simba_lab.synthesis.velocity_files import read_model, read_velocities, stem_of, write_model
 
 # Subject fields are smooth (length scales of at least 10 mm): this lattice holds them whatever the output spacing.
 SUBJECT_SPACING_MM = 4.0
-# Share of the variance of each axis that the kept modes carry.
-VARIANCE_KEPT = 0.995
+FORMAT = "simba-lab velocity components 1"
 
 
 @dataclass(frozen=True)
@@ -26,25 +34,39 @@ class GaussianProcessSubjects:
     products of one-dimensional modes and no dense covariance matrix is ever formed. Every coefficient is independent:
     subjects fill the space of modes instead of lying on one line through it.
 
+    Long scales mostly move the whole head, which registration undoes in practice, so the rigid part of every field is taken
+    out: with ``K`` the covariance above and ``P`` the least-squares projection onto translations and rotations, fields have
+    the covariance ``(1 - P) K (1 - P)'``. `P` weighs the ellipsoid that fits into the lattice, which is about where the
+    brain is.
+
+    The defaults make the volumes of brain and deep grey nuclei vary as among healthy adults, by about 9 and 10 to 12 %. Those
+    of the ventricles vary as little, where those of people, who differ in age, vary by half (`population_volumes`).
+
     Parameters
     ----------
     length_scales_mm : tuple of float
         How far neighbouring tissue moves together, one per scale.
     deviations_mm : tuple of float
-        Standard deviation of each velocity component in mm, one per scale.
+        Standard deviation of each velocity component in mm before the rigid part is taken out, one per scale.
 
     References
     ----------
-    Williams and Rasmussen (2006), "Gaussian processes for machine learning", eq. 4.9 (covariance); Ghanem and Spanos
+    Rasmussen and Williams (2006), "Gaussian processes for machine learning", eq. 4.9 (covariance); Ghanem and Spanos
     (1991), "Stochastic finite elements", sec. 2.3 (Karhunen-Loeve expansion).
     """
 
-    length_scales_mm: tuple[float, ...] = (60.0, 20.0)
-    deviations_mm: tuple[float, ...] = (2.5, 1.0)
+    length_scales_mm: tuple[float, ...] = (200.0, 20.0)
+    deviations_mm: tuple[float, ...] = (11.0, 1.2)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "length_scales_mm", tuple(float(v) for v in self.length_scales_mm))
-        object.__setattr__(self, "deviations_mm", tuple(float(v) for v in self.deviations_mm))
+        for name in ("length_scales_mm", "deviations_mm"):
+            values = getattr(self, name)
+            try:
+                object.__setattr__(self, name, tuple(float(value) for value in values))
+            except (TypeError, ValueError) as error:
+                raise SimbaError(f"variability.{name}", values, "a list of numbers, one a scale") from error
+            if not np.isfinite(getattr(self, name)).all():
+                raise SimbaError(f"variability.{name}", values, "finite")
         if len(self.length_scales_mm) != len(self.deviations_mm) or not self.length_scales_mm:
             raise SimbaError(
                 "variability.deviations_mm", self.deviations_mm, f"{len(self.length_scales_mm)} numbers (one a scale)"
@@ -57,14 +79,23 @@ class GaussianProcessSubjects:
         if min(self.deviations_mm) < 0:
             raise SimbaError("variability.deviations_mm", self.deviations_mm, "at least 0")
 
+    @property
+    def summary(self) -> str:
+        """The model in a few words, for errors and captions."""
+        pairs = zip(self.deviations_mm, self.length_scales_mm, strict=True)
+        return "Gaussian process of " + " and ".join(f"{deviation:g} mm over {length:g} mm" for deviation, length in pairs)
+
+    def scaled(self, share: float) -> GaussianProcessSubjects:
+        """Return the model with all deviations multiplied by a number."""
+        return replace(self, deviations_mm=tuple(share * deviation for deviation in self.deviations_mm))
+
     def coefficient_count(self, lattice: Lattice) -> int:
         """Return the number of independent coefficients of a subject on a lattice."""
-        return sum(3 * scale.size for *_, scale in _modes(self, lattice))
+        return modes(self.length_scales_mm, self.deviations_mm, lattice).order.size
 
     def leading(self, lattice: Lattice, count: int) -> np.ndarray:
         """Return the indices of the `count` coefficients that carry most variance, largest first."""
-        weights = np.concatenate([np.broadcast_to(scale, (3, *scale.shape)).ravel() for *_, scale in _modes(self, lattice)])
-        return np.argsort(-weights, kind="stable")[:count]
+        return modes(self.length_scales_mm, self.deviations_mm, lattice).order[:count].copy()
 
     def velocity(self, coefficients: np.ndarray, lattice: Lattice) -> np.ndarray:
         """Return the velocity field of a subject in mm, interleaved float32, shape (X, Y, Z, 3).
@@ -74,17 +105,238 @@ class GaussianProcessSubjects:
         coefficients : ndarray, shape (coefficient_count,)
             Standard normal for a subject of the population.
         """
-        expected = self.coefficient_count(lattice)
-        if np.shape(coefficients) != (expected,):
-            raise SimbaError("coefficients", np.shape(coefficients), f"of shape ({expected},)")
-        field = np.zeros((*lattice.shape, 3), np.float32)
+        own = modes(self.length_scales_mm, self.deviations_mm, lattice)
+        coefficients = _checked(coefficients, own.order.size)
+        shift, turn = np.float32(own.rigid @ coefficients).reshape(2, 3)
+        x, y, z = open_mesh(lattice)
+        field = np.empty((*lattice.shape, 3), np.float32)
+        field[..., 0] = turn[2] * y - turn[1] * z - shift[0]
+        field[..., 1] = turn[0] * z - turn[2] * x - shift[1]
+        field[..., 2] = turn[1] * x - turn[0] * y - shift[2]
         start = 0
-        for basis_x, basis_y, basis_z, scale in _modes(self, lattice):
+        for basis_x, basis_y, basis_z, scale in own.scales:
             stop = start + 3 * scale.size
-            block = np.float32(np.reshape(coefficients[start:stop], (3, *scale.shape)) * scale)
+            block = np.float32(coefficients[start:stop].reshape(3, *scale.shape) * scale)
             _kernels.separable_sum(block, basis_x, basis_y, basis_z, field)
             start = stop
         return field
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PCASubjects:
+    """Velocity fields drawn from the principal components of those of real people (log-Euclidean statistics).
+
+    Stationary velocity fields are the logarithms of deformations, and a vector space: the mean and the components of a
+    registered cohort are velocity fields too, and all that they span is diffeomorphic. Models compare and hash by content.
+
+    Parameters
+    ----------
+    mean : ndarray of float32, shape (X, Y, Z, 3)
+        In mm on `lattice`.
+    components : ndarray of float32, shape (K, X, Y, Z, 3)
+        Orthogonal, each of length 1 on average (root mean square over the points); the one with most variance first.
+    variance_mm2 : ndarray, shape (K,)
+        Variance along each component: what it adds to the mean square length of a subject's velocity.
+    total_mm2 : float
+        Variance of the fields that the model was fitted to.
+    people : int
+        Number of these fields.
+    lattice : Lattice
+    file : str, optional
+        Where the model was saved, without the ending.
+
+    References
+    ----------
+    Arsigny, Commowick, Pennec, Ayache (2006), "A log-Euclidean framework for statistics on diffeomorphisms", MICCAI
+    (statistics on logarithms); Vercauteren, Pennec, Perchant, Ayache (2008), "Symmetric log-domain diffeomorphic
+    registration: a demons-based approach", MICCAI (a registration that yields such fields).
+    """
+
+    mean: np.ndarray
+    components: np.ndarray
+    variance_mm2: np.ndarray
+    total_mm2: float
+    people: int
+    lattice: Lattice
+    file: str | None = None
+
+    def __post_init__(self) -> None:
+        kinds = {"mean": np.float32, "components": np.float32, "variance_mm2": np.float64}
+        for name, kind in kinds.items():
+            array = np.ascontiguousarray(getattr(self, name), dtype=kind)
+            if not np.isfinite(array).all():
+                raise SimbaError(f"variability.{name}", "NaN or infinity", "finite")
+            array.setflags(write=False)
+            object.__setattr__(self, name, array)
+        shape, count = (*self.lattice.shape, 3), len(self.variance_mm2)
+        if self.mean.shape != shape or self.components.shape != (count, *shape):
+            shapes = self.mean.shape, self.components.shape
+            raise SimbaError("variability", shapes, f"a mean of shape {shape} and components of shape {(count, *shape)}")
+        if self.variance_mm2.ndim != 1 or (np.diff(self.variance_mm2, prepend=np.inf, append=0) > 0).any():
+            raise SimbaError("variability.variance_mm2", self.variance_mm2, "falling, and at least 0")
+
+    @classmethod
+    def fit(
+        cls, fields: Iterable[str | Path | nib.Nifti1Image], components: int | None = None, variance_kept: float = 0.95,
+        *, convention: str = "ras", template: Template | str = "icbm2009c", progress: bool = False,
+    ) -> PCASubjects:  # fmt: skip
+        """Fit the model to the velocity fields of a registered cohort.
+
+        Parameters
+        ----------
+        fields : iterable of paths or nibabel images
+            Stationary velocity fields in the space of the template, (X, Y, Z, 3) or (X, Y, Z, 1, 3), in mm. Their
+            exponentials map points of the template to points of the person, as programs do that resample people onto it.
+        components : int, optional
+            How many to keep; as many as `variance_kept` needs by default.
+        variance_kept : float
+            Share of the variance that the kept components carry, in (0, 1].
+        convention : {"ras", "lps"}
+            Directions of the vectors: NIfTI's, or those of ITK and ANTs.
+        template : Template or str
+        progress : bool
+            Show a progress bar.
+
+        Raises
+        ------
+        SimbaError
+            If there are fewer than two fields, or one cannot be used; the message names it.
+        """
+        template = load_template(template) if isinstance(template, str) else template
+        lattice = subject_lattice(template)
+        matrix = read_velocities(fields, template, lattice, convention, progress=progress)
+        most = len(matrix) - 1
+        if most < 1:
+            raise SimbaError("fields", f"{len(matrix)} fields", "at least two fields", "A hundred tell more.")
+        if components is not None and (not isinstance(components, int | np.integer) or not 0 <= components <= most):
+            raise SimbaError("components", components, f"an integer from 0 to {most}, one less than there are fields")
+        if not 0 < variance_kept <= 1:
+            raise SimbaError("variance_kept", variance_kept, "in (0, 1]")
+        with np.errstate(invalid="ignore"):  # fields that are all alike have no ratios of variance
+            pca = PCA(svd_solver="full").fit(matrix)
+        points = np.prod(lattice.shape)
+        variance = pca.explained_variance_[:most].astype(float) / points
+        if components is None:
+            share = np.cumsum(variance) / max(variance.sum(), np.finfo(float).tiny)
+            components = int(np.searchsorted(share, variance_kept - 1e-9)) + 1
+        # Below this there is nothing but rounding errors.
+        components = min(components, int((variance > 1e-9 * max(1.0, np.square(pca.mean_).sum() / points)).sum()))
+        shape = (*lattice.shape, 3)
+        directions = (pca.components_[:components] * np.sqrt(points)).reshape(-1, *shape)
+        return cls(pca.mean_.reshape(shape), directions, variance[:components], float(variance.sum()), len(matrix), lattice)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of the model's content; where it is saved does not matter."""
+        digest = hashlib.sha256(json.dumps(self._header(), sort_keys=True).encode())
+        for array in (self.mean, self.components, self.variance_mm2):
+            digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+        return digest.hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PCASubjects) and self.sha256 == other.sha256
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
+
+    def __repr__(self) -> str:
+        return f"PCASubjects({self.summary}, sha256={self.sha256!r})"
+
+    @property
+    def variance_ratio(self) -> np.ndarray:
+        """Share of the fields' variance that each component carries, shape (K,)."""
+        return self.variance_mm2 / self.total_mm2 if self.total_mm2 else np.zeros(0)
+
+    @property
+    def summary(self) -> str:
+        """The model in a few words, for errors and captions."""
+        share = self.variance_ratio.sum()
+        return f"{len(self.variance_mm2)} components of {self.people} people, {share:.0%} of the variance"
+
+    def scaled(self, share: float) -> PCASubjects:
+        """Return the model with all velocities multiplied by a number, that of the mean person too."""
+        squared = share**2
+        return replace(
+            self, mean=np.float32(share) * self.mean, variance_mm2=squared * self.variance_mm2,
+            total_mm2=squared * self.total_mm2, file=None,
+        )  # fmt: skip
+
+    def coefficient_count(self, lattice: Lattice) -> int:
+        """Return the number of independent coefficients of a subject: one per component."""
+        if lattice != self.lattice:
+            raise SimbaError("variability", str(self.lattice), f"on {lattice}", "Fit it with the template of the scenario.")
+        return len(self.variance_mm2)
+
+    def leading(self, lattice: Lattice, count: int) -> np.ndarray:
+        """Return the indices of the `count` coefficients that carry most variance, largest first."""
+        return np.arange(self.coefficient_count(lattice))[:count]
+
+    def velocity(self, coefficients: np.ndarray, lattice: Lattice) -> np.ndarray:
+        """Return the velocity field of a subject in mm, interleaved float32, shape (X, Y, Z, 3).
+
+        Parameters
+        ----------
+        coefficients : ndarray, shape (coefficient_count,)
+            Standard normal for a subject of the population.
+        """
+        weights = _checked(coefficients, self.coefficient_count(lattice)) * np.sqrt(self.variance_mm2)
+        # Not a matrix product: how that adds up is left to the machine.
+        return self.mean + np.einsum("k,kxyzd->xyzd", weights.astype(np.float32), self.components)
+
+    def save(self, path: str | Path) -> PCASubjects:
+        """Write ``<path>.safetensors`` and ``<path>.json``; return the model that knows where it is saved."""
+        stem = stem_of(path)
+        arrays = {name: np.array(getattr(self, name)) for name in ("mean", "components", "variance_mm2")}
+        write_model(stem, arrays, self._header() | {"sha256": self.sha256})
+        return replace(self, file=str(stem))
+
+    @classmethod
+    def load(cls, path: str | Path) -> PCASubjects:
+        """Read a model that was saved.
+
+        Raises
+        ------
+        SimbaError
+            If the files are missing, truncated, or not what was saved.
+        """
+        stem = stem_of(path)
+        arrays, header = read_model(stem, FORMAT)
+        try:
+            grid = header["lattice"]
+            lattice = Lattice(tuple(grid["shape"]), grid["spacing_mm"], tuple(grid["origin_mm"]))
+            model = cls(**arrays, total_mm2=header["total_mm2"], people=header["people"], lattice=lattice, file=str(stem))
+            intact = model.sha256 == header["sha256"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise SimbaError("file", str(stem), "a complete model", f"It is corrupt ({error}).") from error
+        if not intact:
+            raise SimbaError("file", str(stem), "what was saved", "Content and digest differ: fit or fetch it again.")
+        return model
+
+    def to_dict(self) -> dict[str, str]:
+        """Return where the model is saved, and its digest: what a scenario's YAML says of it."""
+        if self.file is None:
+            raise SimbaError("variability.file", None, "a file", "Save the model and use what `save` returns.")
+        return {"file": self.file, "sha256": self.sha256}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, str]) -> PCASubjects:
+        """Load the model that `to_dict` describes, if it is still the same."""
+        if not isinstance(values, Mapping) or set(values) != {"file", "sha256"}:
+            raise SimbaError("variability", values, "a mapping with file and sha256")
+        model = cls.load(values["file"])
+        if model.sha256 != values["sha256"]:
+            raise SimbaError(
+                "variability.sha256", values["sha256"], repr(model.sha256), f"{values['file']} holds another model by now."
+            )
+        return model
+
+    def _header(self) -> dict[str, Any]:
+        grid = {name: getattr(self.lattice, name) for name in ("shape", "spacing_mm", "origin_mm")}
+        return {"format": FORMAT, "lattice": grid, "people": self.people, "total_mm2": self.total_mm2}
+
+
+# Models of healthy anatomy that a scenario may use, interchangeably.
+Subjects = GaussianProcessSubjects | PCASubjects
 
 
 def subject_lattice(template: Template) -> Lattice:
@@ -92,20 +344,7 @@ def subject_lattice(template: Template) -> Lattice:
     return Lattice.spanning(*template.box_mm, SUBJECT_SPACING_MM, centred=False)
 
 
-@lru_cache(maxsize=8)
-def _modes(subjects: GaussianProcessSubjects, lattice: Lattice) -> list[tuple[np.ndarray, ...]]:
-    """Per scale: the one-dimensional modes of each axis (points x modes) and the deviation of each 3D mode."""
-    scales = []
-    for length, deviation in zip(subjects.length_scales_mm, subjects.deviations_mm, strict=True):
-        bases, spectra = [], []
-        for axis in range(3):
-            x = lattice.axis_mm(axis)
-            values, vectors = np.linalg.eigh(np.exp(-((x[:, None] - x) ** 2) / (2 * length**2)))
-            values, vectors = values[::-1].clip(0), vectors[:, ::-1]
-            kept = int(np.searchsorted(np.cumsum(values) / values.sum(), VARIANCE_KEPT)) + 1
-            # The sign of an eigenvector is arbitrary: fix it, so that a seed means the same brain on every machine.
-            peak = vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])]
-            bases.append(np.ascontiguousarray((vectors * np.sign(peak))[:, :kept], dtype=np.float32))
-            spectra.append(np.sqrt(values[:kept]))
-        scales.append((*bases, deviation * np.einsum("a,b,c->abc", *spectra)))
-    return scales
+def _checked(coefficients: np.ndarray, expected: int) -> np.ndarray:
+    if np.shape(coefficients) != (expected,):
+        raise SimbaError("coefficients", np.shape(coefficients), f"of shape ({expected},)")
+    return np.asarray(coefficients, float)

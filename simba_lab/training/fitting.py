@@ -210,7 +210,7 @@ def code_version() -> str:
 
 def _content_key(model: torch.nn.Module, cohort: Cohort, config: FitConfig) -> str:
     digest = hashlib.sha256()
-    parts = [cohort.scenario.to_yaml(), cohort.seed, sorted(cohort.switches.items()), dataclasses.asdict(config)]
+    parts = [cohort.identity, sorted(cohort.switches.items()), dataclasses.asdict(config)]
     parts += [cohort.table.index.tolist(), cohort["split"].tolist(), repr(model), code_version(), torch.__version__]
     digest.update(repr(parts).encode())
     for name, value in model.state_dict().items():
@@ -266,7 +266,7 @@ def _fit(model: torch.nn.Module, cohort: Cohort, config: FitConfig, progress: bo
     history = pd.DataFrame(rows).set_index("epoch")
     history["kept"] = history.index == kept
     provenance = {
-        "scenario": cohort.scenario.to_dict(), "cohort_seed": cohort.seed, "code": code_version(),
+        "cohort": cohort.identity, "code": code_version(),
         "torch": torch.__version__, "python": platform.python_version(), "device": str(fabric.device),
         "seconds": round(time.perf_counter() - start, 2),
     }  # fmt: skip

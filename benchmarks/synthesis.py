@@ -1,0 +1,281 @@
+"""How fast, how exact and how sharp the lab renders: every figure beside its target, measured in one run.
+
+Usage: python benchmarks/synthesis.py [--quick] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import published_pipeline
+import truth
+from measuring import Figure, bandwidth, best_of
+from scipy.ndimage import binary_erosion, gaussian_filter, map_coordinates
+
+import simba_lab as sb
+from simba_lab.synthesis import deformation
+
+CORES = 2
+SCENARIO = Path(__file__).parents[1] / "data" / "scenarios" / "near.yaml"
+# Fewest subjects that a scenario may have.
+FEWEST = 16
+# Wavelengths below 4 mm, at voxels of 1 mm, are what trilinear interpolation blurs most.
+HIGH_PER_MM = 0.25
+# As a share of white matter; above it a voxel is brain.
+BACKGROUND = 0.02
+# Voxels per subject at which positions are compared.
+COMPARED = 20_000
+
+
+def cohort_of(subjects: int, spacing_mm: float, *, seed: int = 0, scanner: bool = True) -> sb.Cohort:
+    """Return a cohort in which everybody shows the disease and the bias; without `scanner`, no noise and a flat field."""
+    scenario = sb.Scenario.from_yaml(SCENARIO).replace(subjects=subjects, spacing_mm=spacing_mm)
+    if not scanner:
+        scenario = scenario.replace(noise=0.0, bias_field=0.0)
+    return sb.synthesise(scenario, seed=seed).twin(carrying="bias")
+
+
+def onto(cohort: sb.Cohort, lattice: sb.Lattice) -> sb.Cohort:
+    """Return the same subjects on another lattice than the template's own, none of them rendered yet."""
+    moved, studio = replace(cohort), cohort._studio
+    shelf = type(studio.shelf)(studio.shelf.left)
+    moved.__dict__["_studio"] = replace(studio, output=lattice, shelf=shelf)
+    return moved
+
+
+def seconds_per_volume(cohorts: Iterable[sb.Cohort]) -> float:
+    """Return the least time per volume over cohorts that were never rendered before, with all cores at work."""
+
+    def render(cohort: sb.Cohort) -> None:
+        for _ in cohort.volumes(n_jobs=CORES):
+            pass
+
+    return min(best_of(1, lambda c=cohort: render(c)) / len(cohort) for cohort in cohorts)
+
+
+def compile_kernels() -> None:
+    """Render once, so that no time includes compilation."""
+    for spacing in (1.0, 4.0):
+        cohort_of(FEWEST, spacing, seed=99).array(0)
+
+
+def sri24() -> sb.Lattice:
+    """Return the lattice of the published pipeline around the lab's template."""
+    return published_pipeline.sri24_lattice(np.mean(sb.load_template().box_mm, axis=0))
+
+
+def words(lattice: sb.Lattice) -> str:
+    """Return the shape in words."""
+    return " x ".join(map(str, lattice.shape))
+
+
+def published_volume(cohort: sb.Cohort, index: int, lattice: sb.Lattice, rounds: int) -> published_pipeline.Published:
+    """Render one subject of a cohort by the published pipeline, from dense velocities; return the fastest of the rounds."""
+    template, magnitudes = cohort.template, cohort.magnitudes(index)
+    velocities = {"subject": truth.subject_velocity(cohort, index, lattice)}
+    for name, effect in cohort.scenario.effects.items():
+        field = truth.effect_field(effect, template)
+        velocities[name] = magnitudes[name] * field(lattice.points_mm().reshape(3, -1)).reshape(3, *lattice.shape)
+    interleaved = {name: deformation.interleaved(velocity) for name, velocity in velocities.items()}
+    image = on_lattice(template, lattice)
+    return min(
+        (published_pipeline.render(image, lattice, **interleaved) for _ in range(rounds)),
+        key=lambda published: sum(published.seconds.values()),
+    )
+
+
+def on_lattice(template: sb.Template, lattice: sb.Lattice) -> np.ndarray:
+    """Return the template on another lattice of 1 mm whose voxels coincide with its own: nothing is interpolated."""
+    still = np.zeros((3, 2, 2, 2))
+    return deformation.warp(template.t1, template.lattice, still, sb.Lattice((2, 2, 2), 200.0, (0, 0, 0)), onto=lattice)
+
+
+def speed_of(published: published_pipeline.Published, quick: bool) -> list[Figure]:
+    """Time volumes of the lab at 1 mm and compare them with the published pipeline and with memory."""
+    subjects, rounds, lattice = (FEWEST, 2, sri24()) if quick else (24, 4, sri24())
+    own, wide, clean = (
+        seconds_per_volume(make(seed) for seed in range(rounds))
+        for make in (
+            lambda seed: cohort_of(subjects, 1.0, seed=seed),
+            lambda seed: onto(cohort_of(subjects, 1.0, seed=seed), lattice),
+            lambda seed: onto(cohort_of(subjects, 1.0, seed=seed, scanner=False), lattice),
+        )
+    )
+    theirs = sum(published.seconds.values())
+    template = sb.load_template()
+    figures = [
+        Figure(f"published pipeline, {words(lattice)}", theirs, "s"),
+        *(Figure(f"    of it {published.counts[kind]} {kind}", value, "s") for kind, value in published.seconds.items()),
+        Figure(f"lab, {words(lattice)}, as published: deformations alone", clean, "s", at_most=0.13),
+        Figure(f"lab, {words(lattice)}, with noise and bias field", wide, "s", at_most=0.13),
+        Figure(f"lab, {words(template.output_lattice(1.0))}, with noise and bias field", own, "s", at_most=0.13),
+        Figure("published / lab, deformations alone", theirs / clean, "", at_least=150),
+        Figure("published / lab, with noise and bias field", theirs / wide, "", at_least=150),
+    ]
+    rates = bandwidth(CORES)
+    traffic = template.antialiased(1.0)[0].nbytes + 4 * int(np.prod(lattice.shape))
+    floor = traffic / rates["copy"]
+    return [
+        *figures,
+        *(Figure(f"memory on {CORES} cores, {kind}", rate / 1e9, "GB/s") for kind, rate in rates.items()),
+        Figure("least traffic: template read once, volume written once", traffic / 1e6, "MB"),
+        Figure("    time of that at the rate of a copy", 1e3 * floor, "ms"),
+        Figure("lab, deformations alone / that time", clean / floor),
+    ]
+
+
+def training_volumes(quick: bool) -> list[Figure]:
+    """Time the volumes that networks are trained on: cohorts of 400, each subject for the first time."""
+    seconds = seconds_per_volume(cohort_of(400, 4.0, seed=seed) for seed in range(2 if quick else 5))
+    return [Figure("lab at 4 mm, with noise and bias field", 1e3 * seconds, "ms", at_most=4.0)]
+
+
+def displacement_error(quick: bool) -> list[Figure]:
+    """Compare the positions that the lab samples with those of fine integration in float64, all effects on.
+
+    Positions are read off by rendering images whose intensity is a coordinate: trilinear interpolation keeps a ramp, and
+    two points an axis make one that no position leaves.
+    """
+    figures, random = [], np.random.default_rng(0)
+    wide = sb.Lattice((2, 2, 2), 512.0, (-256.0, -256.0, -256.0))
+    ramps = [np.ascontiguousarray(axis, np.float32) for axis in wide.points_mm()]
+    for spacing in (1.0, 4.0):
+        cohort = cohort_of(FEWEST, spacing)
+        points = cohort.lattice.points_mm()
+        near = np.zeros(cohort.lattice.shape, bool)
+        for effect in cohort.scenario.effects.values():
+            box = truth.effect_field(effect, cohort.template).lattice
+            ends = [[[[[box.axis_mm(axis)[end]]]] for axis in range(3)] for end in (0, -1)]
+            near |= ((points >= ends[0]) & (points <= ends[1])).all(axis=0)
+        errors = {"brain": [], "brain in the boxes of the effects": []}
+        for index in range(2 if quick else 6):
+            sampled = [
+                cohort._studio.sampled(ramp, wide, *cohort._person(index), cohort.magnitudes(index)) for ramp in ramps
+            ]
+            brain = cohort.brain(index)
+            for name, mask in zip(errors, (brain, brain & near), strict=True):
+                voxels = np.flatnonzero(mask)
+                voxels = random.choice(voxels, min(len(voxels), COMPARED), replace=False)
+                true = truth.sampled_at(cohort, index, points.reshape(3, -1)[:, voxels])
+                errors[name].append(np.linalg.norm(np.stack(sampled).reshape(3, -1)[:, voxels] - true, axis=0))
+        for name, values in errors.items():
+            pooled, what = np.concatenate(values), f"voxels of {spacing:g} mm, {name}"
+            figures += [
+                Figure(f"{what}, 95th percentile", np.quantile(pooled, 0.95), "mm", at_most=0.05),
+                Figure(f"{what}, largest", pooled.max(), "mm"),
+            ]
+    return figures
+
+
+def blur(published: published_pipeline.Published) -> list[Figure]:
+    """Compare the detail left by one interpolation and by four, on the same deformation, with the still template's."""
+    still = on_lattice(sb.load_template(), sri24())
+    images = {"one interpolation": onto(published_cohort(), sri24()).array(0), "four": published.volume}
+    figures = []
+    for kind, energy in (("squared gradient", gradient_energy), ("power below 4 mm wavelength", fine_energy)):
+        shares = {name: energy(image) / energy(still) for name, image in images.items()}
+        figures += [Figure(f"{kind}, {name}, share of the template's", value) for name, value in shares.items()]
+        figures.append(Figure(f"{kind}, one / four", shares["one interpolation"] / shares["four"], at_least=1.0))
+    return figures
+
+
+def published_cohort() -> sb.Cohort:
+    """Return the cohort whose first subject the published pipeline renders too."""
+    return cohort_of(FEWEST, 1.0, scanner=False)
+
+
+def gradient_energy(image: np.ndarray) -> float:
+    """Mean squared difference of neighbours inside the brain, whose edge would hide everything else."""
+    inside = binary_erosion(image > BACKGROUND, iterations=3)
+    return float(np.mean([np.diff(image, axis=axis, append=0)[inside] ** 2 for axis in range(3)]))
+
+
+def fine_energy(image: np.ndarray) -> float:
+    """Power per voxel of brain at wavelengths below 4 mm, well inside the brain.
+
+    What a local mean explains is taken out first, so that the edge of the mask is no step.
+    """
+    inside = binary_erosion(image > BACKGROUND, iterations=3)
+    inner = binary_erosion(inside, iterations=2)
+    around = gaussian_filter(inside.astype(np.float32), 2)
+    mean = gaussian_filter(np.where(inside, image, 0), 2) / np.maximum(around, 1e-3)
+    power = np.abs(np.fft.rfftn(np.where(inner, image - mean, 0))) ** 2
+    axes = [*(np.fft.fftfreq(n) for n in image.shape[:2]), np.fft.rfftfreq(image.shape[2])]
+    high = np.linalg.norm(np.meshgrid(*axes, indexing="ij"), axis=0) > HIGH_PER_MM
+    return float(power[high].sum() / inner.sum())
+
+
+def against_scipy(quick: bool) -> list[Figure]:
+    """Time the fused kernel against the same composition in scipy, one thread, the subject's flow not included."""
+    figures = []
+    for spacing in (4.0,) if quick else (4.0, 2.0, 1.0):
+        cohort = cohort_of(FEWEST, spacing)
+        studio, shown = cohort._studio, cohort.magnitudes(0)
+        coarse = studio.displacement(*cohort._person(0))
+        local = [(studio.flows[name].at(shown[name]), studio.flows[name].lattice) for name in ("bias", "disease")]
+        arguments = (*cohort.template.antialiased(spacing), coarse, studio.subject, local, studio.output)
+        difference = np.abs(deformation.render(*arguments) - with_scipy(*arguments)).max()
+        ours = best_of(5, lambda a=arguments: deformation.render(*a))
+        theirs = best_of(1 if spacing == 1 else 3, lambda a=arguments: with_scipy(*a))
+        figures += [
+            Figure(f"fused, {spacing:g} mm", 1e3 * ours, "ms"),
+            Figure(f"scipy, {spacing:g} mm", 1e3 * theirs, "ms"),
+            Figure(f"scipy / fused, {spacing:g} mm", theirs / ours, at_least=1.0),
+            Figure(f"largest difference, {spacing:g} mm (white matter is 1)", difference, at_most=1e-3),
+        ]
+    return figures
+
+
+def with_scipy(image, image_lattice, coarse, coarse_lattice, local, output):
+    """Compose and interpolate with map_coordinates, one array a step; parameters of `deformation.render`."""
+
+    def voxels(points, lattice):
+        return [(points[axis] - lattice.origin_mm[axis]) / lattice.spacing_mm for axis in range(3)]
+
+    def moved(points, field, lattice, outside):
+        where = voxels(points, lattice)
+        return points + np.stack([map_coordinates(field[..., d], where, order=1, mode=outside, cval=0.0) for d in range(3)])
+
+    points = moved(output.points_mm(), coarse, coarse_lattice, "nearest")
+    for field, lattice in local:
+        points = moved(points, field, lattice, "constant")
+    return map_coordinates(image, voxels(points, image_lattice), order=1, mode="nearest")
+
+
+def main() -> None:
+    """Print every figure, section by section, and write them to a JSON file if one is named."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer subjects and rounds: about three minutes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    options = parser.parse_args()
+    load = os.getloadavg()[0]
+    print(f"{os.cpu_count()} cores, load before the start {load:.1f} (times are worth little above 0.3)")
+    compile_kernels()
+    published = published_volume(published_cohort(), 0, sri24(), rounds=2 if options.quick else 3)
+    sections: dict[str, Callable[[], list[Figure]]] = {
+        f"Seconds per volume of 1 mm, subject and disease and bias, {CORES} cores": lambda: speed_of(
+            published, options.quick
+        ),
+        f"Milliseconds per volume for training, {CORES} cores": lambda: training_volumes(options.quick),
+        "Displacement, distance from fine integration": lambda: displacement_error(options.quick),
+        "Detail at 1 mm": lambda: blur(published),
+        "Rendering alone, one thread": lambda: against_scipy(options.quick),
+    }
+    report: dict[str, object] = {"cores": os.cpu_count(), "load": load}
+    for title, measure in sections.items():
+        print(title)
+        figures = measure()
+        print(*figures, sep="\n", flush=True)
+        report[title] = [figure.to_dict() for figure in figures]
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
