@@ -1,9 +1,8 @@
-"""The command line: ``simba-lab regions | synthesise | fit | probe``."""
+"""The command line: ``simba-lab regions | synthesise | export | fit | probe``."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -28,17 +27,20 @@ def _parser() -> argparse.ArgumentParser:
     regions.add_argument("--template", default="icbm2009c")
     regions.set_defaults(command=_regions)
     for name, command, text in (
-        ("synthesise", _synthesise, "write the volumes of a scenario as NIfTI, with their design table"),
+        ("synthesise", _synthesise, "write the volumes of a scenario to a folder; an interrupted call resumes"),
+        ("export", _export, "write the volumes of a scenario as a BIDS dataset, with twins and masks of its biases"),
         ("fit", _fit, "train a network on a scenario and judge it"),
-        ("probe", _probe, "read the bias from every block of a fitted network"),
+        ("probe", _probe, "read the biases from every block of a fitted network"),
     ):
         sub = commands.add_parser(name, help=text)
-        sub.add_argument("scenario", type=Path, help="YAML file; examples are in data/scenarios/")
-        sub.add_argument("folder", type=Path, help="run to read" if name == "probe" else "folder to write; must not exist")
+        sub.add_argument("scenario", type=Path, help="YAML file (examples: data/scenarios/) or folder of `synthesise`")
+        sub.add_argument("folder", type=Path, help="run to read" if name == "probe" else "folder to write")
         sub.add_argument("--seed", type=int, default=0, help="seed of the cohort")
         sub.set_defaults(command=command)
-        if name != "synthesise":
+        if name in ("fit", "probe"):
             sub.add_argument("--network-seed", type=int, default=0, help="seed of the initial weights and batch order")
+        else:
+            sub.add_argument("--jobs", type=int, default=-1, help="threads; -1 is one per core")
         if name == "fit":
             sub.add_argument("--epochs", type=int, default=8)
     return parser
@@ -51,8 +53,10 @@ def _regions(options: argparse.Namespace) -> None:
 
 
 def _cohort(options: argparse.Namespace):
-    from simba_lab.synthesis import Scenario, synthesise
+    from simba_lab.synthesis import Scenario, open_cohort, synthesise
 
+    if options.scenario.is_dir():
+        return open_cohort(options.scenario)
     return synthesise(Scenario.from_yaml(options.scenario), seed=options.seed)
 
 
@@ -65,18 +69,19 @@ def _new(folder: Path) -> Path:
 
 
 def _synthesise(options: argparse.Namespace) -> None:
-    import nibabel as nib
-    from tqdm import tqdm
+    from simba_lab.synthesis import save_cohort
+
+    cohort = save_cohort(_cohort(options), options.folder, n_jobs=options.jobs, progress=True)
+    print(f"{len(cohort)} volumes in {options.folder}")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from simba_lab.synthesis import export_bids
 
     folder, cohort = _new(options.folder), _cohort(options)
-    part = folder.with_name(f"{folder.name}.part{os.getpid()}")
-    part.mkdir()
-    cohort.scenario.to_yaml(part / "scenario.yaml")
-    cohort.table.to_csv(part / "subjects.tsv", sep="\t")
-    for subject, volume in zip(cohort.table.index, tqdm(cohort.volumes(), total=len(cohort), unit="volume"), strict=True):
-        nib.Nifti1Image(volume, cohort.lattice.affine).to_filename(part / f"subject-{subject:05d}_T1w.nii.gz")
-    part.rename(folder)
-    print(f"{len(cohort)} volumes in {folder}")
+    twins = list(cohort.scenario.biases) if cohort.scenario else []
+    export_bids(cohort, folder, twins=twins, n_jobs=options.jobs, progress=True)
+    print(f"{len(cohort)} subjects in {folder}")
 
 
 def _fit(options: argparse.Namespace) -> None:
@@ -86,8 +91,8 @@ def _fit(options: argparse.Namespace) -> None:
     config = FitConfig(epochs=options.epochs, seed=options.network_seed)
     run = fit(SimBANet(seed=options.network_seed), cohort, config, progress=True)
     run.save(folder)
-    by = "bias" if cohort.scenario.bias else None
-    print(evaluate(run.model, cohort.test, by=by).round(3).to_string())
+    for by in cohort.scenario.biases or [None]:
+        print(evaluate(run.model, cohort.test, by=by).round(3).to_string())
     for effect in cohort.scenario.effects:
         print(twin_effect(run.model, cohort.test, without=effect).round(3).to_string())
 
@@ -97,7 +102,7 @@ def _probe(options: argparse.Namespace) -> None:
     from simba_lab.training import Run, SimBANet
 
     cohort = _cohort(options)
-    if cohort.scenario.bias is None:
+    if not cohort.scenario.biases:
         raise SimbaError("scenario.bias", None, "an effect", "There is no bias to probe for.")
     untrained = SimBANet(seed=options.network_seed)
     run, test = Run.load(options.folder, untrained), cohort.test
@@ -106,8 +111,10 @@ def _probe(options: argparse.Namespace) -> None:
         changed = [name for name, value in yours["scenario"].items() if mine.get("scenario", {}).get(name) != value]
         raise SimbaError("scenario", changed or f"seed {cohort.seed}", "the one that the run was fitted on")
     floors = {"untrained": record(untrained, test)}
-    table = probe(record(run.model, test), test["bias"], given=test["label"], folds=test["fold"], floors=floors)
-    print(table.round(3).to_string())
+    activations = record(run.model, test)
+    for bias in cohort.scenario.biases:
+        table = probe(activations, test[bias], given=test["label"], folds=test["fold"], floors=floors)
+        print(f"{bias}\n{table.round(3).to_string()}")
 
 
 if __name__ == "__main__":

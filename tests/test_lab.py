@@ -171,15 +171,17 @@ def test_commands_from_scenario_to_probe(tmp_path, scenario_file, capsys):
     scenario = sb.Scenario.from_yaml(scenario_file)
     # The default network halves four times: 8 mm voxels leave just enough.
     assert cli.main(["synthesise", str(scenario_file), str(tmp_path / "volumes")]) == 0
-    table = pd.read_csv(tmp_path / "volumes" / "subjects.tsv", sep="\t", index_col="subject")
-    image = nib.load(tmp_path / "volumes" / "subject-00003_T1w.nii.gz")
-    cohort = sb.synthesise(scenario, seed=0)
-    np.testing.assert_array_equal(image.get_fdata(dtype=np.float32), cohort.array(3))
-    assert table["bias"].tolist() == cohort["bias"].tolist()
+    cohort = sb.open_cohort(tmp_path / "volumes", verify=True)
+    np.testing.assert_array_equal(cohort.array(3), sb.synthesise(scenario, seed=0).array(3))
+    assert cli.main(["export", str(tmp_path / "volumes"), str(tmp_path / "bids")]) == 0
+    exported = tmp_path / "bids" / "sub-0003" / "anat" / "sub-0003_T1w.nii.gz"
+    np.testing.assert_array_equal(nib.load(exported).get_fdata(dtype=np.float32), cohort.array(3))
+    assert list((tmp_path / "bids" / "derivatives").rglob("*mask.nii.gz"))
     assert cli.main(["fit", str(scenario_file), str(tmp_path / "run"), "--epochs", "1"]) == 0
     assert "ceiling" in capsys.readouterr().out
-    assert cli.main(["synthesise", str(scenario_file), str(tmp_path / "volumes")]) == 2
-    assert "Nothing is overwritten" in capsys.readouterr().err
+    assert cli.main(["synthesise", str(scenario_file), str(tmp_path / "volumes")]) == 0  # it is there already
+    assert cli.main(["synthesise", str(scenario_file), str(tmp_path / "volumes"), "--seed", "1"]) == 2
+    assert "nothing is overwritten" in capsys.readouterr().err
     assert cli.main(["probe", str(scenario_file), str(tmp_path / "run"), "--seed", "1"]) == 2
     assert "fitted on" in capsys.readouterr().err
 

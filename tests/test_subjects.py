@@ -58,16 +58,16 @@ def test_draws_fill_the_space_that_was_asked_for(asked):
     """Projected on the eigenvectors of the covariance, draws are uncorrelated and have its eigenvalues as variances."""
     values, vectors = np.linalg.eigh(asked)
     values, vectors = values[:-21:-1], vectors[:, :-21:-1]  # those that no truncation touches
-    scores = drawn(SMALL_MODEL, SMALL, 1000).reshape(1000, -1) @ vectors / np.sqrt(values)
+    scores = drawn(SMALL_MODEL, SMALL, 600).reshape(600, -1) @ vectors / np.sqrt(values)
     covariance = scores.T @ scores / len(scores)
-    np.testing.assert_allclose(np.diag(covariance), 1, atol=4.5 * np.sqrt(2 / 1000))
-    np.testing.assert_allclose(covariance - np.diag(np.diag(covariance)), 0, atol=4.5 / np.sqrt(1000))
+    np.testing.assert_allclose(np.diag(covariance), 1, atol=4.5 * np.sqrt(2 / 600))
+    np.testing.assert_allclose(covariance - np.diag(np.diag(covariance)), 0, atol=4.5 / np.sqrt(600))
 
 
 def test_subjects_are_not_of_rank_one():
-    share = np.linalg.svd(drawn(MODEL, LATTICE, 100)[:, ::8, ::8, ::8].reshape(100, -1), compute_uv=False) ** 2
+    share = np.linalg.svd(drawn(MODEL, LATTICE, 60)[:, ::8, ::8, ::8].reshape(60, -1), compute_uv=False) ** 2
     assert share[0] / share.sum() < 0.4
-    assert (share > share.sum() * 1e-5).sum() > 80
+    assert (share > share.sum() * 1e-5).sum() > 50
 
 
 def test_no_subject_is_moved_as_a_whole():
@@ -129,8 +129,8 @@ def as_image(field, lattice, *, itk=False):
 
 @pytest.fixture(scope="module")
 def people(template):
-    """Velocity fields of 40 "people": a process whose covariance is known, on the lattice of the subjects."""
-    return drawn(sb.GaussianProcessSubjects((60.0,), (3.0,)), subject_lattice(template), 40, seed=2)
+    """Velocity fields of 24 "people": a process whose covariance is known, on the lattice of the subjects."""
+    return drawn(sb.GaussianProcessSubjects((60.0,), (3.0,)), subject_lattice(template), 24, seed=2)
 
 
 @pytest.fixture(scope="module")
@@ -140,20 +140,20 @@ def fitted(people, template):
 
 
 def test_components_span_the_people_that_they_were_fitted_to(people, fitted):
-    """Thirty-nine directions and a mean hold 40 people exactly, and what a person's coefficients say is that person."""
-    assert len(fitted.variance_mm2) == 39
+    """Twenty-three directions and a mean hold 24 people exactly, and what a person's coefficients say is that person."""
+    assert len(fitted.variance_mm2) == 23
     assert fitted.variance_ratio.sum() == pytest.approx(1)
     points = np.prod(fitted.lattice.shape)
     scores = np.tensordot(people - fitted.mean, fitted.components, axes=([1, 2, 3, 4], [1, 2, 3, 4])) / points
     coefficients = scores / np.sqrt(fitted.variance_mm2)
-    np.testing.assert_allclose(coefficients.T @ coefficients / 39, np.eye(39), atol=1e-3)
+    np.testing.assert_allclose(coefficients.T @ coefficients / 23, np.eye(23), atol=1e-3)
     np.testing.assert_allclose(fitted.velocity(coefficients[7], fitted.lattice), people[7], atol=1e-3)
 
 
 def test_draws_of_components_have_the_covariance_of_the_people(fitted):
     """Coefficients that are projected back from drawn fields are those that were drawn: full rank, nothing else added."""
     rng = np.random.default_rng(3)
-    coefficients = rng.standard_normal((60, 39))
+    coefficients = rng.standard_normal((40, 23))
     fields = np.stack([fitted.velocity(row, fitted.lattice) for row in coefficients])
     back = np.tensordot(fields - fitted.mean, fitted.components, axes=([1, 2, 3, 4], [1, 2, 3, 4]))
     back /= np.prod(fitted.lattice.shape) * np.sqrt(fitted.variance_mm2)
@@ -163,21 +163,16 @@ def test_draws_of_components_have_the_covariance_of_the_people(fitted):
 
 
 def test_variance_along_true_directions_is_recovered(fitted, template):
-    """Along its leading modes a process has known variances; forty people tell them to 23 % each."""
-    lattice = subject_lattice(template)
-    process = sb.GaussianProcessSubjects((60.0,), (3.0,))
+    """Along its leading modes a process has known variances; 24 people tell them to 29 % each."""
+    lattice, process = subject_lattice(template), sb.GaussianProcessSubjects((60.0,), (3.0,))
     units = np.eye(process.coefficient_count(lattice))
-    modes = (
-        np.stack([process.velocity(units[k], lattice) for k in process.leading(lattice, 6)]).reshape(6, -1).astype(float)
-    )
-    modes /= np.linalg.norm(modes, axis=1, keepdims=True)
-    every = np.stack([process.velocity(unit, lattice).ravel() for unit in units])
-    true = np.square(modes @ every.T).sum(axis=1)
-    points = np.prod(lattice.shape)
-    found = fitted.variance_mm2 * points @ np.square(fitted.components.reshape(39, -1) / np.sqrt(points) @ modes.T)
-    ratio = found / true
-    assert np.abs(ratio - 1).max() < 4 * np.sqrt(2 / 39)
-    assert ratio.mean() == pytest.approx(1, abs=0.3)
+    every = np.stack([process.velocity(unit, lattice)[::4, ::4, ::4].ravel() for unit in units]).astype(float)
+    directions = every[process.leading(lattice, 6)]
+    true = np.square(every @ directions.T).sum(axis=0)
+    components = fitted.components[:, ::4, ::4, ::4].reshape(23, -1).astype(float)
+    ratio = fitted.variance_mm2 @ np.square(components @ directions.T) / true
+    assert np.abs(ratio - 1).max() < 4 * np.sqrt(2 / 23)
+    assert ratio.mean() == pytest.approx(1, abs=0.4)
 
 
 def test_fields_in_any_orientation_say_the_same(template):
@@ -205,7 +200,7 @@ def test_fields_in_any_orientation_say_the_same(template):
     found *= np.sign((found * expected)[inside].sum())
     assert 0.5 < inside.mean() < 1
     np.testing.assert_allclose(found[inside], expected[inside], atol=0.01)
-    assert not found[~inside].any()
+    assert np.abs(found[~inside]).max() < 1e-9
 
 
 def test_people_who_are_all_alike_have_a_mean_and_no_components(template, scenario):
@@ -247,17 +242,16 @@ def test_scaled_models_scale_velocities(kind, fitted):
 
 
 def test_too_much_variability_is_refused_with_a_share_that_works(fitted, scenario):
-    wild = scenario.replace(variability=fitted.scaled(6))
+    wild = scenario.replace(variability=fitted.scaled(30))
     with pytest.raises(sb.SimbaError, match=r"scenario\.variability.*scaled\(0\.\d+\)"):
-        for index in range(20):
-            sb.synthesise(wild, seed=0).array(index)
+        sb.synthesise(wild, seed=0).array(0)
 
 
 def test_fewer_components_on_request(people, template):
-    images = [as_image(field, subject_lattice(template)) for field in people[:8]]
+    images = [as_image(field, subject_lattice(template)) for field in people[:6]]
     every, some = PCASubjects.fit(images, variance_kept=1.0), PCASubjects.fit(images, variance_kept=0.6)
     needed = int(np.searchsorted(np.cumsum(every.variance_ratio), 0.6)) + 1
-    assert len(some.variance_mm2) == needed < 7
+    assert len(some.variance_mm2) == needed < 5
     assert some.variance_ratio.sum() >= 0.6 > every.variance_ratio[: needed - 1].sum()
     assert PCASubjects.fit(images, components=2) == PCASubjects.fit(images, 2) != some
 
@@ -269,7 +263,7 @@ def test_saved_models_come_back(fitted, scenario, tmp_path):
     assert loaded == fitted == saved
     assert len({loaded, fitted, saved}) == 1
     assert loaded != fitted.scaled(1.01)
-    coefficients = np.random.default_rng(5).standard_normal(39)
+    coefficients = np.random.default_rng(5).standard_normal(23)
     np.testing.assert_array_equal(loaded.velocity(coefficients, LATTICE), fitted.velocity(coefficients, LATTICE))
     assert PCASubjects.from_dict(saved.to_dict()) == fitted
     first = scenario.replace(variability=saved)
@@ -377,4 +371,4 @@ def test_truncated_fields_are_refused(people, template, tmp_path):
 
 def test_models_do_not_leave_their_lattice(fitted):
     with pytest.raises(sb.SimbaError, match="template of the scenario"):
-        fitted.velocity(np.zeros(39), SMALL)
+        fitted.velocity(np.zeros(23), SMALL)

@@ -18,6 +18,7 @@ from nilearn.image import resample_img
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from simba_lab.errors import SimbaError, TemplateError, UnknownNameError
+from simba_lab.synthesis.nifti import read_nifti
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -177,7 +178,7 @@ class Template:
         TemplateError
             If a file is missing or corrupt, is not three-dimensional, holds NaN, or does not match the others.
         """
-        t1_image, label_image = _read_nifti(t1, "t1"), _read_nifti(labels, "labels")
+        t1_image, label_image = read_nifti(t1, "t1"), read_nifti(labels, "labels")
         regions = _read_label_table(table)
         low, high = _brain_box(t1_image, t1)
         spacing = max(1.0, float(min(t1_image.header.get_zooms()[:3])))
@@ -196,24 +197,6 @@ class Template:
             )  # fmt: skip
         name = name or Path(t1).name.split(".")[0]
         return cls(name, intensity.astype(np.float32), numbers, regions, lattice, source)
-
-
-def _read_nifti(path: str | Path, field_name: str) -> nib.Nifti1Image:
-    path = Path(path)
-    if not path.is_file():
-        raise TemplateError(field_name, str(path), "an existing NIfTI file", "Check the path.")
-    try:
-        image = nib.load(path)
-        data = np.asarray(image.dataobj, dtype=np.float32)
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, MemoryError) as error:
-        raise TemplateError(
-            field_name, str(path), "a readable NIfTI file", f"It is truncated or corrupt ({error}); fetch it again."
-        ) from error
-    if data.ndim != 3:
-        raise TemplateError(field_name, data.shape, "a three-dimensional image", f"Pick one volume of {path.name}.")
-    if not np.isfinite(data).all():
-        raise TemplateError(field_name, str(path), "an image without NaN or infinity", "Repair the image first.")
-    return nib.as_closest_canonical(nib.Nifti1Image(data, image.affine))
 
 
 def _read_label_table(path: str | Path) -> dict[str, int]:

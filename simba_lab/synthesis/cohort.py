@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -18,6 +18,9 @@ from simba_lab.synthesis.design import design
 from simba_lab.synthesis.scanner import BACKGROUND
 from simba_lab.synthesis.scenario import Scenario
 from simba_lab.synthesis.studio import MODES, Studio, studio
+
+# Volumes that are rendered before the first of them is handed on: enough to keep workers busy, few enough for memory.
+BATCH = 16
 
 
 class Source(Protocol):
@@ -170,14 +173,14 @@ class Cohort:
             return self.source.array(self._person(index)[0])
         return self._studio.exposed(*self._person(index), self.magnitudes(index)).copy()
 
-    def arrays(self, *, n_jobs: int = -1) -> np.ndarray:
-        """Render all subjects: float32, shape (n, X, Y, Z)."""
+    def arrays(self, *, n_jobs: int = -1, device: str = "cpu") -> np.ndarray:
+        """Return all subjects: float32, shape (n, X, Y, Z). Parameters are those of `volumes`."""
         out = np.empty((len(self), *self.lattice.shape), np.float32)
-        for index, volume in enumerate(self.volumes(n_jobs=n_jobs)):
+        for index, volume in enumerate(self.volumes(n_jobs=n_jobs, device=device)):
             out[index] = volume
         return out
 
-    def volumes(self, *, n_jobs: int = -1) -> Iterator[np.ndarray]:
+    def volumes(self, *, n_jobs: int = -1, device: str = "cpu") -> Iterator[np.ndarray]:
         """Iterate over the subjects in order: float32 arrays, shape (X, Y, Z).
 
         Parameters
@@ -185,10 +188,20 @@ class Cohort:
         n_jobs : int
             Threads (joblib's convention: -1 is one per core), or workers of the joblib backend that is active. The bytes do
             not depend on it.
+        device : str
+            ``cpu``; ``cuda`` (or another device of PyTorch) to render there, equal to rounding; ``auto`` for a GPU, if any.
         """
+        render = self.array
+        if device != "cpu" and self.source is None:
+            from simba_lab.synthesis.accelerated import Darkroom, chosen_device
+
+            darkroom = Darkroom(self._studio, chosen_device(device))
+
+            def render(index: int) -> np.ndarray:
+                return darkroom.exposed(*self._person(index), self.magnitudes(index))
+
         _ = self.source or self._studio  # made once, before threads ask for it
-        jobs = Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")
-        return jobs(delayed(self.array)(index) for index in range(len(self)))
+        return _in_batches(render, len(self), n_jobs)
 
     def volume(self, index: int) -> nib.Nifti1Image:
         """Render one subject as a NIfTI image, for nilearn and for files."""
@@ -253,3 +266,10 @@ def synthesise(scenario: Scenario, *, seed: int = 0) -> Cohort:
     cohort = Cohort(scenario, int(seed), design(scenario, int(seed)))
     _ = cohort._studio  # raises now rather than at the first volume
     return cohort
+
+
+def _in_batches(render: Callable[[int], np.ndarray], count: int, n_jobs: int) -> Iterator[np.ndarray]:
+    # Batches instead of joblib's generators, which not every backend has.
+    with Parallel(n_jobs=n_jobs, prefer="threads") as jobs:
+        for start in range(0, count, BATCH):
+            yield from jobs(delayed(render)(index) for index in range(start, min(start + BATCH, count)))

@@ -103,7 +103,7 @@ def expose(volume: np.ndarray, lattice: Lattice, scanner: Scanner, key: tuple[np
         Names the noise, from `noise_key`.
     """
     if scanner.blur_mm:
-        volume = gaussian_filter(volume, scanner.blur_mm / FWHM_PER_SIGMA / lattice.spacing_mm, truncate=3.0)
+        volume = gaussian_filter(volume, scanner.blur_mm / FWHM_PER_SIGMA / lattice.spacing_mm, mode="constant", truncate=3.0)
     _signal_kernels.expose(
         volume, np.float32(BACKGROUND), np.float32(scanner.pivot), np.float32(scanner.contrast), np.float32(scanner.gamma),
         np.float32(scanner.field), np.float32(lattice.origin_mm), np.float32(lattice.spacing_mm), np.float32(scanner.noise),

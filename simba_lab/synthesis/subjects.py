@@ -39,8 +39,8 @@ class GaussianProcessSubjects:
     the covariance ``(1 - P) K (1 - P)'``. `P` weighs the ellipsoid that fits into the lattice, which is about where the
     brain is.
 
-    The defaults make the volumes of brain and deep grey nuclei vary as among healthy adults, by about 9 and 10 to 12 %. Those
-    of the ventricles vary as little, where those of people, who differ in age, vary by half (`population_volumes`).
+    The defaults make the volumes of brain and deep grey nuclei vary as among healthy adults, by about 9 and 10 to 12 %.
+    Those of the ventricles vary as little, where those of people, who differ in age, vary by half (`population_volumes`).
 
     Parameters
     ----------
@@ -213,7 +213,8 @@ class PCASubjects:
         if not 0 < variance_kept <= 1:
             raise SimbaError("variance_kept", variance_kept, "in (0, 1]")
         with np.errstate(invalid="ignore"):  # fields that are all alike have no ratios of variance
-            pca = PCA(svd_solver="full").fit(matrix)
+            # In single precision the decomposition of so wide a matrix is off by a few per cent at the first point.
+            pca = PCA(svd_solver="full").fit(matrix.astype(np.float64))
         points = np.prod(lattice.shape)
         variance = pca.explained_variance_[:most].astype(float) / points
         if components is None:
