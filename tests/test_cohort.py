@@ -223,7 +223,7 @@ def test_displacements_stay_close_to_a_dense_integration(cohort, template):
         fast = moved(fast, flow.at(magnitude).astype(float), flow.lattice)
         velocity, box = local_velocity(carriers.scenario.effects[name], template)
         # The amplitude is a promise about the displacement at magnitude 1: find the flow time that keeps it.
-        time = brentq(lambda t: peak(velocity, box, t) - 2.5, 2.0, 6.0, xtol=1e-3)
+        time = brentq(lambda t, v=velocity, b=box: peak(v, b, t) - 2.5, 2.0, 6.0, xtol=1e-3)
         dense = flowed(dense, velocity, box, -time * magnitude)
     error = np.linalg.norm(fast - dense, axis=0)[3:-3, 3:-3, 3:-3]
     assert np.quantile(error, 0.95) < 0.05

@@ -61,6 +61,19 @@ def test_no_magnitude_of_the_table_folds(flow):
         assert deformation.least_jacobian(planar(flow.at(knot)), flow.lattice) > 0
 
 
+def test_a_mode_moves_the_region_along_the_variability(template):
+    """The effect follows the mode inside the region, and nothing moves far from it."""
+    effect = sb.Morphology("Putamen_L", 2.0, mode=3)
+    flow = tabulate(effect, template, np.array([-1.0, 1.0]))
+    assert np.linalg.norm(flow.at(1.0), axis=-1).max() == pytest.approx(2.0, abs=0.1)
+    assert not np.allclose(flow.at(1.0), tabulate(sb.Morphology("Putamen_L", 2.0), template, np.array([1.0])).at(1.0))
+    edge = np.ones(flow.lattice.shape, bool)
+    edge[2:-2, 2:-2, 2:-2] = False
+    assert np.abs(flow.at(1.0)[edge]).max() < 0.05
+    with pytest.raises(sb.SimbaError, match="mode must be"):
+        sb.Morphology("Putamen_L", 2.0, mode=0)
+
+
 def test_folding_amplitude_names_subject_and_limit(template):
     effect = sb.Morphology("Insula_L", 9.0)
     magnitudes = np.array([0.5, 3.0, -1.0])

@@ -12,10 +12,10 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 import simba_lab as sb
-from simba_lab.synthesis import exchange
-from simba_lab.synthesis.exchange import export_bids
-from simba_lab.synthesis.image_files import image_files
-from simba_lab.synthesis.imports import read_bids, read_simba, read_table
+from simba_lab.synthesis.exchange import bids
+from simba_lab.synthesis.exchange.bids import export_bids
+from simba_lab.synthesis.exchange.image_files import image_files
+from simba_lab.synthesis.exchange.imports import read_bids, read_simba, read_table
 from simba_lab.synthesis.nifti import read_nifti
 
 SPACING_MM = 8.0
@@ -152,7 +152,7 @@ def test_failed_export_leaves_nothing(cohort, tmp_path, monkeypatch, code):
             raise OSError(code, "the reason")
         stem.with_suffix(".nii.gz").write_bytes(b"x")
 
-    monkeypatch.setattr(exchange, "_write_image", failing)
+    monkeypatch.setattr(bids, "_write_image", failing)
     with pytest.raises(sb.SimbaError, match="enough space" if code == errno.ENOSPC else "the reason"):
         export_bids(cohort, tmp_path / "ds")
     assert len(written) > 5 and not list(tmp_path.iterdir())

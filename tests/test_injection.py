@@ -10,8 +10,8 @@ from scipy.spatial.transform import Rotation
 import simba_lab as sb
 from simba_lab.synthesis import deformation
 from simba_lab.synthesis.effects import Intensity, Morphology, Normal
+from simba_lab.synthesis.exchange.injection import inject
 from simba_lab.synthesis.flows import tabulate
-from simba_lab.synthesis.injection import inject
 from simba_lab.synthesis.scanner import Scanner, expose, noise_key
 
 PUTAMEN = Morphology("Putamen_L", 2.5)

@@ -22,7 +22,7 @@ def everybody(scenario, template, matrix, shift=(0.0, 0.0, 0.0)):
     points = np.moveaxis(lattice.points_mm(), 0, -1)
     velocity = (points - points.mean(axis=(0, 1, 2))) @ np.transpose(matrix) + shift
     model = PCASubjects(velocity, np.zeros((0, *velocity.shape)), np.zeros(0), 0.0, 2, lattice)
-    return sb.synthesise(scenario.replace(variability=model), seed=0).where(np.arange(2))
+    return sb.synthesise(scenario.replace(variability=model, subjects=16, bias=None), seed=0).where(np.arange(2))
 
 
 def test_linear_growth_multiplies_every_volume(scenario, template):
@@ -36,12 +36,12 @@ def test_linear_growth_multiplies_every_volume(scenario, template):
 
 
 def test_volumes_are_those_of_the_rendered_regions(scenario):
-    """Masks rendered at 2 mm, voxels counted: the same volumes, to what counting voxels can tell."""
-    cohort = sb.synthesise(scenario.replace(spacing_mm=2.0), seed=1).where(np.arange(4)).twin(without=("disease", "bias"))
+    """Masks rendered at 1 mm, voxels counted: the same volumes, to what counting voxels can tell."""
+    cohort = sb.synthesise(scenario.replace(spacing_mm=1.0), seed=1).where(np.arange(4)).twin(without=("disease", "bias"))
     regions = ["Putamen_L", "Cerebelum_6_R", "Frontal_Sup_2_L"]
     volumes = region_volumes(cohort, regions)
-    counted = [[cohort.region(index, name).sum() * 2.0**3 / 1000 for name in regions] for index in range(len(cohort))]
-    np.testing.assert_allclose(volumes[regions], counted, rtol=0.02)
+    counted = [[cohort.region(index, name).sum() / 1000 for name in regions] for index in range(len(cohort))]
+    np.testing.assert_allclose(volumes[regions], counted, rtol=0.015)
     assert volumes[regions].std().min() > 0.03 * volumes[regions].mean().min()
 
 
@@ -52,13 +52,13 @@ def test_sides_add_up_and_effects_do_not_count(cohort):
     assert list(volumes.index) == list(few.table.index)
     np.testing.assert_allclose(volumes["Putamen_L"] + volumes["Putamen_R"], volumes["Putamen"], rtol=1e-5)
     twins = region_volumes(few.twin(carrying=("disease", "bias")), "Putamen")
-    np.testing.assert_array_equal(twins["Putamen"], volumes["Putamen"])
+    np.testing.assert_allclose(twins["Putamen"], volumes["Putamen"], rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
 def spread():
-    """Coefficients of variation among 200 subjects, in full and at half the variability."""
-    scenario = sb.Scenario(subjects=200, spacing_mm=8, disease=sb.Morphology("Insula_L", amplitude_mm=2.5))
+    """Coefficients of variation among 120 subjects, in full and at half the variability."""
+    scenario = sb.Scenario(subjects=120, spacing_mm=8, disease=sb.Morphology("Insula_L", amplitude_mm=2.5))
     half = scenario.replace(variability=scenario.variability.scaled(0.5))
     volumes = [region_volumes(sb.synthesise(variant, seed=2)) for variant in (scenario, half)]
     return [table.std() / table.mean() for table in volumes]
@@ -86,7 +86,7 @@ def test_ventricles_are_two_dark_bodies_inside_the_brain(name):
     assert centres[0][0] < -8 < 8 < centres[1][0]
     np.testing.assert_allclose(centres[0][1:], centres[1][1:], atol=3)
     ml = [side.sum() * template.lattice.spacing_mm**3 / 1000 for side in (left, right)]
-    assert 5 < min(ml) < max(ml) < 12
+    assert 5 < min(ml) <= max(ml) < 12
     # Around thalamus and caudate nucleus, but not in them.
     nuclei = sum(template.region(f"{nucleus}_{side}") for nucleus in ("Thalamus", "Caudate") for side in "LR")
     assert (mask & (nuclei > 0)).sum() < 0.25 * mask.sum()

@@ -50,12 +50,82 @@ def test_unbiased_control_has_the_same_effects():
     assert control.replace(bias=biased(0.8, 0.2).bias) == biased(0.8, 0.2)
 
 
+def two(membership, first=(0.8, 0.2), second=(0.6, 0.3)):
+    rates = [dict(zip(("disease", "control"), pair, strict=True)) for pair in (first, second)]
+    biases = {
+        "near": sb.Morphology("Putamen_L", 2.5, prevalence=rates[0]),
+        "contrast": sb.Intensity("contrast", 0.2, prevalence=rates[1]),
+    }
+    return sb.Scenario(subjects=400, spacing_mm=8, disease=DISEASE, bias=biases, membership=membership)
+
+
+def test_several_biases_have_groups_of_their_own():
+    scenario = two("independent")
+    table = sb.synthesise(scenario, seed=0).table
+    rates = table.groupby("label")[["near", "contrast"]].mean()
+    np.testing.assert_allclose(rates.to_numpy(), [[0.2, 0.3], [0.8, 0.6]], atol=0.02)
+    within = [part["near"].corr(part["contrast"]) for _, part in table.groupby("label")]
+    assert np.abs(within).max() < 0.06
+    assert {"near_magnitude", "contrast_magnitude"} <= set(table)
+
+
+def test_joint_groups_are_nested():
+    table = sb.synthesise(two("joint"), seed=0).table
+    for label, (smaller, larger) in ((1, ("contrast", "near")), (0, ("near", "contrast"))):
+        part = table[table["label"] == label]
+        assert (part[larger] >= part[smaller]).all()
+        assert part[smaller].any()
+    equal = sb.synthesise(two("joint", second=(0.8, 0.2)), seed=0).table
+    assert (equal["near"] == equal["contrast"]).all()
+
+
+@pytest.mark.parametrize("membership", ["independent", "joint"])
+def test_shortcut_ceiling_of_two_biases_equals_simulation(membership):
+    scenario, rng, n = two(membership), np.random.default_rng(1), 400_000
+    label = rng.integers(0, 2, n)
+    magnitude = rng.normal(2 * label - 1, 1)
+    first = rng.random(n)
+    second = first if membership == "joint" else rng.random(n)
+    groups = 2 * (first < np.where(label == 1, 0.8, 0.2)) + (second < np.where(label == 1, 0.6, 0.3))
+    odds = [np.mean(groups[label == 1] == g) / max(1e-9, np.mean(groups[label == 0] == g)) + 1e-9 for g in range(4)]
+    decision = 2 * magnitude + np.log(np.array(odds)[groups]) > 0
+    assert scenario.ceiling(shortcut=True) == pytest.approx((decision == label).mean(), abs=0.003)
+
+
+def test_twins_of_one_bias_keep_the_other():
+    cohort = sb.synthesise(two("joint"), seed=0).where(np.arange(20))
+    index = int(np.flatnonzero((cohort["near"] == 1) & (cohort["contrast"] == 1))[0])
+    shown = cohort.twin(without="near").magnitudes(index)
+    assert shown["near"] == 0 and shown["contrast"] != 0
+    assert cohort.twin(without=["near", "contrast"]).magnitudes(index)["disease"] != 0
+
+
+def test_leakage_floor_asks_which_bias():
+    assert two("joint").leakage_floor(0.86, "near") == pytest.approx(0.86 * 0.8 + 0.14 * 0.2)
+    with pytest.raises(sb.SimbaError, match="near, contrast"):
+        two("joint").leakage_floor(0.86)
+    with pytest.raises(sb.UnknownNameError, match="near"):
+        two("joint").leakage_floor(0.86, "nearr")
+
+
+def test_truncated_magnitudes_stay_inside():
+    bias = sb.Intensity("noise", 0.1, magnitude=sb.Normal(1.0, 1.0, low=0.0, high=2.0))
+    scenario = sb.Scenario(subjects=200, spacing_mm=8, disease=DISEASE, bias=bias)
+    magnitude = sb.synthesise(scenario, seed=0)["bias_magnitude"]
+    assert 0 <= magnitude.min() < 0.1 and 1.9 < magnitude.max() <= 2
+    assert sb.Scenario.from_yaml(scenario.to_yaml()) == scenario
+
+
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
         ({"subjects": 4}, "scenario.subjects must be an integer of at least 16"),
         ({"spacing_mm": 0.1}, "from 0.5 to 8"),
         ({"noise": 2}, r"in \[0, 1\]"),
+        ({"bias_field": -1}, "scenario.bias_field"),
+        ({"membership": "both"}, "independent, joint"),
+        ({"bias": {"label": DISEASE}}, "named by letters"),
+        ({"bias": {"near": 3}}, "scenario.near"),
         ({"split": (0.5, 0.5, 0.5)}, "add up to 1"),
         ({"template": "mni"}, "mni152"),
         ({"disease": "Insula_L"}, "scenario.disease must be an effect"),

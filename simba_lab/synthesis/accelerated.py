@@ -30,7 +30,8 @@ def chosen_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise SimbaError("device", name, "cpu, auto, or a device that PyTorch finds here", str(error).split("\n")[0]) from error
+        why = str(error).split("\n")[0]
+        raise SimbaError("device", name, "cpu, auto, or a device that PyTorch finds here", why) from error
     return device
 
 
@@ -68,7 +69,8 @@ class Darkroom:
     def developed(self, subject: int, coarse: np.ndarray, magnitudes: Mapping[str, float]) -> np.ndarray:
         """Return the image of a subject whose coarse displacement has been computed."""
         points = self._points + _at(self._field(coarse), self._points, self.studio.subject, "border")
-        shown = [(self.studio.flows[name], value) for name, value in magnitudes.items() if value and name in self.studio.flows]
+        flows = self.studio.flows
+        shown = [(flows[name], value) for name, value in magnitudes.items() if value and name in flows]
         for flow, value in reversed(shown):
             points = points + _at(self._field(flow.at(value)), points, flow.lattice, "zeros")
         tissue = _at(self._image, points, self._image_lattice, "border")[0]

@@ -8,7 +8,6 @@ Fields and displacements are arrays of shape (3, X, Y, Z) in mm on a `Lattice`. 
 from __future__ import annotations
 
 import numpy as np
-
 from scipy.ndimage import distance_transform_edt
 
 from simba_lab.errors import SimbaError
@@ -16,9 +15,10 @@ from simba_lab.synthesis import _kernels
 from simba_lab.synthesis.anatomy import Lattice
 
 # A midpoint step errs by about |v| |grad v|^2 / 24 times its length squared. Steps in which the gradient turns the field no
-# further than this are exact to 0.01 mm for displacements of a centimetre; `fast` is for the subjects, of which there are many.
+# further than this are exact to 0.01 mm for displacements of a centimetre; `fast` is for subjects, of which there are many.
 STEEPEST_STEP = {"exact": 0.15, "fast": 0.4}
-# Two coarse points, 4 mm apart before the deformation, see everything between them from this far; a nearest node is 3.5 mm off.
+# Two coarse points, 4 mm apart before the deformation, see all that is between them from this far; a nearest node is up to
+# 3.5 mm off.
 SIGHT_MM = 10.0
 
 
@@ -75,8 +75,8 @@ def flow(
 def exponential(velocity: np.ndarray, lattice: Lattice) -> np.ndarray:
     """Return the displacement at time 1 of the flow of a stationary velocity field.
 
-    Every point is carried along the velocity itself by the midpoint rule, in so many steps as the gradient of the field asks
-    for; smooth fields need few. Scaling and squaring would interpolate displacements that have been interpolated before;
+    Every point is carried along the velocity itself by the midpoint rule, in so many steps as the gradient of the field
+    asks for; smooth fields need few. Scaling and squaring would interpolate displacements that have been interpolated before;
     here only the velocity is interpolated, and with its curvature.
 
     Parameters
@@ -93,7 +93,7 @@ def exponential(velocity: np.ndarray, lattice: Lattice) -> np.ndarray:
 
     References
     ----------
-    Arsigny, Commowick, Pennec, Ayache (2006), "A log-Euclidean framework for statistics on diffeomorphisms", MICCAI, sec. 3.
+    Arsigny, Commowick, Pennec, Ayache (2006), "A log-Euclidean framework for statistics on diffeomorphisms", MICCAI.
     Hairer, Norsett, Wanner (1993), "Solving ordinary differential equations I", sec. II.1, eq. 1.4 (midpoint rule).
     """
     return np.moveaxis(flow(_checked(velocity, lattice, "velocity"), lattice.spacing_mm), -1, 0)

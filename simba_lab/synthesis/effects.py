@@ -158,9 +158,9 @@ class Intensity:
     """An effect of the scanner on the image, everywhere in the brain.
 
     At magnitude m, ``contrast`` multiplies the distance of each intensity from the template's mean by (1 + strength)^m;
-    ``gamma`` raises intensities (white matter: 1) to the power (1 + strength)^m; ``bias_field`` multiplies the image by a smooth field whose
-    log has the standard deviation m x strength; ``noise`` and ``blur`` add m x strength of themselves, in quadrature to
-    what is there, and nothing where m is negative.
+    ``gamma`` raises intensities (white matter: 1) to the power (1 + strength)^m; ``bias_field`` multiplies the image by a
+    smooth field whose log has the standard deviation m x strength; ``noise`` and ``blur`` add m x strength of themselves, in
+    quadrature to what is there, and nothing where m is negative.
 
     Parameters
     ----------
@@ -173,7 +173,7 @@ class Intensity:
 
     References
     ----------
-    Stanley et al. (2024), JAMIA 31:2613-2621 (contrast); Gudbjartsson and Patz (1995), MRM 34:910-914, eq. 1 (Rician noise).
+    Stanley et al. (2024), JAMIA 31:2613-2621 (contrast); Gudbjartsson and Patz (1995), MRM 34:910-914, eq. 1 (noise).
     """
 
     kind: str

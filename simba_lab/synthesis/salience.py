@@ -39,17 +39,18 @@ class Salience(NamedTuple):
 def salience(effect: Effect | str, scenario: Scenario, *, subjects: int = SUBJECTS, seed: int = 0) -> Salience:
     """Return how detectable an effect is in a scenario: the d' of a Hotelling observer.
 
-    The observer sees whole images and knows their statistics: it weighs voxels by the inverse covariance of images times the
-    mean difference that the effect makes. Healthy anatomy, the disease and the receive field are all part of the
+    The observer sees whole images and knows their statistics: it weighs voxels by the inverse covariance of images times
+    the mean difference that the effect makes. Healthy anatomy, the disease and the receive field are all part of the
     covariance, estimated from noiseless images, to which the variance of the noise is added. The effect's own spread need
-    not be: it lies along the mean difference and does not turn the weights. A fifth of the subjects, unknown to the observer,
-    judges it, so d' is not inflated by what many voxels and few subjects make up; it grows slowly with `subjects`.
+    not be: it lies along the mean difference and does not turn the weights. A fifth of the subjects, unknown to the
+    observer, judges it, so d' is not inflated by what many voxels and few subjects make up; it grows slowly with
+    `subjects`.
 
     Parameters
     ----------
     effect : effect, or str
-        A bias, with and without which the same subjects are compared; or ``"disease"``, for the two classes of the scenario;
-        or the name of a bias of the scenario.
+        A bias, with and without which the same subjects are compared; or ``"disease"``, for the two classes of the
+        scenario; or the name of a bias of the scenario.
     scenario : Scenario
         Where it has to be detected: its anatomy, disease, scanner and voxel size. Its biases are left out.
     subjects : int
@@ -119,14 +120,15 @@ def matched(effect: Effect, *, d_prime: float, scenario: Scenario, subjects: int
 
 
 def _pair(effect: Effect | None, cohort: Cohort) -> tuple[Cohort, Cohort]:
-    """The same subjects without and with an effect; for the disease (None), as controls and as patients."""
+    """Return the same subjects without and with an effect; for the disease (None), as controls and as patients."""
     scenario = cohort.scenario
     if effect is not None:
         everybody = replace(effect, prevalence=dict.fromkeys(CLASSES, 1.0))
         carrying = synthesise(scenario.replace(bias=everybody), seed=cohort.seed)
         return carrying.twin(without="bias"), carrying
     label, own = cohort["label"], cohort["disease_magnitude"]
-    means, sds = (np.array([getattr(scenario.disease.magnitude[name], field) for name in CLASSES]) for field in ("mean", "sd"))
+    distributions = [scenario.disease.magnitude[name] for name in CLASSES]
+    means, sds = np.array([one.mean for one in distributions]), np.array([one.sd for one in distributions])
     relative = (own - means[label]) / np.where(sds[label] > 0, sds[label], 1.0)
     return tuple(
         replace(cohort, table=cohort.table.assign(disease_magnitude=means[side] + sds[side] * relative)) for side in (0, 1)
@@ -164,8 +166,9 @@ def _population(scenario: Scenario, seed: int) -> _Population:
     lattice = load_template(scenario.template).output_lattice(scenario.spacing_mm)
     needed = 8 * scenario.subjects * int(np.prod(lattice.shape))
     if needed > MOST_BYTES:
+        most = scenario.subjects * MOST_BYTES // needed
         raise SimbaError(
-            "subjects", scenario.subjects, f"at most {scenario.subjects * MOST_BYTES // needed} at {scenario.spacing_mm:g} mm",
+            "subjects", scenario.subjects, f"at most {most} at {scenario.spacing_mm:g} mm",
             "All images are held in memory; coarser voxels need less: scenario.replace(spacing_mm=4).",
         )  # fmt: skip
     cohort = synthesise(scenario, seed=seed)

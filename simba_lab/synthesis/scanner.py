@@ -71,8 +71,8 @@ class Scanner:
 def field_basis(template: Template) -> np.ndarray:
     """Return nine smooth fields as coefficients of the terms, shape (9, 10).
 
-    Over the brain each has mean 0 and variance 1, and they are uncorrelated: coefficients with a sum of squares of s^2 make a
-    field whose log has the standard deviation s.
+    Over the brain each has mean 0 and variance 1, and they are uncorrelated: coefficients with a sum of squares of s^2 make
+    a field whose log has the standard deviation s.
     """
     points = np.argwhere(template.brain)[::50] * template.lattice.spacing_mm + template.lattice.origin_mm
     q, r = np.linalg.qr(terms(points.T).T)
@@ -103,7 +103,8 @@ def expose(volume: np.ndarray, lattice: Lattice, scanner: Scanner, key: tuple[np
         Names the noise, from `noise_key`.
     """
     if scanner.blur_mm:
-        volume = gaussian_filter(volume, scanner.blur_mm / FWHM_PER_SIGMA / lattice.spacing_mm, mode="constant", truncate=3.0)
+        sigma = scanner.blur_mm / FWHM_PER_SIGMA / lattice.spacing_mm
+        volume = gaussian_filter(volume, sigma, mode="constant", truncate=3.0)
     _signal_kernels.expose(
         volume, np.float32(BACKGROUND), np.float32(scanner.pivot), np.float32(scanner.contrast), np.float32(scanner.gamma),
         np.float32(scanner.field), np.float32(lattice.origin_mm), np.float32(lattice.spacing_mm), np.float32(scanner.noise),

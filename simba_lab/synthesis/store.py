@@ -35,10 +35,12 @@ FORMAT = "simba-lab cohort 1"
 MANIFEST, VOLUMES, TABLE, PROGRESS, LOCK = "manifest.json", "volumes.npy", "subjects.tsv", "progress.tsv", "writing.lock"
 PART = ".part"
 # Modules that decide on the bytes of a volume.
-RENDERING = tuple(
-    f"{name}.py" for name in
-    ("_kernels", "_signal_kernels", "anatomy", "deformation", "design", "effects", "flows", "scanner", "studio", "subjects")
-)  # fmt: skip
+RENDERING = [
+    f"{name}.py" for name in (
+        "_kernels", "_signal_kernels", "anatomy", "deformation", "design", "effects", "flows", "modes", "scanner", "studio",
+        "subjects",
+    )
+]  # fmt: skip
 # Volumes rendered before the finished ones are written down: large enough to keep all workers busy.
 BATCH = 32
 
@@ -168,7 +170,7 @@ def open_cohort(folder: str | Path, *, verify: bool = False) -> Cohort:
 
 
 def _head(cohort: Cohort) -> dict[str, Any]:
-    """What identifies a store: everything in the manifest but the checksums."""
+    """Return what identifies a store: everything in the manifest but the checksums."""
     table = cohort.table.to_csv(sep="\t").encode()
     return {
         "format": FORMAT, "cohort": cohort.identity, "switches": dict(sorted(cohort.switches.items())),

@@ -66,7 +66,7 @@ def assign(
     where : path
         What errors call the table.
     label, disease, control, groups, split
-        As in `simba_lab.synthesis.imports.read_bids`.
+        As in `simba_lab.synthesis.exchange.imports.read_bids`.
 
     Returns
     -------

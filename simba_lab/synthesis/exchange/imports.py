@@ -13,8 +13,8 @@ import pandas as pd
 from simba_lab.errors import SimbaError, TemplateError
 from simba_lab.synthesis.anatomy import Template, load_template
 from simba_lab.synthesis.cohort import Cohort
-from simba_lab.synthesis.image_files import image_files
-from simba_lab.synthesis.participants import assign, column, read_rows
+from simba_lab.synthesis.exchange.image_files import image_files
+from simba_lab.synthesis.exchange.participants import assign, column, read_rows
 
 SIMBA_COLUMNS = ("class_label", "bias_label", "effect_dst", "isv_dst", "filename")
 SIMBA_SPLITS = {"train": "train", "val": "validation", "test": "test"}

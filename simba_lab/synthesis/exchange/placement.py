@@ -14,8 +14,8 @@ from scipy.ndimage import map_coordinates
 from simba_lab.errors import SimbaError
 from simba_lab.synthesis.anatomy import Lattice, Template
 from simba_lab.synthesis.deformation import least_jacobian
+from simba_lab.synthesis.exchange.scans import Scan
 from simba_lab.synthesis.nifti import DAMAGE, MOST_VOXELS
-from simba_lab.synthesis.scans import Scan
 
 # The inverse of a field is iterated to this distance; 1 mm voxels that are 0.01 mm off differ by far less than noise.
 TOLERANCE_MM = 1e-3

@@ -16,10 +16,10 @@ from simba_lab.errors import SimbaError, UnknownNameError
 from simba_lab.rng import stream
 from simba_lab.synthesis.anatomy import FWHM_PER_SIGMA, Template, load_template
 from simba_lab.synthesis.effects import EXAMPLE, Effect, Intensity, Morphology
+from simba_lab.synthesis.exchange.placement import Placement, Survey, placement, survey, tissue
+from simba_lab.synthesis.exchange.scans import Scan, open_scan, save_as_stored
 from simba_lab.synthesis.flows import LocalFlow, tabulate
-from simba_lab.synthesis.placement import Placement, Survey, placement, survey, tissue
 from simba_lab.synthesis.scanner import Scanner, expose_points
-from simba_lab.synthesis.scans import Scan, open_scan, save_as_stored
 from simba_lab.synthesis.subjects import Subjects
 
 # Order of the interpolating spline. Where tissue moves by more than half a voxel, white noise keeps 54 % of its standard
