@@ -7,6 +7,7 @@ from simba_lab.errors import FoldingError, SimbaError, TemplateError, UnknownNam
 from simba_lab.interpretation import Attribution, attribute, probe, record
 from simba_lab.synthesis import (
     Cohort,
+    CohortDataset,
     GaussianProcessSubjects,
     Injected,
     Intensity,
@@ -41,6 +42,7 @@ __all__ = [
     "Attribution",
     "Claim",
     "Cohort",
+    "CohortDataset",
     "FitConfig",
     "FoldingError",
     "GaussianProcessSubjects",

@@ -3,7 +3,15 @@
 from simba_lab.synthesis.anatomy import Lattice, Template, load_template
 from simba_lab.synthesis.cohort import Cohort, synthesise
 from simba_lab.synthesis.effects import Intensity, Morphology, Normal
-from simba_lab.synthesis.exchange import Injected, export_bids, inject, read_bids, read_simba, read_table
+from simba_lab.synthesis.exchange import (
+    CohortDataset,
+    Injected,
+    export_bids,
+    inject,
+    read_bids,
+    read_simba,
+    read_table,
+)
 from simba_lab.synthesis.morphometry import region_volumes
 from simba_lab.synthesis.salience import Salience, salience
 from simba_lab.synthesis.scenario import Scenario
@@ -12,6 +20,7 @@ from simba_lab.synthesis.subjects import GaussianProcessSubjects, PCASubjects
 
 __all__ = [
     "Cohort",
+    "CohortDataset",
     "GaussianProcessSubjects",
     "Injected",
     "Intensity",

@@ -76,8 +76,8 @@ def exponential(velocity: np.ndarray, lattice: Lattice) -> np.ndarray:
     """Return the displacement at time 1 of the flow of a stationary velocity field.
 
     Every point is carried along the velocity itself by the midpoint rule, in so many steps as the gradient of the field
-    asks for; smooth fields need few. Scaling and squaring would interpolate displacements that have been interpolated before;
-    here only the velocity is interpolated, and with its curvature.
+    asks for; smooth fields need few. Scaling and squaring would interpolate displacements that have been interpolated
+    before; here only the velocity is interpolated, and with its curvature.
 
     Parameters
     ----------

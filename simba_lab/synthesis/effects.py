@@ -159,8 +159,8 @@ class Intensity:
 
     At magnitude m, ``contrast`` multiplies the distance of each intensity from the template's mean by (1 + strength)^m;
     ``gamma`` raises intensities (white matter: 1) to the power (1 + strength)^m; ``bias_field`` multiplies the image by a
-    smooth field whose log has the standard deviation m x strength; ``noise`` and ``blur`` add m x strength of themselves, in
-    quadrature to what is there, and nothing where m is negative.
+    smooth field whose log has the standard deviation m x strength; ``noise`` and ``blur`` add m x strength of themselves,
+    in quadrature to what is there, and nothing where m is negative.
 
     Parameters
     ----------

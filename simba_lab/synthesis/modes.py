@@ -60,8 +60,8 @@ def modes(length_scales_mm: tuple[float, ...], deviations_mm: tuple[float, ...],
             values, vectors = np.linalg.eigh(np.exp(-((points[:, None] - points) ** 2) / (2 * length**2)))
             values, vectors = values[::-1].clip(0), vectors[:, ::-1]
             kept = max(LEAST_MODES, int(np.searchsorted(np.cumsum(values) / values.sum(), VARIANCE_KEPT)) + 1)
-            # The sign of an eigenvector is arbitrary: fix it, so that a seed means the same brain on every machine. The peak
-            # of an odd mode would not do, for there is one at either end.
+            # The sign of an eigenvector is arbitrary: fix it, so that a seed means the same brain on every machine. The
+            # peak of an odd mode would not do, for there is one at either end.
             bases.append((vectors * np.where(vectors[0] < 0, -1, 1))[:, :kept])
             spectra.append(np.sqrt(values[:kept]))
         scale = deviation * np.einsum("a,b,c->abc", *spectra)
