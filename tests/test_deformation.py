@@ -42,6 +42,17 @@ def test_flow_of_parts_is_the_flow_of_the_whole(velocity):
     assert np.abs(whole - parts).max() < 0.02
 
 
+def test_series_equals_steps_for_gentle_fields(velocity):
+    field = deformation.interleaved(velocity) / 4  # up to 1 mm over 8 mm
+    series = deformation.gentle_flow(field, LATTICE.spacing_mm)
+    assert np.abs(series - deformation.flow(field, LATTICE.spacing_mm)).max() < 0.01
+    assert np.abs(series - field).max() > 0.03  # which is more than the velocity alone
+    steep = 8 * field
+    np.testing.assert_array_equal(
+        deformation.gentle_flow(steep, LATTICE.spacing_mm), deformation.flow(steep, LATTICE.spacing_mm)
+    )
+
+
 def test_evened_nodes_interpolate_better(velocity):
     """Between the nodes, linear interpolation of evened values is nearer to a spline through the field."""
     field = deformation.interleaved(velocity)

@@ -199,6 +199,28 @@ def even(field, out):
 
 
 @compiled
+def carried(velocity, field, factor, out):
+    """out = factor (v . grad) field, by central differences in units of lattice cells; one-sided at the border."""
+    nx, ny, nz, _ = velocity.shape
+    for i in range(nx):
+        i0, i1 = max(i - 1, 0), min(i + 1, nx - 1)
+        along_x = factor / np.float32(i1 - i0)
+        for j in range(ny):
+            j0, j1 = max(j - 1, 0), min(j + 1, ny - 1)
+            along_y = factor / np.float32(j1 - j0)
+            for k in range(nz):
+                k0, k1 = max(k - 1, 0), min(k + 1, nz - 1)
+                a, b = velocity[i, j, k, 0] * along_x, velocity[i, j, k, 1] * along_y
+                c = velocity[i, j, k, 2] * (factor / np.float32(k1 - k0))
+                for d in range(3):
+                    out[i, j, k, d] = (
+                        a * (field[i1, j, k, d] - field[i0, j, k, d])
+                        + b * (field[i, j1, k, d] - field[i, j0, k, d])
+                        + c * (field[i, j, k1, d] - field[i, j, k0, d])
+                    )
+
+
+@compiled
 def first_step(velocity, bend, inverse_spacing, h, out):
     """Displacement of every lattice point after one midpoint step: h v(x + h v(x) / 2). `bend` is from `bends`."""
     s = np.float32(0.5) * h * inverse_spacing

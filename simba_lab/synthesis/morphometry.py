@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from simba_lab.errors import SimbaError
 from simba_lab.synthesis.anatomy import Lattice, Template
-from simba_lab.synthesis.deformation import flow
+from simba_lab.synthesis.deformation import gentle_flow
 from simba_lab.synthesis.subjects import subject_lattice
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def region_volumes(cohort: Cohort, regions: Iterable[str] = STRUCTURES, *, progr
     weights = np.stack([_weights(template, name).ravel() for name in names], axis=1)
     volumes = np.empty((len(cohort), len(names)))
     for index in tqdm(range(len(cohort)), disable=not progress, desc="volumes"):
-        forward = flow(model.velocity(cohort.coefficients(index), lattice), lattice.spacing_mm, steps="fast")
+        forward = gentle_flow(model.velocity(cohort.coefficients(index), lattice), lattice.spacing_mm)
         volumes[index] = _determinant(forward, lattice.spacing_mm).ravel() @ weights
     return pd.DataFrame(volumes, index=cohort.table.index, columns=names)
 

@@ -14,7 +14,7 @@ from simba_lab.errors import FoldingError
 from simba_lab.rng import stream
 from simba_lab.synthesis import _kernels
 from simba_lab.synthesis.anatomy import Lattice, Template, load_template
-from simba_lab.synthesis.deformation import evened, flow, reachable, render
+from simba_lab.synthesis.deformation import evened, flow, gentle_flow, reachable, render
 from simba_lab.synthesis.design import MATCHED_MODES, design
 from simba_lab.synthesis.effects import Intensity, Morphology
 from simba_lab.synthesis.flows import LocalFlow, tabulate
@@ -86,10 +86,10 @@ class Studio:
         def folds(displacement: np.ndarray) -> bool:
             return _kernels.least_jacobian(displacement, np.float32(1 / spacing)) <= 0
 
-        displacement = flow(velocity, spacing, steps="fast")
+        displacement = gentle_flow(velocity, spacing)
         if folds(displacement):
             share = 0.9
-            while folds(flow(np.float32(share) * velocity, spacing, steps="fast")):
+            while folds(flow(np.float32(share) * velocity, spacing)):
                 share *= 0.9
             raise FoldingError(
                 "scenario.variability", model, f"at most {share:.2f} times as variable",

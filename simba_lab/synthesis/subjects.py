@@ -163,7 +163,7 @@ class PCASubjects:
     def __post_init__(self) -> None:
         kinds = {"mean": np.float32, "components": np.float32, "variance_mm2": np.float64}
         for name, kind in kinds.items():
-            array = np.ascontiguousarray(getattr(self, name), dtype=kind)
+            array = np.array(getattr(self, name), dtype=kind, order="C")
             if not np.isfinite(array).all():
                 raise SimbaError(f"variability.{name}", "NaN or infinity", "finite")
             array.setflags(write=False)
@@ -210,7 +210,7 @@ class PCASubjects:
             raise SimbaError("fields", f"{len(matrix)} fields", "at least two fields", "A hundred tell more.")
         if components is not None and (not isinstance(components, int | np.integer) or not 0 <= components <= most):
             raise SimbaError("components", components, f"an integer from 0 to {most}, one less than there are fields")
-        if not 0 < variance_kept <= 1:
+        if not isinstance(variance_kept, int | float) or not 0 < variance_kept <= 1:
             raise SimbaError("variance_kept", variance_kept, "in (0, 1]")
         with np.errstate(invalid="ignore"):  # fields that are all alike have no ratios of variance
             # In single precision the decomposition of so wide a matrix is off by a few per cent at the first point.
