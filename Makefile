@@ -50,7 +50,8 @@ browse:
 	@python tools/browse.py _build/html
 
 benchmark: environment
-	@python benchmarks/rendering.py
+	@python benchmarks/synthesis.py
+	@python benchmarks/streaming.py
 
 clean:
 	@rm -rf _build .venv .pytest_cache .ruff_cache .import_linter_cache

@@ -23,6 +23,13 @@ def test_yaml_round_trip(path, tmp_path):
     assert sb.Scenario.from_yaml(scenario.to_yaml()) == scenario
 
 
+@pytest.mark.parametrize("path", sorted(SCENARIOS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_scenarios_that_come_with_the_lab_work(path):
+    """All deformations that their subjects need are possible; a volume is rendered where that is quick."""
+    cohort = sb.synthesise(sb.Scenario.from_yaml(path), seed=0)
+    assert cohort.scenario.spacing_mm == 1 or cohort.array(0).max() > 0.5
+
+
 def test_ceiling_is_phi_of_one():
     assert biased(0.8, 0.2).ceiling() == pytest.approx(norm.cdf(1), abs=1e-6)
 

@@ -100,11 +100,11 @@ def test_a_kill_resumes_instead_of_starting_again(cohort, tmp_path, monkeypatch)
     monkeypatch.setattr(store, "BATCH", 1)
     rendered = []
 
-    def until_the_fifth(self, index):
+    def until_the_fifth(self, index, **options):
         rendered.append(index)
         if len(rendered) == 6:
             raise KeyboardInterrupt
-        return original(self, index)
+        return original(self, index, **options)
 
     original = sb.Cohort.array
     monkeypatch.setattr(sb.Cohort, "array", until_the_fifth)

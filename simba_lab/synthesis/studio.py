@@ -127,9 +127,9 @@ class Studio:
         return scanner
 
     def exposed(
-        self, subject: int, leading: np.ndarray, magnitudes: Mapping[str, float], *, noisy: bool = True
+        self, subject: int, leading: np.ndarray, magnitudes: Mapping[str, float], *, noisy: bool = True, keep: bool = True
     ) -> np.ndarray:
-        """Return the image of a subject; without noise if asked. Not to be written to: it is kept on the shelf."""
+        """Return the image of a subject; without noise if asked. Not to be written to if it is kept on the shelf."""
 
         def photograph() -> np.ndarray:
             scanner = self.settings(subject, magnitudes)
@@ -137,6 +137,8 @@ class Studio:
             tissue = self.tissue(subject, leading, magnitudes)
             return expose(tissue, self.output, scanner, noise_key(self.seed, subject))
 
+        if not keep:
+            return photograph()
         return self.shelf.get((subject, noisy, *magnitudes.values()), photograph)
 
 
