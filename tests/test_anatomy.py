@@ -3,6 +3,7 @@ import gzip
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy.spatial import KDTree
 
 import simba_lab as sb
 from simba_lab.synthesis import anatomy
@@ -49,6 +50,19 @@ def test_proximity(template):
     near = template.proximity_mm("Insula_L", "Putamen_L")
     far = template.proximity_mm("Insula_L", "Postcentral_R")
     assert near["surface"] < 3 < 40 < far["surface"] < far["centroid"]
+
+
+def test_proximity_of_every_pair_equals_the_obvious_computation(template):
+    """Nearest pair of voxels and distance of the means, for a few of all regions."""
+    table = template.proximities_mm("Insula_L")
+    assert list(table.index[:1]) == ["Insula_L"] and len(table) == len(template.regions)
+    tree = KDTree(np.argwhere(template.region("Insula_L")))
+    for name in ("Putamen_L", "Hippocampus_R", "Postcentral_R"):
+        voxels = np.argwhere(template.region(name))
+        assert table.loc[name, "surface"] == pytest.approx(tree.query(voxels)[0].min() - 1, abs=1e-4)
+        gap = voxels.mean(axis=0) - np.argwhere(template.region("Insula_L")).mean(axis=0)
+        assert table.loc[name, "centroid"] == pytest.approx(np.linalg.norm(gap), abs=1e-4)
+        assert template.proximity_mm(name, "Insula_L") == pytest.approx(table.loc[name].to_dict(), abs=1e-4)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 import simba_lab as sb
-from simba_lab.synthesis.salience import _d_prime
+from simba_lab.synthesis.salience import _d_prime, matched
 
 FEW = {"subjects": 200}
 
@@ -46,9 +46,10 @@ def test_anatomy_hides_effects(scenario):
 
 
 def test_matching_finds_what_it_was_asked_for(scenario):
-    for effect in (sb.Morphology("Postcentral_R", 2.0), sb.Intensity("contrast", 0.1)):
-        found = effect.matched_to(d_prime=1.0, scenario=scenario.replace(bias=None))
-        assert sb.salience(found, scenario).d_prime == pytest.approx(1.0, rel=0.015)
+    for effect in (sb.Morphology("Postcentral_R", 1.0), sb.Intensity("contrast", 0.02)):
+        found = matched(effect, d_prime=1.0, scenario=scenario, **FEW)
+        assert sb.salience(found, scenario, **FEW).d_prime == pytest.approx(1.0, rel=0.015)
+        assert type(found) is type(effect)
 
 
 def test_disease_is_between_classes(scenario):
@@ -78,4 +79,4 @@ def test_bad_requests_are_refused(scenario, call, says):
 
 def test_what_cannot_be_reached_is_refused(scenario):
     with pytest.raises(sb.SimbaError, match="at most"):
-        sb.Morphology("Amygdala_L", 1.0).matched_to(d_prime=15.0, scenario=scenario)
+        matched(sb.Morphology("Amygdala_L", 2.0), d_prime=15.0, scenario=scenario, **FEW)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 from nilearn.image import resample_img
-from scipy.ndimage import distance_transform_edt, gaussian_filter
+from scipy.ndimage import center_of_mass, distance_transform_edt, gaussian_filter, minimum
 
 from simba_lab.errors import SimbaError, TemplateError, UnknownNameError
 from simba_lab.synthesis.nifti import read_nifti
@@ -144,12 +145,19 @@ class Template:
 
     def proximity_mm(self, first: str, second: str) -> dict[str, float]:
         """Return the distance between two regions, from surface to surface and from centroid to centroid, in mm."""
-        one, two = self.region(first), self.region(second)
-        spacing = self.lattice.spacing_mm
-        gap = distance_transform_edt(~one, sampling=spacing)[two].min()
-        centroids = [np.argwhere(mask).mean(axis=0) * spacing for mask in (one, two)]
+        self.region(second)
+        return {name: float(value) for name, value in self.proximities_mm(first).loc[second].items()}
+
+    def proximities_mm(self, region: str) -> pd.DataFrame:
+        """Return the distances of all regions from one, in mm: columns ``surface`` and ``centroid``, nearest first."""
+        inside, spacing = self.region(region), self.lattice.spacing_mm
+        numbers = list(self.regions.values())
+        gap = minimum(distance_transform_edt(~inside, sampling=spacing), self.labels, numbers)
+        centres = np.array(center_of_mass(self.labels > 0, self.labels, numbers)) * spacing
+        own = centres[list(self.regions).index(region)]
         # Touching regions have centres one voxel apart, but no gap between them.
-        return {"surface": max(0.0, float(gap) - spacing), "centroid": float(np.linalg.norm(np.subtract(*centroids)))}
+        distances = {"surface": np.maximum(0.0, gap - spacing), "centroid": np.linalg.norm(centres - own, axis=1)}
+        return pd.DataFrame(distances, index=list(self.regions)).sort_values(["surface", "centroid"])
 
     def image(self) -> nib.Nifti1Image:
         """Return the T1 as a NIfTI image, for nilearn's viewers."""

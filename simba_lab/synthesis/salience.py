@@ -109,7 +109,7 @@ def matched(effect: Effect, *, d_prime: float, scenario: Scenario, subjects: int
             low = factor
         else:
             high = min(high, factor)
-        if high - low < 1e-3 * low:
+        if high - low < 5e-3 * low:
             break
         # d' is nearly proportional to the amplitude: aim by that, and halve where the aim leaves what is known.
         aim = factor * d_prime / reached if 0 < reached < np.inf else 0.0
