@@ -14,8 +14,8 @@ from simba_lab.errors import SimbaError
 from simba_lab.synthesis import _kernels
 from simba_lab.synthesis.anatomy import Lattice
 
-# A midpoint step errs by about |v| |grad v|^2 / 24 times its length squared: in steps in which the gradient turns the field no
-# further than this, by 0.01 mm for displacements of a centimetre.
+# A midpoint step errs by about |v| |grad v|^2 / 24 times its length squared: in steps in which the gradient turns the field
+# no further than this, by 0.01 mm for displacements of a centimetre.
 STEEPEST_STEP = 0.15
 # Up to this gradient, `ORDER` terms of the Lie series do as well; healthy anatomy is about 0.4 steep.
 GENTLE, ORDER = 0.7, 4
