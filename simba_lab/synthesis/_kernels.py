@@ -200,7 +200,7 @@ def even(field, out):
 
 @compiled
 def carried(velocity, field, factor, out):
-    """Out = factor (v . grad) field, by central differences in units of lattice cells; one-sided at the border."""
+    """Set out to factor (v . grad) field, by central differences in units of lattice cells; one-sided at the border."""
     nx, ny, nz, _ = velocity.shape
     for i in range(nx):
         i0, i1 = max(i - 1, 0), min(i + 1, nx - 1)
