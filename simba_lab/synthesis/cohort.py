@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import nibabel as nib
@@ -183,7 +183,7 @@ class Cohort:
             out[index] = volume
         return out
 
-    def volumes(self, *, n_jobs: int = -1, device: str = "cpu") -> Iterator[np.ndarray]:
+    def volumes(self, *, n_jobs: int = -1, device: str = "cpu", keep: bool = True) -> Iterator[np.ndarray]:
         """Iterate over the subjects in order: float32 arrays, shape (X, Y, Z).
 
         Parameters
@@ -193,8 +193,10 @@ class Cohort:
             not depend on it.
         device : str
             ``cpu``; ``cuda`` (or another device of PyTorch) to render there, equal to rounding; ``auto`` for a GPU, if any.
+        keep : bool
+            As for `array`.
         """
-        render = self.array
+        render = partial(self.array, keep=keep)
         if device != "cpu" and self.source is None:
             from simba_lab.synthesis.accelerated import Darkroom, chosen_device
 
@@ -221,9 +223,9 @@ class Cohort:
             return self.array(index) > BACKGROUND
         return self._studio.tissue(*self._person(index), self.magnitudes(index)) > BACKGROUND
 
-    def clean(self, index: int) -> np.ndarray:
+    def clean(self, index: int, *, keep: bool = True) -> np.ndarray:
         """Return one subject without noise: float32, shape (X, Y, Z)."""
-        return self._studio.exposed(*self._person(index), self.magnitudes(index), noisy=False).copy()
+        return self._studio.exposed(*self._person(index), self.magnitudes(index), noisy=False, keep=keep).copy()
 
     def changed(self, index: int, effect: str, *, threshold: float = 0.02) -> np.ndarray:
         """Return the voxels that an effect changes in one subject, bool, shape (X, Y, Z): the truth for attributions.

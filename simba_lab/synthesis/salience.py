@@ -149,7 +149,7 @@ class _Population:
         """Images of twins of some subjects that the observer knows, or of those that judge it: (n, voxels)."""
         # Folds are matched by themselves, so subjects of other folds tell nothing about those of the first.
         rows = np.flatnonzero((cohort["fold"] == 0) != known)[:TWINS]
-        return np.stack([volume[self.voxels] for volume in cohort.where(rows).volumes()])
+        return np.stack([volume[self.voxels] for volume in cohort.where(rows).volumes(keep=False)])
 
     def observer(self, difference: np.ndarray) -> np.ndarray:
         """Weights of the Hotelling observer for a mean difference m.
@@ -175,7 +175,7 @@ def _population(scenario: Scenario, seed: int) -> _Population:
     known = cohort.where(cohort["fold"] != 0)
     jobs = Parallel(n_jobs=-1, prefer="threads", return_as="generator")
     images = np.empty((len(known), *lattice.shape), np.float32)
-    for row, volume in enumerate(jobs(delayed(known.clean)(index) for index in range(len(known)))):
+    for row, volume in enumerate(jobs(delayed(known.clean)(index, keep=False) for index in range(len(known)))):
         images[row] = volume
     voxels = images.mean(axis=0) > BACKGROUND
     images = images[:, voxels]
