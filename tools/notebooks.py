@@ -12,7 +12,9 @@ from nbstripout import strip_output
 
 def stripped(text: str) -> str:
     """Return the notebook as it is committed."""
-    notebook = strip_output(nbformat.reads(text, as_version=4), keep_output=False, keep_count=False, keep_id=False)
+    notebook = nbformat.reads(text, as_version=4)
+    times = ["cell.metadata.execution"]
+    notebook = strip_output(notebook, keep_output=False, keep_count=False, keep_id=False, extra_keys=times)
     for cell in notebook.cells:
         if cell.cell_type == "code" and cell.outputs:
             cell.execution_count = 1  # nbval takes outputs without a count for an accident
