@@ -16,7 +16,7 @@ from scipy.optimize import brentq
 
 from simba_lab import Cohort, Lattice, Morphology, Template
 from simba_lab.synthesis.flows import local_velocity
-from simba_lab.synthesis.subjects import subject_lattice
+from simba_lab.synthesis.modes import subject_lattice
 
 # Half of the step at which cubic splines of a field with a length scale of 10 mm (the least allowed) err by a micrometre.
 FINE_SPACING_MM = 2.0

@@ -79,8 +79,7 @@ def _export(options: argparse.Namespace) -> None:
     from simba_lab.synthesis import export_bids
 
     folder, cohort = _new(options.folder), _cohort(options)
-    twins = list(cohort.scenario.biases) if cohort.scenario else []
-    export_bids(cohort, folder, twins=twins, n_jobs=options.jobs, progress=True)
+    export_bids(cohort, folder, twins=cohort.biases, n_jobs=options.jobs, progress=True)
     print(f"{len(cohort)} subjects in {folder}")
 
 
@@ -91,9 +90,9 @@ def _fit(options: argparse.Namespace) -> None:
     config = FitConfig(epochs=options.epochs, seed=options.network_seed)
     run = fit(SimBANet(seed=options.network_seed), cohort, config, progress=True)
     run.save(folder)
-    for by in cohort.scenario.biases or [None]:
+    for by in cohort.biases or [None]:
         print(evaluate(run.model, cohort.test, by=by).round(3).to_string())
-    for effect in cohort.scenario.effects:
+    for effect in cohort.effects:
         print(twin_effect(run.model, cohort.test, without=effect).round(3).to_string())
 
 
@@ -102,7 +101,7 @@ def _probe(options: argparse.Namespace) -> None:
     from simba_lab.training import Run, SimBANet
 
     cohort = _cohort(options)
-    if not cohort.scenario.biases:
+    if not cohort.biases:
         raise SimbaError("scenario.bias", None, "an effect", "There is no bias to probe for.")
     untrained = SimBANet(seed=options.network_seed)
     run, test = Run.load(options.folder, untrained), cohort.test
@@ -112,7 +111,7 @@ def _probe(options: argparse.Namespace) -> None:
         raise SimbaError("scenario", changed or f"seed {cohort.seed}", "the one that the run was fitted on")
     floors = {"untrained": record(untrained, test)}
     activations = record(run.model, test)
-    for bias in cohort.scenario.biases:
+    for bias in cohort.biases:
         table = probe(activations, test[bias], given=test["label"], folds=test["fold"], floors=floors)
         print(f"{bias}\n{table.round(3).to_string()}")
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import simba_lab as sb
-from simba_lab.synthesis.accelerated import Darkroom
+from simba_lab.synthesis.accelerated import darkroom
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -16,9 +16,9 @@ def test_volumes_equal_those_of_the_kernels(scenario, kind, device):
     strength = 4.0 if kind == "blur" else 0.1
     bias = scenario.bias if kind is None else sb.Intensity(kind, strength, prevalence=1.0)
     cohort = sb.synthesise(scenario.replace(subjects=16, bias=bias, spacing_mm=4), seed=1)
-    darkroom = Darkroom(cohort._studio, torch.device(device))
+    room = darkroom(cohort._studio, torch.device(device))
     for index in (0, 7):
-        ours = darkroom.exposed(*cohort._person(index), cohort.magnitudes(index))
+        ours = room.exposed(*cohort._person(index), cohort.magnitudes(index))
         difference = np.abs(ours - cohort.array(index))
         # At the edge of the brain rounding may decide whether a voxel counts as background.
         assert np.quantile(difference, 0.9999) < 2e-3

@@ -118,7 +118,6 @@ def test_files_are_equal_whatever_the_threads(cohort, tmp_path):
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
 
 
-@pytest.mark.skipif(shutil.which("bids-validator-deno") is None, reason="pip install bids-validator-deno")
 def test_public_validator_finds_no_error(dataset, scenario, tmp_path):
     biases = {
         "bright_scanner": sb.Intensity("contrast", 0.2, prevalence={"disease": 0.8, "control": 0.2}),

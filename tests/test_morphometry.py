@@ -5,6 +5,7 @@ import pytest
 from scipy.ndimage import center_of_mass, label
 
 import simba_lab as sb
+from simba_lab.synthesis.modes import subject_lattice
 from simba_lab.synthesis.morphometry import (
     POPULATION,
     STRUCTURES,
@@ -13,7 +14,7 @@ from simba_lab.synthesis.morphometry import (
     region_volumes,
     template_volumes,
 )
-from simba_lab.synthesis.subjects import PCASubjects, subject_lattice
+from simba_lab.synthesis.subjects import PCASubjects
 
 
 def everybody(scenario, template, matrix, shift=(0.0, 0.0, 0.0)):

@@ -6,7 +6,8 @@ import pytest
 
 import simba_lab as sb
 from simba_lab.synthesis.deformation import exponential, least_jacobian
-from simba_lab.synthesis.subjects import PCASubjects, subject_lattice
+from simba_lab.synthesis.modes import subject_lattice
+from simba_lab.synthesis.subjects import PCASubjects
 
 LATTICE = sb.Lattice((41, 49, 41), 4.0, (-80.5, -114.5, -75.5))
 MODEL = sb.GaussianProcessSubjects()

@@ -133,7 +133,7 @@ def _scores(values: np.ndarray, cohort: Cohort, index: int) -> dict[str, float]:
     total = size.sum()
     brain = cohort.brain(index)
     row = {}
-    for name in cohort.scenario.effects if cohort.scenario else ():
+    for name in cohort.effects:
         changed = cohort.changed(index, name)
         share = size[changed].sum() / total if total else np.nan
         row[f"mass_{name}"] = share

@@ -35,6 +35,19 @@ def chosen_device(name: str) -> torch.device:
     return device
 
 
+def darkroom(studio: Studio, device: torch.device) -> Darkroom:
+    """Return the darkroom of a studio on a device."""
+    image, lattice = studio.template.antialiased(studio.scenario.spacing_mm)
+    points = studio.output.points_mm()
+    tensors = (_tensor(array, device) for array in (image[None, None], points, terms(points)))
+    image, points, field_terms = tensors
+    return Darkroom(studio, device, image, lattice, points, field_terms)
+
+
+def _tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(device)
+
+
 @dataclass(frozen=True, eq=False)
 class Darkroom:
     """A studio's images and lattices on a device.
@@ -43,23 +56,17 @@ class Darkroom:
     ----------
     studio : Studio
     device : torch.device
+    image : tensor, shape (1, 1, X, Y, Z), on `image_lattice`
+    points, terms : tensors, shape (3, ...) and (10, ...)
+        Of the output's voxels: positions in mm, and the terms of a bias field there.
     """
 
     studio: Studio
     device: torch.device
-
-    def __post_init__(self) -> None:
-        image, lattice = self.studio.template.antialiased(self.studio.scenario.spacing_mm)
-        keep = {
-            "image": self._tensor(image)[None, None], "image_lattice": lattice,
-            "points": self._tensor(self.studio.output.points_mm()),
-            "terms": self._tensor(terms(self.studio.output.points_mm())),
-        }  # fmt: skip
-        for name, value in keep.items():
-            object.__setattr__(self, f"_{name}", value)
-
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(self.device)
+    image: torch.Tensor
+    image_lattice: Lattice
+    points: torch.Tensor
+    terms: torch.Tensor
 
     def exposed(self, subject: int, leading: np.ndarray, magnitudes: Mapping[str, float]) -> np.ndarray:
         """Return the image of a subject, as `Studio.exposed` does: float32, shape (X, Y, Z)."""
@@ -68,23 +75,23 @@ class Darkroom:
     @torch.inference_mode()
     def developed(self, subject: int, coarse: np.ndarray, magnitudes: Mapping[str, float]) -> np.ndarray:
         """Return the image of a subject whose coarse displacement has been computed."""
-        points = self._points + _at(self._field(coarse), self._points, self.studio.subject, "border")
+        points = self.points + _at(self._field(coarse), self.points, self.studio.subject, "border")
         flows = self.studio.flows
         shown = [(flows[name], value) for name, value in magnitudes.items() if value and name in flows]
         for flow, value in reversed(shown):
             points = points + _at(self._field(flow.at(value)), points, flow.lattice, "zeros")
-        tissue = _at(self._image, points, self._image_lattice, "border")[0]
+        tissue = _at(self.image, points, self.image_lattice, "border")[0]
         scanner = self.studio.settings(subject, magnitudes)
         return self._signal(tissue, scanner, noise_key(self.studio.seed, subject)).cpu().numpy()
 
     def _field(self, interleaved: np.ndarray) -> torch.Tensor:
-        return self._tensor(np.moveaxis(interleaved, -1, 0))[None]
+        return _tensor(np.moveaxis(interleaved, -1, 0), self.device)[None]
 
     def _signal(self, tissue: torch.Tensor, scanner: Scanner, key: tuple[np.uint32, np.uint32]) -> torch.Tensor:
         if scanner.blur_mm:
             tissue = _blurred(tissue, scanner.blur_mm / FWHM_PER_SIGMA / self.studio.output.spacing_mm)
         signal = (scanner.pivot + scanner.contrast * (tissue - scanner.pivot)).clamp(min=0) ** scanner.gamma
-        signal = signal * torch.tensordot(self._tensor(np.array(scanner.field)), self._terms, dims=1).exp()
+        signal = signal * torch.tensordot(_tensor(np.array(scanner.field), self.device), self.terms, dims=1).exp()
         if scanner.noise:
             first, second = _philox(torch.arange(tissue.numel(), device=self.device), *(int(word) for word in key))
             radius = scanner.noise * torch.sqrt(-2 * torch.log((first.float() + 0.5) * 2.0**-32))

@@ -15,6 +15,7 @@ from joblib import Parallel, delayed
 from simba_lab.errors import SimbaError, UnknownNameError
 from simba_lab.synthesis.anatomy import Lattice, Template
 from simba_lab.synthesis.design import design
+from simba_lab.synthesis.effects import Effect
 from simba_lab.synthesis.scanner import BACKGROUND
 from simba_lab.synthesis.scenario import Scenario
 from simba_lab.synthesis.studio import MODES, Studio, studio
@@ -96,6 +97,16 @@ class Cohort:
         if self.scenario is None:
             return self.source.identity
         return {"scenario": self.scenario.to_dict(), "seed": self.seed}
+
+    @property
+    def effects(self) -> dict[str, Effect]:
+        """The effects of the scenario by name; none are known of images from elsewhere."""
+        return self.scenario.effects if self.scenario else {}
+
+    @property
+    def biases(self) -> dict[str, Effect]:
+        """The biases of the scenario by name; none are known of images from elsewhere."""
+        return self.scenario.biases if self.scenario else {}
 
     @property
     def ceiling(self) -> float:
@@ -198,12 +209,12 @@ class Cohort:
         """
         render = partial(self.array, keep=keep)
         if device != "cpu" and self.source is None:
-            from simba_lab.synthesis.accelerated import Darkroom, chosen_device
+            from simba_lab.synthesis.accelerated import chosen_device, darkroom
 
-            darkroom = Darkroom(self._studio, chosen_device(device))
+            room = darkroom(self._studio, chosen_device(device))
 
             def render(index: int) -> np.ndarray:
-                return darkroom.exposed(*self._person(index), self.magnitudes(index))
+                return room.exposed(*self._person(index), self.magnitudes(index))
 
         _ = self.source or self._studio  # made once, before threads ask for it
         return _in_batches(render, len(self), n_jobs)

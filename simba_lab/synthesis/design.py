@@ -11,8 +11,8 @@ from scipy.special import ndtri
 from simba_lab.rng import stream
 from simba_lab.synthesis.anatomy import load_template
 from simba_lab.synthesis.effects import CLASSES
+from simba_lab.synthesis.modes import subject_lattice
 from simba_lab.synthesis.scenario import SPLITS, Scenario
-from simba_lab.synthesis.subjects import subject_lattice
 
 # So many of the subject coefficients with most variance are matched across bias groups and splits.
 MATCHED_MODES = 16

@@ -14,7 +14,8 @@ from simba_lab.synthesis import _kernels
 from simba_lab.synthesis.anatomy import Lattice, Template
 from simba_lab.synthesis.deformation import evened, flow
 from simba_lab.synthesis.effects import Morphology
-from simba_lab.synthesis.subjects import GaussianProcessSubjects, Subjects, subject_lattice
+from simba_lab.synthesis.modes import subject_lattice
+from simba_lab.synthesis.subjects import GaussianProcessSubjects, Subjects
 
 # The local fields live on every second template voxel; their smoothness (5 mm by default) is resolved by that.
 STRIDE = 2

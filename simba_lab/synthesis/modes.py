@@ -7,8 +7,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from simba_lab.synthesis.anatomy import Lattice
+from simba_lab.errors import SimbaError
+from simba_lab.synthesis.anatomy import Lattice, Template
 
+# Subject fields are smooth (length scales of at least 10 mm): this lattice holds them whatever the output spacing.
+SUBJECT_SPACING_MM = 4.0
 # Share of the variance of each axis that the kept modes carry ...
 VARIANCE_KEPT = 0.995
 # ... and at least so many: of long scales the rigid part is taken out, which leaves little of the first.
@@ -89,3 +92,15 @@ def open_mesh(lattice: Lattice) -> list[np.ndarray]:
     """Positions from the centre of a lattice, in mm, shapes (X, 1, 1), (1, Y, 1) and (1, 1, Z)."""
     axes = [lattice.axis_mm(axis) for axis in range(3)]
     return list(np.meshgrid(*(np.float32(axis - axis.mean()) for axis in axes), indexing="ij", sparse=True))
+
+
+def subject_lattice(template: Template) -> Lattice:
+    """Return the coarse lattice of the subject fields: it spans the template's field of view from face to face."""
+    return Lattice.spanning(*template.box_mm, SUBJECT_SPACING_MM, centred=False)
+
+
+def checked_coefficients(coefficients: np.ndarray, expected: int) -> np.ndarray:
+    """Return the coefficients of a subject as floats, or say how many there have to be."""
+    if np.shape(coefficients) != (expected,):
+        raise SimbaError("coefficients", np.shape(coefficients), f"of shape ({expected},)")
+    return np.asarray(coefficients, float)

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from simba_lab.errors import SimbaError
 from simba_lab.synthesis.anatomy import Lattice, Template
 from simba_lab.synthesis.deformation import gentle_flow
-from simba_lab.synthesis.subjects import subject_lattice
+from simba_lab.synthesis.modes import subject_lattice
 
 if TYPE_CHECKING:
     from simba_lab.synthesis.cohort import Cohort

@@ -34,13 +34,6 @@ from simba_lab.synthesis.scenario import Scenario
 FORMAT = "simba-lab cohort 1"
 MANIFEST, VOLUMES, TABLE, PROGRESS, LOCK = "manifest.json", "volumes.npy", "subjects.tsv", "progress.tsv", "writing.lock"
 PART = ".part"
-# Modules that decide on the bytes of a volume.
-RENDERING = [
-    f"{name}.py" for name in (
-        "_kernels", "_signal_kernels", "anatomy", "deformation", "design", "effects", "flows", "modes", "scanner", "studio",
-        "subjects",
-    )
-]  # fmt: skip
 # Volumes rendered before the finished ones are written down: large enough to keep all workers busy.
 BATCH = 32
 
@@ -185,8 +178,7 @@ def versions() -> dict[str, str]:
     """Return what the bytes of a volume depend on besides its cohort: libraries, and a digest of the code that renders."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        if path.name in RENDERING:
-            digest.update(path.read_bytes())
+        digest.update(path.read_bytes())
     return {name: version(name) for name in ("numpy", "numba", "scipy")} | {"rendering": digest.hexdigest()[:16]}
 
 

@@ -18,9 +18,9 @@ from simba_lab.synthesis.deformation import evened, flow, gentle_flow, reachable
 from simba_lab.synthesis.design import MATCHED_MODES, design
 from simba_lab.synthesis.effects import Intensity, Morphology
 from simba_lab.synthesis.flows import LocalFlow, tabulate
+from simba_lab.synthesis.modes import subject_lattice
 from simba_lab.synthesis.scanner import Scanner, expose, field_basis, noise_key
 from simba_lab.synthesis.scenario import Scenario
-from simba_lab.synthesis.subjects import subject_lattice
 
 # Memory for rendered volumes, per scenario and seed.
 SHELF_BYTES = 256 * 2**20

@@ -115,7 +115,7 @@ def evaluate(model: torch.nn.Module, cohort: Cohort, *, by: str | None = "bias",
         aurocs += [_auroc(truth[groups == value], scores[groups == value]) for value in frame.by_group.index]
     rows.insert(1, "auroc", aurocs)
     rows["ceiling"] = cohort.ceiling
-    names = {0: "NB", 1: "B"} if cohort.scenario and by in cohort.scenario.biases else {}
+    names = {0: "NB", 1: "B"} if by in cohort.biases else {}
     rows.index = pd.Index([names.get(value, value) for value in rows.index], name=by or "group")
     return rows.astype({"n": int} | {name: float for name in rows.columns if name != "n"})
 

@@ -32,9 +32,8 @@ class CohortDataset(Dataset):
     ) -> None:
         if transform is not None and not callable(transform):
             raise SimbaError("transform", transform, "a function of an item")
-        biases = tuple(cohort.scenario.biases) if cohort.scenario else ()
         self.cohort, self.transform = cohort, transform
-        self.columns = {name: cohort[name] for name in (("label", *biases) if columns is None else columns)}
+        self.columns = {name: cohort[name] for name in (("label", *cohort.biases) if columns is None else columns)}
 
     def __len__(self) -> int:
         return len(self.cohort)
