@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from simba_lab.errors import SimbaError, UnknownNameError
-from simba_lab.training.fitting import deterministic
+from simba_lab.training.arithmetic import deterministic
 
 PIXELS = "pixels"
 # Features multiplied at a time: large enough for a fast product, small enough for the processor's cache.

@@ -11,7 +11,7 @@ import torch
 from captum.attr import InputXGradient, IntegratedGradients, Saliency
 
 from simba_lab.errors import SimbaError, UnknownNameError
-from simba_lab.training.fitting import deterministic
+from simba_lab.training.arithmetic import deterministic
 from simba_lab.training.networks import logit
 
 if TYPE_CHECKING:

@@ -22,6 +22,8 @@ from simba_lab.synthesis.studio import MODES, Studio, studio
 
 # Volumes that are rendered before the first of them is handed on: enough to keep workers busy, few enough for memory.
 BATCH = 16
+# The switch of a bias that is rendered in those outside its group.
+OTHER = "other"
 
 
 class Source(Protocol):
@@ -50,8 +52,9 @@ class Cohort:
         One row per subject: ``split``, ``label`` (1: disease), a column per bias (1: in its group), ``fold`` (for
         cross-validation), the magnitude of each effect (that of a bias is drawn for everybody, in the group or not) and
         the matched anatomical modes.
-    switches : mapping of effect name to bool
-        Effects that are rendered in everybody (True) or nobody (False), whatever the table says: twins have these.
+    switches : mapping of effect name to bool or "other"
+        Effects that are rendered in everybody (True), nobody (False) or those outside the group (``"other"``): twins have
+        these.
     source : Source, optional
         Where the volumes are read instead of rendered.
     """
@@ -59,7 +62,7 @@ class Cohort:
     scenario: Scenario | None
     seed: int
     table: pd.DataFrame
-    switches: dict[str, bool] = field(default_factory=dict)
+    switches: dict[str, bool | str] = field(default_factory=dict)
     source: Source | None = None
 
     def __len__(self) -> int:
@@ -135,7 +138,9 @@ class Cohort:
             raise SimbaError("mask", mask.shape, f"of shape ({len(self)},)")
         return replace(self, table=self.table.iloc[np.flatnonzero(mask) if mask.dtype == bool else mask])
 
-    def twin(self, *, without: str | Iterable[str] = (), carrying: str | Iterable[str] = ()) -> Cohort:
+    def twin(
+        self, *, without: str | Iterable[str] = (), carrying: str | Iterable[str] = (), flipped: str | Iterable[str] = ()
+    ) -> Cohort:
         """Return the same subjects (same anatomy, noise and other effects) with effects switched off, or on.
 
         The twins keep their group membership in the table: only the rendering changes.
@@ -146,15 +151,31 @@ class Cohort:
             Effects that nobody shows in the twins.
         carrying : str or several
             Effects that everybody shows, in the group or not, each with the magnitude of the table.
+        flipped : str or several
+            Biases that those in the group do not show, and those outside it do.
         """
         _ = self._studio  # images from elsewhere have no twins
         switches = dict(self.switches)
-        for names, state in ((without, False), (carrying, True)):
+        for names, state in ((without, False), (carrying, True), (flipped, OTHER)):
+            known = self.scenario.biases if state == OTHER else self.scenario.effects
             for name in [names] if isinstance(names, str) else names:
-                if name not in self.scenario.effects:
-                    raise UnknownNameError.among("twin effect", name, self.scenario.effects)
+                if name not in known:
+                    raise UnknownNameError.among("twin effect", name, known)
                 switches[name] = state
         return replace(self, switches=switches)
+
+    def unbiased(self) -> Cohort:
+        """Return the control cohort: the same effects, as common in one class as in the other, from the same seed.
+
+        Subjects with the same number have the same noise and the same unmatched anatomy in both. A cohort of some splits
+        gives those splits.
+        """
+        _ = self._studio  # images from elsewhere have no controls
+        splits = np.unique(self["split"])
+        if len(self) != np.isin(design(self.scenario, self.seed)["split"], splits).sum():
+            raise SimbaError("cohort", f"{len(self)} of its subjects", "whole, or whole splits", "Take its control first.")
+        control = synthesise(self.scenario.unbiased(), seed=self.seed)
+        return control.where(np.isin(control["split"], splits))
 
     @cached_property
     def _columns(self) -> dict[str, np.ndarray]:
@@ -172,11 +193,22 @@ class Cohort:
 
     def magnitudes(self, index: int) -> dict[str, float]:
         """Return the magnitude at which each effect is rendered in a subject: 0 if it does not show."""
-        columns, shown = self._columns, {}
-        for name in self.scenario.effects:
-            shows = self.switches.get(name, name == "disease" or bool(columns[name][index]))
-            shown[name] = float(columns[f"{name}_magnitude"][index]) if shows else 0.0
-        return shown
+        columns = self._columns
+        return {
+            name: float(columns[f"{name}_magnitude"][index]) if self._shows(name, index) else 0.0
+            for name in self.scenario.effects
+        }
+
+    def _shows(self, effect: str, index: int) -> bool:
+        member = effect == "disease" or bool(self._columns[effect][index])
+        state = self.switches.get(effect, member)
+        return not member if state == OTHER else bool(state)
+
+    def carriers(self, bias: str) -> np.ndarray:
+        """Return who shows a bias in these volumes, bool, shape (n,): in twins not who is in its group."""
+        if bias not in self.biases:
+            raise UnknownNameError.among("bias", bias, self.biases)
+        return np.array([self._shows(bias, index) for index in range(len(self))])
 
     def array(self, index: int, *, keep: bool = True) -> np.ndarray:
         """Return one subject: float32, shape (X, Y, Z), white matter about 1, background 0.

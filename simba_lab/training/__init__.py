@@ -1,7 +1,40 @@
 """Train networks on cohorts and judge them."""
 
-from simba_lab.training.evaluation import disparity, evaluate, logits, twin_effect
-from simba_lab.training.fitting import FitConfig, Run, fit
-from simba_lab.training.networks import SimBANet
+from simba_lab.training.config import FitConfig
+from simba_lab.training.evaluation import calibration, disparity, evaluate, logits, twin_effect
+from simba_lab.training.fitting import Pair, fastest, fit, fit_pair
+from simba_lab.training.mitigation import (
+    AdversarialUnlearning,
+    BiasGroupModels,
+    GroupDRO,
+    Mitigation,
+    Resampling,
+    Reweighing,
+    TwinConsistency,
+)
+from simba_lab.training.networks import GroupRouted, ResNet3D, SimBANet
+from simba_lab.training.runs import Run
 
-__all__ = ["FitConfig", "Run", "SimBANet", "disparity", "evaluate", "fit", "logits", "twin_effect"]
+__all__ = [
+    "AdversarialUnlearning",
+    "BiasGroupModels",
+    "FitConfig",
+    "GroupDRO",
+    "GroupRouted",
+    "Mitigation",
+    "Pair",
+    "ResNet3D",
+    "Resampling",
+    "Reweighing",
+    "Run",
+    "SimBANet",
+    "TwinConsistency",
+    "calibration",
+    "disparity",
+    "evaluate",
+    "fastest",
+    "fit",
+    "fit_pair",
+    "logits",
+    "twin_effect",
+]

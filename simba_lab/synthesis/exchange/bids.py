@@ -22,7 +22,7 @@ from joblib import effective_n_jobs
 from tqdm.auto import tqdm
 
 from simba_lab.errors import SimbaError, UnknownNameError
-from simba_lab.synthesis.cohort import Cohort
+from simba_lab.synthesis.cohort import OTHER, Cohort
 from simba_lab.synthesis.effects import CLASSES
 
 BIDS_VERSION = "1.10.0"
@@ -32,6 +32,7 @@ SIMULATED = "Simulated image of a person who does not exist, made by SimBA Lab f
 LICENCE = "That of the template that the images are made from: {}"
 # deflate level: higher ones take several times longer and save a few per cent of a brain.
 COMPRESSION = 4
+SWITCHED = {True: "on", False: "off", OTHER: "in those outside the group"}
 
 COLUMNS = {
     "participant_id": {"Description": "Name of the simulated subject."},
@@ -207,13 +208,13 @@ def _describe_raw(cohort: Cohort, root: Path, name: str, authors: list[str]) -> 
         "GeneratedBy": [{"Name": PIPELINE, "Version": _version(), "Description": "Scenario in code/scenario.yaml"}],
         "SourceDatasets": [{"DOI": "doi:10.1016/j.neuroimage.2010.07.033"}],
     })  # fmt: skip
-    switched = ", ".join(f"{effect} {'on' if on else 'off'}" for effect, on in sorted(cohort.switches.items()))
+    switched = ", ".join(f"{effect} {SWITCHED[state]}" for effect, state in sorted(cohort.switches.items()))
     text = [
         f"# {name}\n", f"{SIMULATED}\n",
         f"- subjects: {len(cohort)}; seed: {cohort.seed}; voxels: {cohort.lattice.spacing_mm:g} mm",
         f"- template: {template.name}. {template.source}",
         *(f"- {_in_words(effect, value)}" for effect, value in cohort.scenario.effects.items()),
-        *([f"- switched for everybody, whatever the table says: {switched}"] if switched else []),
+        *([f"- switched, whatever the table says: {switched}"] if switched else []),
         "\n`participants.tsv` is the design: class, split, who carries which bias, how strong each effect is and the",
         "leading modes of anatomy. `code/scenario.yaml` and the seed make the same images again. White matter is about 1,",
         "the background is 0, and positions are millimetres in the space of the template. `derivatives/simba-lab` holds",

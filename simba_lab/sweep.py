@@ -1,0 +1,512 @@
+"""Sweep: factorial experiments over scenario, network, settings and mitigation, with seeds; cached, resumable, parallel."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from joblib import Parallel, delayed
+from tqdm.auto import tqdm
+
+from simba_lab.errors import SimbaError, UnknownNameError
+from simba_lab.synthesis import Cohort, Morphology, Scenario, load_template, synthesise
+from simba_lab.synthesis.effects import CLASSES
+from simba_lab.training import FitConfig, ResNet3D, SimBANet, disparity, evaluate, fit
+from simba_lab.training.arithmetic import deterministic
+from simba_lab.training.evaluation import logits, twin_logits, twin_table
+from simba_lab.training.fitting import cache_folder, code_version
+from simba_lab.training.mitigation import mitigation_from
+
+NETWORKS = {"SimBANet": SimBANet, "SimBANet.paper": SimBANet.paper, "ResNet3D": ResNet3D}
+# The first word of a field that an axis may set, and what follows it.
+FIELDS = {
+    "scenario": "a field of the scenario, such as scenario.bias.amplitude_mm",
+    "config": "a field of FitConfig, such as config.epochs",
+    "network": "name or an option of the network, such as network.widths",
+    "mitigation": "nothing; values are names or mappings, as for fit",
+    "prevalence": "a bias; values are P(bias group) in the disease class, one less that among controls",
+    "d_prime": "a bias; values are the salience that its amplitude or strength is matched to",
+}
+# Test subjects on whom the response to the disease itself is measured, for scale.
+DISEASE_TWINS = 50
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One experiment of a sweep: what to make, how to train, with which seed.
+
+    Parameters
+    ----------
+    levels : dict
+        Axis to value, as the table shows them.
+    scenario : Scenario
+    d_prime : dict
+        Bias to the salience that it is to be matched to.
+    network : dict
+        ``name`` and options.
+    config : FitConfig
+    mitigation : dict, optional
+    seed : int
+        Of the cohort, the first weights and the batch order.
+    """
+
+    levels: dict[str, Any]
+    scenario: Scenario
+    d_prime: dict[str, float]
+    network: dict[str, Any]
+    config: FitConfig
+    mitigation: dict[str, Any] | None
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Digest of all that the row of the cell follows from."""
+        parts = [self.scenario.to_dict(), self.d_prime, self.network, dataclasses.asdict(self.config), self.mitigation]
+        return _digest([*parts, self.seed, code_version(), judge_version(), torch.__version__])
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in {**self.levels, "seed": self.seed}.items())
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A factorial experiment: every combination of the axes, with every seed.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        What all cells start from.
+    axes : mapping of str to sequence or mapping
+        A field (``scenario.bias.amplitude_mm``, ``config.epochs``, ``network.widths``, ``mitigation``, ``prevalence.bias``,
+        ``d_prime.bias``) and its values; or any other name, and for each level of it a mapping of fields to values that are
+        set together.
+    seeds : sequence of int
+        Of the cohort, the first weights and the batch order: with another seed everything is drawn anew.
+    config : FitConfig
+        Its seed is replaced. One thread each is fastest for many small networks.
+    network : mapping
+        ``name`` (SimBANet, SimBANet.paper or ResNet3D) and options.
+
+    Raises
+    ------
+    SimbaError
+        If any cell is not valid: all are checked before the first is run.
+
+    Examples
+    --------
+    >>> sweep = Sweep(scenario, {"prevalence.bias": [0.5, 0.8], "mitigation": ["none", "reweighing"]})  # doctest: +SKIP
+    >>> table = sweep.run(progress=True)  # doctest: +SKIP
+    """
+
+    scenario: Scenario
+    axes: Mapping[str, Sequence | Mapping[str, Mapping]]
+    seeds: Sequence[int] = (0, 1, 2)
+    config: FitConfig = field(default_factory=lambda: FitConfig(epochs=8, threads=1))
+    network: Mapping[str, Any] = field(default_factory=lambda: {"name": "SimBANet"})
+
+    def __post_init__(self) -> None:
+        if not self.axes:
+            raise SimbaError("sweep.axes", dict(self.axes), "at least one axis")
+        for name, levels in self.axes.items():
+            if not isinstance(levels, Mapping):
+                _check_field(name, f"sweep.axes[{name!r}]")
+                if isinstance(levels, str) or not isinstance(levels, Sequence):
+                    raise SimbaError(f"sweep.axes[{name!r}]", levels, "a list of values, or a mapping of levels")
+            if not len(levels):
+                raise SimbaError(f"sweep.axes[{name!r}]", levels, "with at least one value")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise SimbaError("sweep.seeds", list(self.seeds), "different integers, at least one")
+        self.cells()  # every mistake is found now
+
+    def cells(self) -> list[Cell]:
+        """Return all cells, those of one seed together."""
+        levels = [
+            list(values.items()) if isinstance(values, Mapping) else [(value, {name: value}) for value in values]
+            for name, values in self.axes.items()
+        ]
+        cells = []
+        for seed in self.seeds:
+            for combination in product(*levels):
+                shown = {name: value for name, (value, _) in zip(self.axes, combination, strict=True)}
+                fields = {name: value for _, several in combination for name, value in several.items()}
+                cells.append(self._cell(shown, fields, seed))
+        return cells
+
+    def _cell(self, shown: dict[str, Any], fields: Mapping[str, Any], seed: int) -> Cell:
+        scenario, config = self.scenario.to_dict(), dataclasses.asdict(self.config) | {"seed": seed}
+        network, mitigation, d_prime = dict(self.network), None, {}
+        for name, value in fields.items():
+            head, path = _check_field(name, "sweep.axes")
+            if head == "scenario":
+                _put(scenario, path, value, name)
+            elif head == "prevalence":
+                if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                    raise SimbaError(name, value, "in [0, 1]", "It is P(bias group | disease).")
+                rates = dict(zip(CLASSES, (1 - value, value), strict=True))
+                _put(scenario, _of_bias(self.scenario, path, name, "prevalence"), rates, name)
+            elif head == "d_prime":
+                _of_bias(self.scenario, path, name, "")
+                if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+                    raise SimbaError(name, value, "a number above 0")
+                d_prime[path[0]] = float(value)
+            elif head == "config":
+                if path[0] not in config:
+                    raise UnknownNameError.among(name, path[0], config)
+                config[path[0]] = value
+            elif head == "network":
+                network[path[0]] = value
+            else:
+                made = mitigation_from(value)
+                mitigation = made and made.to_dict()
+        made = Scenario.from_dict(scenario)
+        for bias, effect in made.effects.items():
+            if isinstance(effect, Morphology) and effect.region not in load_template(made.template).regions:
+                raise UnknownNameError.among(f"scenario.{bias}.region", effect.region, load_template(made.template).regions)
+        _network(network, seed)
+        return Cell(shown, made, d_prime, network, FitConfig(**config), mitigation, seed)
+
+    def run(self, *, n_jobs: int = -1, cache: str | Path | bool = True, progress: bool = False) -> pd.DataFrame:
+        """Run all cells that were not run before, and return one row per cell.
+
+        Parameters
+        ----------
+        n_jobs : int
+            Processes (joblib's convention: -1 is one per core), or workers of the joblib backend that is active: with
+            ``joblib.parallel_backend("ray")`` those of a cluster. The numbers do not depend on it.
+        cache : bool or path
+            Where rows and networks are kept: True for the user's cache folder. An interrupted sweep goes on from there.
+        progress : bool
+            Whether to show progress and the time left.
+
+        Returns
+        -------
+        pandas.DataFrame
+            The axes and ``seed``; for each matched bias its ``amplitude``; then what `judge` measured.
+
+        Raises
+        ------
+        SimbaError
+            If cells failed: the message names the first of them. All others have been run and kept.
+        """
+        cells = self.cells()
+        root = cache if isinstance(cache, bool) else Path(cache)
+        matches = dict.fromkeys(match for cell in cells for match in _matches(cell))
+        with Parallel(n_jobs=n_jobs) as jobs:
+            found = _in_parallel(jobs, _matched, [(match, root) for match in matches], progress, "matching")
+            amplitudes = dict(zip(matches, found, strict=True))
+            arguments = [
+                (cell, {name: amplitudes[match] for match, name in _matches(cell).items()}, root) for cell in cells
+            ]
+            rows = _in_parallel(jobs, _row, arguments, progress, "cells")
+        failed = [(cell, row) for cell, row in zip(cells, rows, strict=True) if isinstance(row, str)]
+        if failed:
+            raise SimbaError(
+                f"sweep: {len(failed)} of {len(cells)} cells", str(failed[0][0]), "possible to run",
+                f"{failed[0][1]} The other cells are kept; run again after mending this.",
+            )  # fmt: skip
+        return pd.DataFrame([{**cell.levels, "seed": cell.seed} | row for cell, row in zip(cells, rows, strict=True)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the sweep as plain dictionaries, lists and numbers."""
+        axes = {
+            name: {level: dict(fields) for level, fields in values.items()} if isinstance(values, Mapping) else list(values)
+            for name, values in self.axes.items()
+        }
+        config = dataclasses.asdict(self.config)
+        del config["seed"]
+        return {
+            "scenario": self.scenario.to_dict(), "axes": axes, "seeds": list(self.seeds), "config": config,
+            "network": dict(self.network),
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Sweep:
+        """Build a sweep from what `to_dict` returns; unknown fields are errors."""
+        if not isinstance(values, Mapping):
+            raise SimbaError("sweep", values, "a mapping of field names to values")
+        known = [entry.name for entry in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                raise UnknownNameError.among(f"sweep.{name}", name, known)
+        for name in ("scenario", "axes"):
+            if not isinstance(values.get(name), Mapping):
+                raise SimbaError(f"sweep.{name}", values.get(name), "a mapping")
+        arguments = dict(values) | {"scenario": Scenario.from_dict(values["scenario"])}
+        if "config" in values:
+            names = [entry.name for entry in dataclasses.fields(FitConfig)]
+            for name in values["config"]:
+                if name not in names:
+                    raise UnknownNameError.among(f"sweep.config.{name}", name, names)
+            arguments["config"] = FitConfig(**({"threads": 1} | dict(values["config"])))
+        return cls(**arguments)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Sweep:
+        """Read a sweep from a YAML file."""
+        path = Path(path)
+        if not path.is_file():
+            raise SimbaError("sweep", str(path), "an existing YAML file", "Examples are in data/sweeps/.")
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise SimbaError("sweep", str(path), "valid YAML", str(error)) from error
+        return cls.from_dict(values)
+
+    def save(self, table: pd.DataFrame, folder: str | Path, *, seconds: float) -> None:
+        """Write the table of a run (CSV) and what it follows from (``manifest.json``) to a folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        manifest = {
+            "cells": len(table), "cells_sha256": hashlib.sha256(text.encode()).hexdigest(), "sweep": self.to_dict(),
+            "fitting_code": code_version(), "judging_code": judge_version(), "torch": torch.__version__,
+            "python": platform.python_version(), "processor": _processor(), "cores": os.cpu_count(),
+            "minutes": round(seconds / 60, 1),
+        }  # fmt: skip
+        for name, content in (("cells.csv", text), ("manifest.json", json.dumps(manifest, indent=1) + "\n")):
+            part = folder / f".{name}.part{os.getpid()}"
+            part.write_text(content, encoding="utf-8")
+            part.replace(folder / name)
+
+
+def read_results(folder: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return the table and the manifest that `Sweep.save` wrote, after checking that they belong together."""
+    folder = Path(folder)
+    try:
+        text = (folder / "cells.csv").read_bytes()
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        expected = manifest["cells_sha256"]
+    except (OSError, ValueError, KeyError) as error:
+        raise SimbaError("results", str(folder), "a folder written by Sweep.save", f"It cannot be read: {error}") from error
+    if hashlib.sha256(text).hexdigest() != expected:
+        raise SimbaError(
+            "results", str(folder), "as they were written", "cells.csv was changed since; run the sweep again."
+        )
+    return pd.read_csv(folder / "cells.csv", keep_default_na=False, na_values=[""]), manifest
+
+
+def judge(model: torch.nn.Module, test: Cohort) -> dict[str, float]:
+    """Return what a sweep notes about a network: performance, disparity and twin effects on a test cohort.
+
+    Returns
+    -------
+    dict
+        ``accuracy``, ``balanced_accuracy``, ``auroc``, ``brier``, ``calibration_error``, ``tpr``, ``fpr`` and ``ceiling``
+        (see `evaluate`); ``disease_logit``, the response per unit of the disease; and for each bias, after its name and a
+        dot (a single bias called ``bias`` needs no name):
+
+        - ``tpr_gap`` and ``fpr_gap`` with ``_low`` and ``_high``: the disparity as anybody could measure it (`disparity`);
+        - ``twin_logit`` and ``twin_rate`` with intervals, and ``twin_flips``: what the bias does (`twin_effect`);
+        - ``twin_tpr`` and ``twin_fpr``: by how much the two rates rise when all subjects of a class show the bias instead
+          of none, which is the disparity without the noise of comparing different people;
+        - ``expected_accuracy`` and ``fair_accuracy``: over both twins of everybody, weighted by the prevalence of the bias
+          in each class, or equally, as where the bias tells nothing.
+    """
+    biases, labels = list(test.biases), test["label"]
+    twins = {bias: twin_logits(model, test, without=bias) for bias in biases}
+    if len(biases) == 1:
+        # A subject of a cohort is one of its own two twins.
+        scores = np.where(test.carriers(biases[0]), twins[biases[0]][1], twins[biases[0]][0])
+    else:
+        scores = logits(model, test)
+    overall = evaluate(scores, test, by=None).loc["all"]
+    names = ("accuracy", "balanced_accuracy", "auroc", "brier", "calibration_error", "tpr", "fpr", "ceiling")
+    row = {name: float(overall[name]) for name in names}
+    few = test.where(np.arange(min(DISEASE_TWINS, len(test))))
+    effect = twin_table(*twin_logits(model, few, without="disease"), few, without="disease")
+    row["disease_logit"] = float(effect["per_magnitude"].iloc[0])
+    for bias in biases:
+        prefix = "" if biases == ["bias"] else f"{bias}."
+        gaps = disparity(scores, test, by=bias)
+        for rate in ("tpr", "fpr"):
+            row[f"{prefix}{rate}_gap"] = float(gaps.loc[rate, "difference"])
+            row |= {f"{prefix}{rate}_gap_{end}": float(gaps.loc[rate, end]) for end in ("low", "high")}
+        effect = twin_table(*twins[bias], test, without=bias).iloc[0]
+        for name in ("logit", "logit_low", "logit_high", "rate", "rate_low", "rate_high", "flips"):
+            row[f"{prefix}twin_{name}"] = float(effect[name])
+        off, on = (values > 0 for values in twins[bias])
+        for rate, label in (("tpr", 1), ("fpr", 0)):
+            row[f"{prefix}twin_{rate}"] = float(on[labels == label].mean() - off[labels == label].mean())
+        rates = np.array([test.biases[bias].prevalence[name] for name in CLASSES])[labels]
+        for name, carrying in (("expected_accuracy", rates), ("fair_accuracy", 0.5)):
+            right = carrying * (on == labels) + (1 - carrying) * (off == labels)
+            row[f"{prefix}{name}"] = float(np.mean([right[labels == label].mean() for label in (0, 1)]))
+    return row
+
+
+@cache
+def judge_version() -> str:
+    """Return a digest of the code that judges: this module and the evaluation."""
+    here = Path(__file__)
+    digest = hashlib.sha256()
+    for path in (here, here.with_name("training") / "evaluation.py"):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _in_parallel(jobs: Parallel, function, arguments: list[tuple], progress: bool, unit: str) -> list:
+    """Call a function in parallel and return its results in order; shows the time left."""
+    results: list = [None] * len(arguments)
+    calls = [delayed(_numbered)(number, function, *each) for number, each in enumerate(arguments)]
+    with tqdm(total=len(calls), disable=not progress or not calls, unit=unit, desc=unit) as bar:
+        for number, result in _as_they_come(jobs, calls):
+            results[number] = result
+            bar.update()
+    return results
+
+
+def _as_they_come(jobs: Parallel, calls: list) -> Iterator[tuple[int, Any]]:
+    # Not every backend hands results over as they come; a few rounds of calls at a time do on all of them.
+    size = 8 * max(1, jobs._effective_n_jobs())
+    for start in range(0, len(calls), size):
+        yield from jobs(calls[start : start + size])
+
+
+def _numbered(number: int, function, *arguments: Any) -> tuple[int, Any]:
+    return number, function(*arguments)
+
+
+Match = tuple[Scenario, str, float]
+
+
+def _matches(cell: Cell) -> dict[Match, str]:
+    """Return what has to be matched for a cell: scenario without biases, the effect as YAML-like text, and its d'."""
+    plain = cell.scenario.replace(bias=None, subjects=1000)
+    return {(plain, _Effect(cell.scenario.biases[bias]), value): bias for bias, value in cell.d_prime.items()}
+
+
+class _Effect:
+    """An effect that counts as equal whatever its prevalence: that does not change how easily it is seen."""
+
+    def __init__(self, effect) -> None:
+        self.effect = dataclasses.replace(effect, prevalence=None)
+
+    def __hash__(self) -> int:
+        return hash(repr(self.effect))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Effect) and repr(self.effect) == repr(other.effect)
+
+
+def _root(cache: Path | bool) -> Path | None:
+    return None if cache is False else (cache_folder() if cache is True else cache)
+
+
+def _matched(match: Match, cache: Path | bool) -> float:
+    """Return the factor by which an effect has to be scaled."""
+    scenario, effect, value = match[0], match[1].effect, match[2]
+    size = "amplitude_mm" if isinstance(effect, Morphology) else "strength"
+
+    def compute() -> dict[str, float]:
+        return {"factor": getattr(effect.matched_to(d_prime=value, scenario=scenario), size) / getattr(effect, size)}
+
+    return _remembered(_root(cache), _digest([repr(scenario), repr(effect), value, code_version()]), compute)["factor"]
+
+
+def _row(cell: Cell, factors: dict[str, float], cache: Path | bool) -> dict[str, Any] | str:
+    """Return the row of a cell, or why there is none."""
+
+    def compute() -> dict[str, Any]:
+        biases = {
+            name: effect.scaled(factors[name]) if name in factors else effect
+            for name, effect in cell.scenario.biases.items()
+        }
+        several = isinstance(cell.scenario.bias, Mapping)
+        scenario = cell.scenario.replace(bias=biases if several else biases.get("bias"))
+        cohort = synthesise(scenario, seed=cell.seed)
+        start = time.perf_counter()
+        with deterministic(cell.config.threads):
+            model = _network(cell.network, cell.seed)
+            run = fit(model, cohort, cell.config, mitigation=cell.mitigation, cache=cache)
+            found = judge(run.model, cohort.test)
+        sizes = {f"{name}.size" if several else "size": _size(effect) for name, effect in biases.items()}
+        kept = run.history.index[run.history["kept"]]
+        return sizes | found | {"kept_epoch": int(kept[0]), "seconds": round(time.perf_counter() - start, 1)}
+
+    try:
+        return _remembered(_root(cache), cell.key, compute)
+    except SimbaError as error:
+        return str(error)
+
+
+def _size(effect) -> float:
+    return float(effect.amplitude_mm if isinstance(effect, Morphology) else effect.strength)
+
+
+def _remembered(root: Path | None, key: str, compute) -> dict[str, Any]:
+    if root is None:
+        return compute()
+    path = root / "cells" / f"{key}.json"
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    found = compute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part{os.getpid()}")
+    part.write_text(json.dumps(found), encoding="utf-8")
+    part.replace(path)
+    return found
+
+
+def _network(options: Mapping[str, Any], seed: int) -> torch.nn.Module:
+    options = dict(options)
+    name = options.pop("name", "SimBANet")
+    if name not in NETWORKS:
+        raise UnknownNameError.among("network.name", name, NETWORKS)
+    if "widths" in options:
+        options["widths"] = tuple(options["widths"])
+    try:
+        return NETWORKS[name](**options, seed=seed)
+    except TypeError as error:
+        raise SimbaError("network", options, f"options of {name}", str(error)) from error
+
+
+def _check_field(name: str, where: str) -> tuple[str, list[str]]:
+    head, *path = str(name).split(".")
+    if head not in FIELDS:
+        raise UnknownNameError.among(where, name, FIELDS)
+    if (head == "mitigation") != (not path):
+        raise SimbaError(where, name, f"{head}, followed by {FIELDS[head]}")
+    return head, path
+
+
+def _of_bias(scenario: Scenario, path: list[str], name: str, last: str) -> list[str]:
+    """Return where a bias is in the dictionary of a scenario."""
+    if path[0] not in scenario.biases:
+        raise UnknownNameError.among(name, path[0], scenario.biases)
+    return ["bias", *(path if isinstance(scenario.bias, Mapping) else []), last]
+
+
+def _put(values: dict, path: list[str], value: Any, name: str) -> None:
+    """Set a nested entry; its parents exist, and what it may be called is checked when the scenario is built."""
+    for part in path[:-1]:
+        if not isinstance(values.get(part), Mapping):
+            raise UnknownNameError.among(name, part, values)
+        values[part] = dict(values[part])
+        values = values[part]
+    values[path[-1]] = value
+
+
+def _digest(parts: object) -> str:
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
