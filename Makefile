@@ -52,6 +52,7 @@ browse:
 benchmark: environment
 	@python benchmarks/synthesis.py
 	@python benchmarks/streaming.py
+	@python benchmarks/training.py
 
 clean:
 	@rm -rf _build .venv .pytest_cache .ruff_cache .import_linter_cache

@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from simba_lab.claims import Claim, check, check_answer, over_seeds
 from simba_lab.errors import FoldingError, SimbaError, TemplateError, UnknownNameError
 from simba_lab.interpretation import Attribution, attribute, probe, record
+from simba_lab.sweep import Sweep, read_results
 from simba_lab.synthesis import (
     Cohort,
     CohortDataset,
@@ -41,6 +42,7 @@ from simba_lab.training import (
     Reweighing,
     Run,
     SimBANet,
+    Surface,
     TwinConsistency,
     calibration,
     disparity,
@@ -48,6 +50,8 @@ from simba_lab.training import (
     fastest,
     fit,
     fit_pair,
+    fit_surface,
+    ideal_shift,
     logits,
     twin_effect,
 )
@@ -85,6 +89,8 @@ __all__ = [
     "Scenario",
     "SimBANet",
     "SimbaError",
+    "Surface",
+    "Sweep",
     "Template",
     "TemplateError",
     "TwinConsistency",
@@ -99,6 +105,8 @@ __all__ = [
     "fastest",
     "fit",
     "fit_pair",
+    "fit_surface",
+    "ideal_shift",
     "inject",
     "load_template",
     "logits",
@@ -106,6 +114,7 @@ __all__ = [
     "over_seeds",
     "probe",
     "read_bids",
+    "read_results",
     "read_simba",
     "read_table",
     "record",

@@ -1,9 +1,10 @@
-"""The command line: ``simba-lab regions | synthesise | export | fit | probe``."""
+"""The command line: ``simba-lab regions | synthesise | export | fit | probe | sweep``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 from simba_lab.errors import SimbaError
@@ -43,6 +44,15 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--jobs", type=int, default=-1, help="threads; -1 is one per core")
         if name == "fit":
             sub.add_argument("--epochs", type=int, default=8)
+            sub.add_argument("--mitigation", default="none", help="what to do against a shortcut, such as reweighing")
+    sweep = commands.add_parser("sweep", help="run a factorial experiment and write its table; an interrupted call resumes")
+    sweep.add_argument("sweep", type=Path, help="YAML file (examples: data/sweeps/)")
+    sweep.add_argument("folder", type=Path, help="folder to write cells.csv and manifest.json to")
+    sweep.add_argument("--jobs", type=int, default=-1, help="processes; -1 is one per core")
+    sweep.add_argument(
+        "--memory-gb", type=float, default=4.0, help="for the volumes of each process; beyond it they stream"
+    )
+    sweep.set_defaults(command=_sweep)
     return parser
 
 
@@ -88,7 +98,7 @@ def _fit(options: argparse.Namespace) -> None:
 
     folder, cohort = _new(options.folder), _cohort(options)
     config = FitConfig(epochs=options.epochs, seed=options.network_seed)
-    run = fit(SimBANet(seed=options.network_seed), cohort, config, progress=True)
+    run = fit(SimBANet(seed=options.network_seed), cohort, config, mitigation=options.mitigation, progress=True)
     run.save(folder)
     for by in cohort.biases or [None]:
         print(evaluate(run.model, cohort.test, by=by).round(3).to_string())
@@ -114,6 +124,15 @@ def _probe(options: argparse.Namespace) -> None:
     for bias in cohort.biases:
         table = probe(activations, test[bias], given=test["label"], folds=test["fold"], floors=floors)
         print(f"{bias}\n{table.round(3).to_string()}")
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from simba_lab.sweep import Sweep
+
+    sweep, start = Sweep.from_yaml(options.sweep), time.perf_counter()
+    table = sweep.run(n_jobs=options.jobs, memory_gb=options.memory_gb, progress=True)
+    sweep.save(table, options.folder, seconds=time.perf_counter() - start)
+    print(f"{len(table)} cells in {options.folder}")
 
 
 if __name__ == "__main__":

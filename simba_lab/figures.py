@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy.ndimage import binary_erosion
 
 from simba_lab.errors import SimbaError
+
+if TYPE_CHECKING:
+    from simba_lab.training.dose_response import Surface
 
 # Okabe and Ito (2008): eight colours that colour-blind readers tell apart.
 COLOURS = {
@@ -22,7 +27,7 @@ COLOURS = {
 GROUP_COLOURS = {"all": COLOURS["black"], "NB": COLOURS["sky"], "B": COLOURS["vermilion"]}
 
 
-def _figure(**options: object) -> Figure:
+def new(**options: object) -> Figure:
     """Return a Figure that notebooks show as a picture, whether or not pyplot is in use."""
     figure = Figure(**options)
 
@@ -33,6 +38,14 @@ def _figure(**options: object) -> Figure:
 
     figure._repr_png_ = png
     return figure
+
+
+def picture(figure: Figure, *, dpi: int = 100) -> np.ndarray:
+    """Return a figure as pixels, RGB in [0, 1], shape (rows, columns, 3): what a `LabSlider` draws."""
+    canvas = FigureCanvasAgg(figure)
+    figure.set_dpi(dpi)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3] / 255
 
 
 def montage(volume: np.ndarray, affine: np.ndarray, at_mm: Sequence[float]) -> np.ndarray:
@@ -112,7 +125,7 @@ def brains(
     rows = -(-len(pictures) // columns)
     shape = next(iter(pictures.values())).shape
     aspect = (2 * shape[0] + shape[1] + 12) / max(shape[1], shape[2])
-    figure = _figure(figsize=(4.6 * columns, (4.6 / aspect + 0.3) * rows + 0.4), layout="constrained")
+    figure = new(figsize=(4.6 * columns, (4.6 / aspect + 0.3) * rows + 0.4), layout="constrained")
     for axes, (name, volume) in zip(figure.subplots(rows, columns, squeeze=False).ravel(), pictures.items(), strict=False):
         picture = montage(volume, affine, at_mm)
         axes.imshow(np.clip(picture, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -127,7 +140,7 @@ def brains(
 
 def rates(table: pd.DataFrame, *, title: str) -> Figure:
     """Return accuracy, TPR and FPR per group with intervals, from `evaluate`, and the ceiling of the accuracy."""
-    figure = _figure(figsize=(7, 3.6), layout="constrained")
+    figure = new(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
     names = ["accuracy", "tpr", "fpr"]
     offsets = np.linspace(-0.22, 0.22, len(table))
@@ -152,7 +165,7 @@ def intervals(table: pd.DataFrame, value: str, *, title: str, label: str, refere
 
     A column ``kind``, if there is one, names the colour groups.
     """
-    figure = _figure(figsize=(7, 0.38 * len(table) + 1.4), layout="constrained")
+    figure = new(figsize=(7, 0.38 * len(table) + 1.4), layout="constrained")
     axes = figure.subplots()
     kinds = table["kind"] if "kind" in table else pd.Series("", index=table.index)
     palette = dict(
@@ -173,7 +186,7 @@ def intervals(table: pd.DataFrame, value: str, *, title: str, label: str, refere
 
 def learning(history: pd.DataFrame, *, title: str) -> Figure:
     """Return training and validation loss over the epochs of a run, and the epoch that was kept."""
-    figure = _figure(figsize=(6, 3), layout="constrained")
+    figure = new(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
     axes.plot(history.index + 1, history["train_loss"], "o-", color=COLOURS["sky"], label="training")
     axes.plot(history.index + 1, history["validation_loss"], "s-", color=COLOURS["vermilion"], label="validation")
@@ -191,7 +204,7 @@ def probes(table: pd.DataFrame, *, title: str, floors: Mapping[str, str]) -> Fig
     ----------
     floors : mapping of column to legend text
     """
-    figure = _figure(figsize=(7.2, 3.8), layout="constrained")
+    figure = new(figsize=(7.2, 3.8), layout="constrained")
     axes = figure.subplots()
     place = np.arange(len(table))
     errors = [table["auc"] - table["auc_low"], table["auc_high"] - table["auc"]]
@@ -205,3 +218,49 @@ def probes(table: pd.DataFrame, *, title: str, floors: Mapping[str, str]) -> Fig
     axes.set(xticks=place, xticklabels=table.index, ylim=(0.35, 1.0), ylabel="held-out AUC of the probe", title=title)
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
+
+
+def responses(
+    table: pd.DataFrame, surface: Surface, *, at: tuple[str, float], along: str, labels: Mapping[str, str], title: str,
+    bound: float = 0.05, limit: float = 1.0,
+) -> Figure:  # fmt: skip
+    """Return the rise of the share called diseased over prevalence or salience: one fitted curve and all runs per place.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From `simba_lab.training.dose_response.excess`.
+    surface : Surface
+    at : tuple of str and float
+        Column that is held fixed, and its value; runs with another value are not drawn.
+    along : str
+        Column on the horizontal axis: ``prevalence.bias`` or ``d_prime.bias``.
+    labels : mapping of place to legend text
+    title : str
+    bound : float
+        Drawn as the line below which a network counts as fair.
+    limit : float
+        Top of the vertical axis.
+    """
+    fixed, value = at
+    drawn = new(figsize=(7.2, 3.8), layout="constrained")
+    axes = drawn.subplots()
+    place = next(name for name in table.columns if set(labels) <= set(table[name]))
+    inside = np.isclose(table[fixed], value)
+    grid = np.linspace(0.505, 0.97, 60) if along.startswith("prevalence") else np.geomspace(0.4, 5, 60)
+    names = [name for name in COLOURS if name not in ("black", "yellow")]
+    for number, (name, text) in enumerate(labels.items()):
+        colour, style = COLOURS[names[number % len(names)]], ("-", "--", "-.", ":")[number % 4]
+        pairs = [(value, x) if along.startswith("prevalence") else (x, value) for x in grid]
+        axes.plot(grid, [surface.rate(name, *pair) for pair in pairs], style, color=colour, label=text)
+        runs = table[inside & (table[place] == name)]
+        axes.plot(runs[along], runs["excess_rate"], "osD^"[number % 4], color=colour, markersize=4, alpha=0.8)
+    axes.axhline(bound, color="0.4", linewidth=1, linestyle=(0, (1, 2)), label=f"{bound:.0%} baseline")
+    if along.startswith("d_prime"):
+        axes.set_xscale("log")
+        axes.set_xticks([0.5, 1, 2, 4], ["0.5", "1", "2", "4"])
+        axes.set_xticks([], minor=True)
+    words = {"p": "prevalence among patients (one less that among controls)", "d": "salience d' of the bias (log scale)"}
+    axes.set(xlabel=words[along[0]], ylabel="rise of the share called diseased", title=title, ylim=(-0.08, limit))
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return drawn

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from simba_lab.errors import SimbaError, UnknownNameError
 from simba_lab.synthesis import Cohort, Morphology, Scenario, load_template, synthesise
 from simba_lab.synthesis.effects import CLASSES
+from simba_lab.synthesis.studio import studio
 from simba_lab.training import FitConfig, ResNet3D, SimBANet, disparity, evaluate, fit
 from simba_lab.training.arithmetic import deterministic
 from simba_lab.training.evaluation import logits, twin_logits, twin_table
@@ -179,7 +180,9 @@ class Sweep:
         _network(network, seed)
         return Cell(shown, made, d_prime, network, FitConfig(**config), mitigation, seed)
 
-    def run(self, *, n_jobs: int = -1, cache: str | Path | bool = True, progress: bool = False) -> pd.DataFrame:
+    def run(
+        self, *, n_jobs: int = -1, cache: str | Path | bool = True, memory_gb: float = 4.0, progress: bool = False
+    ) -> pd.DataFrame:
         """Run all cells that were not run before, and return one row per cell.
 
         Parameters
@@ -189,6 +192,8 @@ class Sweep:
             ``joblib.parallel_backend("ray")`` those of a cluster. The numbers do not depend on it.
         cache : bool or path
             Where rows and networks are kept: True for the user's cache folder. An interrupted sweep goes on from there.
+        memory_gb : float
+            For the volumes of each process, as for `fit`.
         progress : bool
             Whether to show progress and the time left.
 
@@ -208,9 +213,8 @@ class Sweep:
         with Parallel(n_jobs=n_jobs) as jobs:
             found = _in_parallel(jobs, _matched, [(match, root) for match in matches], progress, "matching")
             amplitudes = dict(zip(matches, found, strict=True))
-            arguments = [
-                (cell, {name: amplitudes[match] for match, name in _matches(cell).items()}, root) for cell in cells
-            ]
+            factors = [{name: amplitudes[match] for match, name in _matches(cell).items()} for cell in cells]
+            arguments = [(cell, factor, root, memory_gb) for cell, factor in zip(cells, factors, strict=True)]
             rows = _in_parallel(jobs, _row, arguments, progress, "cells")
         failed = [(cell, row) for cell, row in zip(cells, rows, strict=True) if isinstance(row, str)]
         if failed:
@@ -417,7 +421,7 @@ def _matched(match: Match, cache: Path | bool) -> float:
     return _remembered(_root(cache), _digest([repr(scenario), repr(effect), value, code_version()]), compute)["factor"]
 
 
-def _row(cell: Cell, factors: dict[str, float], cache: Path | bool) -> dict[str, Any] | str:
+def _row(cell: Cell, factors: dict[str, float], cache: Path | bool, memory_gb: float = 4.0) -> dict[str, Any] | str:
     """Return the row of a cell, or why there is none."""
 
     def compute() -> dict[str, Any]:
@@ -431,7 +435,7 @@ def _row(cell: Cell, factors: dict[str, float], cache: Path | bool) -> dict[str,
         start = time.perf_counter()
         with deterministic(cell.config.threads):
             model = _network(cell.network, cell.seed)
-            run = fit(model, cohort, cell.config, mitigation=cell.mitigation, cache=cache)
+            run = fit(model, cohort, cell.config, mitigation=cell.mitigation, cache=cache, memory_gb=memory_gb)
             found = judge(run.model, cohort.test)
         sizes = {f"{name}.size" if several else "size": _size(effect) for name, effect in biases.items()}
         kept = run.history.index[run.history["kept"]]
@@ -441,6 +445,8 @@ def _row(cell: Cell, factors: dict[str, float], cache: Path | bool) -> dict[str,
         return _remembered(_root(cache), cell.key, compute)
     except SimbaError as error:
         return str(error)
+    finally:
+        studio.cache_clear()  # volumes of this cell serve no other; workers that grow are replaced, which takes long
 
 
 def _size(effect) -> float:

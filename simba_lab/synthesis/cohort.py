@@ -171,11 +171,11 @@ class Cohort:
         gives those splits.
         """
         _ = self._studio  # images from elsewhere have no controls
-        splits = np.unique(self["split"])
-        if len(self) != np.isin(design(self.scenario, self.seed)["split"], splits).sum():
+        splits, whole = np.unique(self["split"]), design(self.scenario, self.seed)
+        if sorted(self.table.index) != sorted(whole.index[whole["split"].isin(splits)]):
             raise SimbaError("cohort", f"{len(self)} of its subjects", "whole, or whole splits", "Take its control first.")
         control = synthesise(self.scenario.unbiased(), seed=self.seed)
-        return control.where(np.isin(control["split"], splits))
+        return replace(control.where(np.isin(control["split"], splits)), switches=self.switches)
 
     @cached_property
     def _columns(self) -> dict[str, np.ndarray]:

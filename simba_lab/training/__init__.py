@@ -1,6 +1,7 @@
 """Train networks on cohorts and judge them."""
 
 from simba_lab.training.config import FitConfig
+from simba_lab.training.dose_response import Surface, fit_surface, ideal_shift
 from simba_lab.training.evaluation import calibration, disparity, evaluate, logits, twin_effect
 from simba_lab.training.fitting import Pair, fastest, fit, fit_pair
 from simba_lab.training.mitigation import (
@@ -28,6 +29,7 @@ __all__ = [
     "Reweighing",
     "Run",
     "SimBANet",
+    "Surface",
     "TwinConsistency",
     "calibration",
     "disparity",
@@ -35,6 +37,8 @@ __all__ = [
     "fastest",
     "fit",
     "fit_pair",
+    "fit_surface",
+    "ideal_shift",
     "logits",
     "twin_effect",
 ]

@@ -50,15 +50,14 @@ def logits(
     """
     where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     there = model if where.type == "cpu" else copy.deepcopy(model).to(where)
-    if isinstance(model, GroupRouted) and groups is None:
-        groups = rendered_groups(model.by, volumes)
-    places = None if groups is None else iter(np.searchsorted(model.groups, groups))
+    places = _places(model, volumes, groups)
     scores, batch = [], []
 
     def flush() -> None:
         if batch:
             x = torch.from_numpy(np.stack(batch))[:, None].to(where)
-            more = () if places is None else (torch.tensor([next(places) for _ in batch], device=where),)
+            start = sum(map(len, scores))
+            more = () if places is None else (torch.from_numpy(places[start : start + len(batch)]).to(where),)
             with torch.no_grad():
                 scores.append(logit(there(x, *more)).double().cpu().numpy())
             batch.clear()
@@ -76,7 +75,24 @@ def logits(
             flush()
     finally:
         model.train(training)
-    return np.concatenate(scores) if scores else np.zeros(0)
+    found = np.concatenate(scores) if scores else np.zeros(0)
+    if places is not None and len(places) != len(found):
+        raise SimbaError("groups", f"{len(places)} values", f"one for each of the {len(found)} volumes")
+    return found
+
+
+def _places(model: torch.nn.Module, volumes: object, groups: np.ndarray | None) -> np.ndarray | None:
+    """Return which network of a `GroupRouted` judges each volume."""
+    if not isinstance(model, GroupRouted):
+        return None
+    groups = np.asarray(rendered_groups(model.by, volumes) if groups is None else groups)
+    if hasattr(volumes, "__len__") and len(groups) != len(volumes):
+        raise SimbaError("groups", f"{len(groups)} values", f"one for each of the {len(volumes)} volumes")
+    known = {group: place for place, group in enumerate(model.groups)}
+    strange = [group for group in np.unique(groups).tolist() if group not in known]
+    if strange:
+        raise SimbaError("groups", strange[0], f"one of {', '.join(map(str, known))}", "No network was fitted for it.")
+    return np.array([known[group] for group in groups.tolist()], int)
 
 
 def _scores(model: torch.nn.Module | np.ndarray, cohort: Cohort) -> np.ndarray:
@@ -142,7 +158,10 @@ def _bins(probability: np.ndarray, bins: int) -> list[np.ndarray]:
 
 
 def _calibration_error(truth: np.ndarray, scores: np.ndarray) -> float:
-    truth, probability = np.asarray(truth), expit(np.asarray(scores))
+    probability, truth = expit(np.asarray(scores)), np.asarray(truth, float)
+    # Equal predictions may fall into different bins: each gets their mean, so that their order does not matter.
+    _, ties = np.unique(probability, return_inverse=True)
+    truth = (np.bincount(ties, truth) / np.bincount(ties))[ties]
     gaps = [len(part) * abs(probability[part].mean() - truth[part].mean()) for part in _bins(probability, BINS)]
     return float(sum(gaps) / len(truth))
 
@@ -251,7 +270,7 @@ def _groups(cohort: Cohort, by: str | Sequence[str] | None) -> tuple[list[str], 
 
 def disparity(
     model: torch.nn.Module, cohort: Cohort, *, by: str = "bias", control: torch.nn.Module | None = None,
-    bound: float = BOUND, seed: int = 0,
+    threshold: float = 0.0, bound: float = BOUND, seed: int = 0,
 ) -> pd.DataFrame:  # fmt: skip
     """Return how differently a network treats the bias group: rates of B minus NB, and whether that is nothing.
 
@@ -264,6 +283,8 @@ def disparity(
         Which bias, or another column with two values.
     control : torch.nn.Module, optional
         The network of the unbiased pair: it is judged on the same subjects, resampled together.
+    threshold : float
+        Logit from which a subject is called diseased.
     bound : float
         Differences within plus or minus this count as none.
     seed : int
@@ -296,16 +317,17 @@ def disparity(
             )
     counts = {key: _resamples(stream(seed, "evaluation", f"disparity/{key}"), len(rows)) for key, rows in cells.items()}
     scores = {"": _scores(model, cohort)} | ({} if control is None else {"control": _scores(control, cohort)})
-    gaps = {name: _gaps(values, cells, counts) for name, values in scores.items()}
+    gaps = {name: _gaps(values - threshold, cells, counts) for name, values in scores.items()}
+    smallest = min(map(len, cells.values()))
     table = {}
     for rate, (difference, draws) in gaps[""].items():
         low, high = np.quantile(draws, [0.025, 0.975])
-        p_value = _equivalence(draws, bound)
+        p_value = _equivalence(draws, bound, smallest)
         row = {"difference": difference, "low": low, "high": high, "p_equivalent": p_value, "equivalent": p_value < 0.05}
         if control is not None:
             other, other_draws = gaps["control"][rate]
             low, high = np.quantile(draws - other_draws, [0.025, 0.975])
-            p_value = _equivalence(draws - other_draws, bound)
+            p_value = _equivalence(draws - other_draws, bound, smallest)
             row |= {
                 "control": other, "excess": difference - other, "excess_low": low, "excess_high": high,
                 "excess_p_equivalent": p_value, "excess_equivalent": p_value < 0.05,
@@ -338,10 +360,14 @@ def _gaps(scores: np.ndarray, cells: dict, counts: dict) -> dict[str, tuple[floa
     return {rate: (float(values[0]), values[1:]) for rate, values in differences.items()}
 
 
-def _equivalence(draws: np.ndarray, bound: float) -> float:
-    """Return the p-value of two one-sided bootstrap tests of a difference within plus or minus `bound`."""
+def _equivalence(draws: np.ndarray, bound: float, smallest: int) -> float:
+    """Return the p-value of two one-sided bootstrap tests of a difference within plus or minus `bound`.
+
+    It is at least the chance that the smallest cell shows nothing although its rate is off by the bound: where all subjects
+    of a few are judged alike, a bootstrap sees no spread.
+    """
     outside = max(int((draws <= -bound).sum()), int((draws >= bound).sum()))
-    return (1 + outside) / (1 + len(draws))
+    return max((1 + outside) / (1 + len(draws)), (1 - bound) ** smallest)
 
 
 def twin_effect(

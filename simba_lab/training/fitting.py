@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock
 from lightning_fabric import Fabric
 from platformdirs import user_cache_path
-from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
+from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
 from tqdm.auto import tqdm
 
 from simba_lab.errors import SimbaError
@@ -88,7 +88,7 @@ def fit(
                 "Pass a whole cohort, with its train and validation parts.",
             )  # fmt: skip
     if mitigation is not None:
-        mitigation.check(cohort.train, cohort.validation)
+        mitigation.check(cohort)
     train = partial(_fit, model, cohort, config, mitigation, memory_gb=memory_gb, progress=progress)
     if cache is False:
         return train(checkpoint=checkpoint)
@@ -148,7 +148,7 @@ def code_version() -> str:
 
 def _identity(model: torch.nn.Module, cohort: Cohort, config: FitConfig, mitigation: Mitigation | None) -> dict[str, str]:
     """Return what the result of a fit follows from, part by part, as digests."""
-    rows = [cohort.table.index.tolist(), cohort["split"].tolist(), sorted(cohort.switches.items())]
+    rows = pd.util.hash_pandas_object(cohort.table).tolist(), list(cohort.table.columns), sorted(cohort.switches.items())
     parts = {
         "network": repr(model) + checkpoints.digest(model.state_dict()),
         "cohort": repr([cohort.identity, rows]),
@@ -213,7 +213,16 @@ def _launched(model, cohort, config: FitConfig, mitigation, **options: Any) -> F
         raise SimbaError("config", settings, "an accelerator and precision that exist here", remedy) from error
     if config.devices == 1:
         return _train(fabric, model, cohort, config, mitigation, **options)
-    return fabric.launch(_train, model, cohort, config, mitigation, **options)
+    # As one function: Fabric would look into arguments, and frozen dataclasses do not let it.
+    call = partial(_train_remotely, model=model, cohort=cohort, config=config, mitigation=mitigation, **options)
+    arrays, rows, facts = fabric.launch(call)
+    return {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}, rows, facts
+
+
+def _train_remotely(fabric: Fabric, **options: Any) -> tuple:
+    # Tensors would be handed over by reference to a process that ends.
+    best, rows, facts = _train(fabric, **options)
+    return {name: value.numpy() for name, value in best.items()}, rows, facts
 
 
 class _Body(torch.nn.Module):
@@ -257,7 +266,7 @@ def _train(
         if config.schedule == "one_cycle":
             schedule = OneCycleLR(optimiser, config.learning_rate, total_steps=steps * config.epochs)
         else:
-            schedule = LambdaLR(optimiser, lambda _: 1.0)
+            schedule = ConstantLR(optimiser, factor=1.0, total_iters=0)
         state = _State(body, optimiser, schedule, objective)
         if checkpoint is not None and Path(checkpoint).exists():
             state.restore(Path(checkpoint), identity)
@@ -342,9 +351,8 @@ class _State:
         parts = {"network": self.body.network.state_dict(), "best": self.best, "optimiser": moments}
         parts["objective"] = self.objective.state()
         tensors = {f"{part}/{name}": value for part, entries in parts.items() for name, value in entries.items()}
-        schedule = {name: value for name, value in self.schedule.state_dict().items() if name != "lr_lambdas"}
         place = {name: getattr(self, name) for name in ("epoch", "step", "seen", "total", "rows")}
-        facts = {"identity": dict(identity), "groups": groups, "schedule": schedule, "place": place}
+        facts = {"identity": dict(identity), "groups": groups, "schedule": self.schedule.state_dict(), "place": place}
         path.parent.mkdir(parents=True, exist_ok=True)
         checkpoints.write(path, tensors, facts)
 

@@ -106,14 +106,17 @@ class Mitigation:
         """Return what a fit with this mitigation minimises."""
         raise NotImplementedError
 
-    def check(self, train: Cohort, validation: Cohort) -> None:
+    def check(self, cohort: Cohort) -> None:
         """Refuse cohorts in which a group lacks a class: nothing in them tells group and disease apart."""
-        for part, cohort in (("train", train), ("validation", validation)):
-            cells = cohort.table.groupby([self.by, "label"]).size() if self.by in cohort.table else cohort[self.by]
-            values = np.unique(train[self.by])
-            empty = [(value, label) for value in values for label in (0, 1) if cells.get((value, label), 0) == 0]
-            if len(values) < 2 or empty:
-                found = f"{len(values)} group" if len(values) < 2 else f"no members of class {empty[0][1]}"
+        if self.by in ("label", "split"):
+            raise SimbaError("mitigation.by", self.by, "a column of groups, such as a bias")
+        groups = np.unique(cohort[self.by])
+        for part in ("train", "validation"):
+            table = cohort.table[cohort["split"] == part]
+            cells = table.groupby([self.by, "label"]).size()
+            empty = [(group, label) for group in groups for label in (0, 1) if cells.get((group, label), 0) == 0]
+            if len(groups) < 2 or empty:
+                found = f"{len(groups)} group" if len(groups) < 2 else f"no members of class {empty[0][1]}"
                 where = f"cohort.{part}[{self.by!r}]" + (f", group {empty[0][0]}" if empty else "")
                 raise SimbaError(
                     where, found, "of at least two groups with members of both classes",
@@ -185,12 +188,13 @@ class Resampling(Mitigation):
 
 class _Resampled(_Reweighed):
     def order(self, seed: int, epoch: int) -> torch.Tensor:
-        share = self.weights[self.cells].double().numpy()
         generator = stream(seed, epoch, "batch order")
-        # Systematic sampling: each subject comes its expected number of times, rounded up or down.
+        rows = np.lexsort([generator.uniform(size=len(self.cells)), self.cells.numpy()])
+        share = self.weights[self.cells[rows]].double().numpy()
+        # Systematic sampling: each subject, and each cell, comes its expected number of times, rounded up or down.
         ends = np.cumsum(share / share.sum()) * len(share)
         drawn = np.searchsorted(ends, np.arange(len(share)) + generator.uniform())
-        return torch.from_numpy(generator.permutation(np.minimum(drawn, len(share) - 1)))
+        return torch.from_numpy(generator.permutation(rows[np.minimum(drawn, len(share) - 1)]))
 
     def loss(self, network, volumes, rows, twins, progress) -> torch.Tensor:
         return Objective.loss(self, network, volumes, rows, twins, progress)
@@ -289,13 +293,17 @@ class AdversarialUnlearning(Mitigation):
     def __post_init__(self) -> None:
         for field in ("strength", "width", "learning_rate"):
             _check_positive(f"mitigation.{field}", getattr(self, field))
+        if not isinstance(self.width, int):
+            raise SimbaError("mitigation.width", self.width, "an integer")
+        if not isinstance(self.conditional, bool):
+            raise SimbaError("mitigation.conditional", self.conditional, "True or False")
 
     def objective(self, train: Cohort, validation: Cohort) -> Objective:
         """Return cross-entropy plus confusion of an adversary."""
         return _Unlearning(train, validation, self)
 
 
-class _Unlearning(Objective):
+class _Unlearning(_Reweighed):
     def __init__(self, train: Cohort, validation: Cohort, options: AdversarialUnlearning) -> None:
         super().__init__(train, validation, options.by)
         if len(self.values) != 2:
@@ -304,7 +312,8 @@ class _Unlearning(Objective):
         # Within each class (or overall) both groups count the same: otherwise "everybody in the larger" is a good guess.
         class_cells = self.cells if options.conditional else self.groups * 2
         sizes = torch.bincount(class_cells, minlength=4).float()
-        self.weights = torch.where(sizes > 0, len(class_cells) / (sizes.clamp(min=1) * (sizes > 0).sum()), 0.0)[class_cells]
+        even = torch.where(sizes > 0, len(class_cells) / (sizes.clamp(min=1) * (sizes > 0).sum()), 0.0)
+        self.even = even[class_cells]
         self.adversary: nn.Module | None = None
         self._waiting: Mapping[str, torch.Tensor] | None = None
         self.device = torch.device("cpu")
@@ -334,7 +343,7 @@ class _Unlearning(Objective):
         features = features.float()
         if self.adversary is None:
             self._made(features.shape[1], progress.seed)
-        groups, weights = self.groups[rows].float().to(features.device), self.weights[rows].to(features.device)
+        groups, weights = self.groups[rows].float().to(features.device), self.even[rows].to(features.device)
         with torch.enable_grad():
             guess = self._guess(features.detach(), rows)
             wrong = (weights * binary_cross_entropy_with_logits(guess, groups, reduction="none")).mean()
@@ -350,7 +359,7 @@ class _Unlearning(Objective):
 
     def state(self) -> dict[str, torch.Tensor]:
         if self.adversary is None:
-            return {}
+            return dict(self._waiting or {})
         found = {f"adversary.{name}": value for name, value in self.adversary.state_dict().items()}
         for number, entry in self.optimiser.state_dict()["state"].items():
             found |= {f"optimiser.{number}.{name}": value for name, value in entry.items()}
@@ -398,7 +407,7 @@ class TwinConsistency(Mitigation):
         return _Consistent(train, validation, self)
 
 
-class _Consistent(Objective):
+class _Consistent(_Reweighed):
     def __init__(self, train: Cohort, validation: Cohort, options: TwinConsistency) -> None:
         super().__init__(train, validation, options.by)
         if options.by not in train.biases:
@@ -439,6 +448,8 @@ def mitigation_from(value: Mitigation | Mapping[str, Any] | str | None) -> Mitig
     """Return a mitigation from its name, or from what `Mitigation.to_dict` returns; ``"none"`` and None stand for none."""
     if value is None or isinstance(value, Mitigation):
         return value
+    if not isinstance(value, str | Mapping):
+        raise SimbaError("mitigation", value, "a name, a mapping, or an instance such as Reweighing()")
     options = {"name": value} if isinstance(value, str) else dict(value)
     name = options.pop("name", None)
     if name == "none":

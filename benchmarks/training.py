@@ -1,0 +1,139 @@
+"""Training against a plain PyTorch loop that reads NIfTI files, on the same data in the same run.
+
+Usage: python benchmarks/training.py [--quick]
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from measuring import Figure
+from scipy.stats import binomtest
+from torch.utils.data import DataLoader, Dataset
+
+import simba_lab as sb
+
+SCENARIOS = Path(__file__).parents[1] / "data" / "scenarios"
+STANDARD = ("none", "near", "far", "intensity")
+CORES = os.cpu_count() or 1
+
+
+class Files(Dataset):
+    """Volumes as MONAI's and TorchIO's users have them: one compressed NIfTI file each, read when asked for."""
+
+    def __init__(self, cohort: sb.Cohort, folder: Path) -> None:
+        self.paths = [folder / f"{subject}.nii.gz" for subject in cohort.table.index]
+        self.labels = cohort["label"].astype(np.float32)
+        for index, path in enumerate(self.paths):
+            nib.save(cohort.volume(index), path)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, float]:
+        volume = np.asarray(nib.load(self.paths[index]).dataobj, dtype=np.float32)
+        return torch.from_numpy(volume)[None], self.labels[index]
+
+
+def plain_fit(model: torch.nn.Module, train: Files, validation: Files, epochs: int, workers: int) -> tuple[float, float]:
+    """Train as a tutorial would; return seconds and the validation accuracy of the best epoch."""
+    torch.set_num_threads(CORES)
+    torch.manual_seed(0)
+    start = time.perf_counter()
+    feed = DataLoader(train, batch_size=8, shuffle=True, num_workers=workers)
+    held_out = DataLoader(validation, batch_size=32, num_workers=workers)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=epochs * len(feed))
+    best = (np.inf, 0.0)
+    for _ in range(epochs):
+        model.train()
+        for volumes, labels in feed:
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(model(volumes)[:, 0], labels)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+        model.eval()
+        with torch.no_grad():
+            pairs = [(model(volumes)[:, 0], labels) for volumes, labels in held_out]
+        scores, truth = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(scores, truth).item()
+        best = min(best, (loss, ((scores > 0) == (truth > 0)).float().mean().item()))
+    return time.perf_counter() - start, best[1]
+
+
+def lab_fit(cohort: sb.Cohort, config: sb.FitConfig) -> tuple[float, float]:
+    """Train with the lab, rendering included; return seconds and the validation accuracy of the kept epoch."""
+    start = time.perf_counter()
+    run = sb.fit(sb.SimBANet(seed=0), cohort, config, cache=False)
+    history = run.history
+    return time.perf_counter() - start, float(history.loc[history["kept"], "validation_accuracy"].iloc[0])
+
+
+def throughput(epochs: int) -> list[Figure]:
+    """Volumes per second of training, the lab's from a scenario and the plain loop's from files."""
+    cohort = sb.synthesise(sb.Scenario.from_yaml(SCENARIOS / "near.yaml"), seed=0)
+    volumes, held_out = epochs * len(cohort.train), len(cohort.validation)
+    _ = cohort.array(0)  # what is compiled and loaded once
+    fast, speeds = sb.fastest(sb.SimBANet(seed=0), cohort, sb.FitConfig(epochs=epochs))
+    with tempfile.TemporaryDirectory() as folder:
+        train, validation = Files(cohort.train, Path(folder)), Files(cohort.validation, Path(folder))
+        plain = {workers: plain_fit(sb.SimBANet(seed=0), train, validation, epochs, workers) for workers in (0, 2)}
+    lab = {
+        "as it comes": lab_fit(cohort, sb.FitConfig(epochs=epochs)),
+        f"fastest here ({fast.precision})": lab_fit(cohort, fast),
+    }
+    best = min(seconds for seconds, _ in plain.values())
+    figures = [
+        Figure(
+            f"{row.precision}, channels {'last' if row.channels_last else 'first'}, a step alone", row.ms_per_volume, "ms"
+        )
+        for row in speeds.itertuples()
+    ]
+    figures += [
+        Figure(f"plain loop, NIfTI, {workers} workers: volumes/s, validation included", volumes / seconds)
+        for workers, (seconds, _) in plain.items()
+    ]
+    for name, (seconds, _) in lab.items():
+        figures += [
+            Figure(f"lab, {name}: volumes/s, rendering and validation included", volumes / seconds),
+            Figure(f"lab, {name} / best plain loop", best / seconds, at_least=3.0 if "fastest" in name else None),
+        ]
+    accuracies = [accuracy for _, accuracy in (*plain.values(), *lab.values())]
+    middle = binomtest(round(np.median(accuracies) * held_out), held_out).proportion_ci(method="wilson")
+    apart = max(accuracies) - min(accuracies)
+    figures += [Figure("largest difference of validation accuracies", apart, at_most=middle.high - middle.low)]
+    return figures
+
+
+def standard_runs(epochs: int) -> list[Figure]:
+    """Seconds of the four standard runs of the book, one after the other, with nothing cached."""
+    seconds = {}
+    for name in STANDARD:
+        cohort = sb.synthesise(sb.Scenario.from_yaml(SCENARIOS / f"{name}.yaml"), seed=0)
+        seconds[name], _ = lab_fit(cohort, sb.FitConfig(epochs=epochs))
+    figures = [Figure(name, value, "s") for name, value in seconds.items()]
+    return [*figures, Figure("together", sum(seconds.values()), "s", at_most=180.0)]
+
+
+def main() -> None:
+    """Print every figure beside its target."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="two epochs instead of eight")
+    epochs = 2 if parser.parse_args().quick else 8
+    print(f"{CORES} cores, load before the start {os.getloadavg()[0]:.1f} (times are worth little above 0.3)")
+    for title, measure in (
+        ("Training of SimBANet 8-16-32-64 at 40 x 48 x 40, batches of 8", throughput),
+        ("The four standard runs", standard_runs),
+    ):
+        print(title)
+        print(*measure(epochs), sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
