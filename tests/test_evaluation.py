@@ -221,7 +221,8 @@ def test_equal_networks_have_no_excess_disparity(cohort):
     assert (unlike["excess"] != 0).any() and not unlike["excess_equivalent"].any()
     alike = sb.disparity(scores, cohort, control=scores.copy())
     assert (alike[["excess", "excess_low", "excess_high"]] == 0).all(axis=None)
-    assert alike["excess_equivalent"].all()
+    large, many = cells(cohort, [(1, 0, 100, 60), (0, 0, 100, 20), (1, 1, 100, 70), (0, 1, 100, 30)])
+    assert sb.disparity(many, large, control=many.copy())["excess_equivalent"].all()
 
 
 def test_a_planted_gap_is_found_and_is_not_equivalent(cohort):
