@@ -13,6 +13,9 @@ from simba_lab.errors import SimbaError, UnknownNameError
 from simba_lab.rng import stream
 
 BOOTSTRAPS = 200
+# Gauss-Hermite quadrature: means over a standard normal variable.
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(101)
+WEIGHTS = WEIGHTS / WEIGHTS.sum()
 # Weight of the pull of the surface's parameters towards their first values.
 PULL = 0.03
 
@@ -37,8 +40,6 @@ def ideal_shift(d_prime: float, prevalence: float) -> float:
         raise SimbaError("d_prime", d_prime, "at least 0")
     if not 0 < prevalence < 1:
         raise SimbaError("prevalence", prevalence, "above 0 and below 1")
-    nodes, weights = np.polynomial.hermite_e.hermegauss(101)
-    weights = weights / weights.sum()
     log_odds = np.log(prevalence / (1 - prevalence))
 
     def evidence(z: np.ndarray) -> np.ndarray:
@@ -46,7 +47,7 @@ def ideal_shift(d_prime: float, prevalence: float) -> float:
         ratio = d_prime * z - d_prime**2 / 2
         return np.logaddexp(log_odds + ratio, 0.0) - np.logaddexp(ratio, log_odds)
 
-    return float(weights @ evidence(nodes + d_prime) - weights @ evidence(nodes))
+    return float(WEIGHTS @ evidence(NODES + d_prime) - WEIGHTS @ evidence(NODES))
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def fit_surface(
             gaps = (shifts[rows] - shift) / shifts.std(), (rates[rows] - _rate(model, shift)) / rates.std()
             return np.concatenate([*gaps, PULL * (model - start)])
 
-        return least_squares(residuals, start_here).x
+        return least_squares(residuals, start_here, method="lm").x
 
     everyone = np.arange(len(table))
     estimates = fitted(everyone, start)
