@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from simba_lab.errors import SimbaError, UnknownNameError
 from simba_lab.synthesis import Cohort, Morphology, Scenario, load_template, synthesise
-from simba_lab.synthesis.effects import CLASSES
+from simba_lab.synthesis.effects import CLASSES, Effect
 from simba_lab.synthesis.studio import studio
 from simba_lab.training import FitConfig, ResNet3D, SimBANet, disparity, evaluate, fit
 from simba_lab.training.arithmetic import deterministic
@@ -200,7 +200,7 @@ class Sweep:
         Returns
         -------
         pandas.DataFrame
-            The axes and ``seed``; for each matched bias its ``amplitude``; then what `judge` measured.
+            The axes and ``seed``; for each bias its ``size`` (amplitude in mm, or strength); then what `judge` measured.
 
         Raises
         ------
@@ -209,12 +209,12 @@ class Sweep:
         """
         cells = self.cells()
         root = cache if isinstance(cache, bool) else Path(cache)
-        matches = dict.fromkeys(match for cell in cells for match in _matches(cell))
+        matches = dict.fromkeys(match for cell in cells for match in _matches(cell).values())
         with Parallel(n_jobs=n_jobs) as jobs:
             found = _in_parallel(jobs, _matched, [(match, root) for match in matches], progress, "matching")
-            amplitudes = dict(zip(matches, found, strict=True))
-            factors = [{name: amplitudes[match] for match, name in _matches(cell).items()} for cell in cells]
-            arguments = [(cell, factor, root, memory_gb) for cell, factor in zip(cells, factors, strict=True)]
+            factor = dict(zip(matches, found, strict=True))
+            factors = [{bias: factor[match] for bias, match in _matches(cell).items()} for cell in cells]
+            arguments = [(cell, own, root, memory_gb) for cell, own in zip(cells, factors, strict=True)]
             rows = _in_parallel(jobs, _row, arguments, progress, "cells")
         failed = [(cell, row) for cell, row in zip(cells, rows, strict=True) if isinstance(row, str)]
         if failed:
@@ -384,26 +384,19 @@ def _numbered(number: int, function, *arguments: Any) -> tuple[int, Any]:
     return number, function(*arguments)
 
 
-Match = tuple[Scenario, str, float]
+Match = tuple[Scenario, Effect, float]
 
 
-def _matches(cell: Cell) -> dict[Match, str]:
-    """Return what has to be matched for a cell: scenario without biases, the effect as YAML-like text, and its d'."""
+def _matches(cell: Cell) -> dict[str, Match]:
+    """Return what has to be matched for each bias of a cell: in which scenario, which effect, to which d'.
+
+    Prevalence does not change how easily an effect is seen: cells that differ in it alone share a match.
+    """
     plain = cell.scenario.replace(bias=None, subjects=1000)
-    return {(plain, _Effect(cell.scenario.biases[bias]), value): bias for bias, value in cell.d_prime.items()}
-
-
-class _Effect:
-    """An effect that counts as equal whatever its prevalence: that does not change how easily it is seen."""
-
-    def __init__(self, effect) -> None:
-        self.effect = dataclasses.replace(effect, prevalence=None)
-
-    def __hash__(self) -> int:
-        return hash(repr(self.effect))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Effect) and repr(self.effect) == repr(other.effect)
+    return {
+        bias: (plain, dataclasses.replace(cell.scenario.biases[bias], prevalence=None), value)
+        for bias, value in cell.d_prime.items()
+    }
 
 
 def _root(cache: Path | bool) -> Path | None:
@@ -412,7 +405,7 @@ def _root(cache: Path | bool) -> Path | None:
 
 def _matched(match: Match, cache: Path | bool) -> float:
     """Return the factor by which an effect has to be scaled."""
-    scenario, effect, value = match[0], match[1].effect, match[2]
+    scenario, effect, value = match
     size = "amplitude_mm" if isinstance(effect, Morphology) else "strength"
 
     def compute() -> dict[str, float]:

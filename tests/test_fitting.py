@@ -32,24 +32,6 @@ def assert_equal_runs(one, two):
     pd.testing.assert_frame_equal(one.history.drop(columns="seconds"), two.history.drop(columns="seconds"))
 
 
-class Interrupted(nn.Module):
-    """A network that is stopped in the middle of its n-th training step."""
-
-    def __init__(self, inner, steps):
-        super().__init__()
-        self.inner, self.left = inner, steps
-
-    def forward(self, x):
-        if self.training:
-            self.left -= 1
-            if self.left < 0:
-                raise KeyboardInterrupt
-        return self.inner(x)
-
-    def extra_repr(self):
-        return "interrupted"
-
-
 def interrupted_fit(monkeypatch, model, cohort, config, checkpoint, steps):
     """Fit until a step is interrupted; progress is written after every step."""
     monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", -1.0)
