@@ -54,6 +54,8 @@ from simba_lab.training import (
     ideal_shift,
     logits,
     twin_effect,
+    twin_logits,
+    twin_table,
 )
 from simba_lab.widgets import LabSlider
 
@@ -123,4 +125,6 @@ __all__ = [
     "save_cohort",
     "synthesise",
     "twin_effect",
+    "twin_logits",
+    "twin_table",
 ]

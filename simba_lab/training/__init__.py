@@ -2,7 +2,7 @@
 
 from simba_lab.training.config import FitConfig
 from simba_lab.training.dose_response import Surface, fit_surface, ideal_shift
-from simba_lab.training.evaluation import calibration, disparity, evaluate, logits, twin_effect
+from simba_lab.training.evaluation import calibration, disparity, evaluate, logits, twin_effect, twin_logits, twin_table
 from simba_lab.training.fitting import Pair, fastest, fit, fit_pair
 from simba_lab.training.mitigation import (
     AdversarialUnlearning,
@@ -41,4 +41,6 @@ __all__ = [
     "ideal_shift",
     "logits",
     "twin_effect",
+    "twin_logits",
+    "twin_table",
 ]

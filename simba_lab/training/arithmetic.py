@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 
 import torch
 
 # Sums in a different order round differently: the number of threads is part of the arithmetic, so it is fixed.
 THREADS = 2
 _chosen: ContextVar[int | None] = ContextVar("threads of the surrounding computation", default=None)
+
+
+# Parameters of glibc's mallopt, and the largest values that its own adaptation would reach.
+TRIM, MMAP, LARGEST = -1, -3, 32 * 2**20
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Let the C library keep what tensors free, so that the next step need not ask the system for fresh pages.
+
+    A training step of small volumes is a fifth faster with it; no result depends on it. At most 64 MiB are kept.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):  # glibc alone has it
+        library.mallopt(TRIM, 2 * LARGEST)
+        library.mallopt(MMAP, LARGEST)
 
 
 @contextmanager
@@ -22,6 +40,7 @@ def deterministic(threads: int | None = None) -> Iterator[None]:
     threads : int, optional
         By default as many as the surrounding ``deterministic`` has, or `THREADS`.
     """
+    _keep_freed_memory()
     threads = threads or _chosen.get() or THREADS
     before = torch.get_num_threads(), torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     token = _chosen.set(threads)

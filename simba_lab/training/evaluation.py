@@ -263,7 +263,7 @@ def _groups(cohort: Cohort, by: str | Sequence[str] | None) -> tuple[list[str], 
     if empty:
         raise SimbaError(
             f"cohort[{by!r}]", f"no members of group {empty[0]!r}", "with members in all groups",
-            "Evaluate a larger cohort, or without groups: by=None.",
+            "Evaluate a larger cohort or fewer columns at once; biases of membership='joint' fill some groups alone.",
         )  # fmt: skip
     return names, numbers
 
@@ -396,7 +396,7 @@ def twin_effect(
         rises), both with 95 % bootstrap intervals ``_low``, ``_high``; ``flips`` (share whose decision changes, Wilson
         interval); ``n``; and ``per_magnitude``: the change per unit of magnitude (least squares through zero), which
         compares effects whose magnitudes differ in sign, as those of the disease do. With a control also ``control`` (its
-        change) and ``excess`` (change minus control, paired bootstrap).
+        change), ``excess`` (change minus control) and ``excess_rate`` (rate minus the control's), by paired bootstrap.
     """
     if len(cohort) < 2:
         raise SimbaError("cohort", f"{len(cohort)} subjects", "at least 2 subjects")
@@ -428,7 +428,8 @@ def twin_table(
     }  # fmt: skip
     if control is not None:
         other = control[1] - control[0]
-        row |= {"control": other.mean()} | interval("excess", change - other)
+        otherwise = (control[1] > 0).astype(float) - (control[0] > 0)
+        row |= {"control": other.mean()} | interval("excess", change - other) | interval("excess_rate", called - otherwise)
     return pd.DataFrame([row], index=pd.Index([without], name="effect"))
 
 
