@@ -143,15 +143,22 @@ class Sweep:
         for seed in self.seeds:
             for combination in product(*levels):
                 shown = {name: value for name, (value, _) in zip(self.axes, combination, strict=True)}
-                fields = {name: value for _, several in combination for name, value in several.items()}
+                fields: dict[str, Any] = {}
+                for axis, (_, several) in zip(self.axes, combination, strict=True):
+                    for name in several:
+                        if name in fields:
+                            raise SimbaError(f"sweep.axes[{axis!r}]", name, "a field that no other axis sets")
+                    fields |= several
                 cells.append(self._cell(shown, fields, seed))
         return cells
 
     def _cell(self, shown: dict[str, Any], fields: Mapping[str, Any], seed: int) -> Cell:
         scenario, config = self.scenario.to_dict(), dataclasses.asdict(self.config) | {"seed": seed}
         network, mitigation, d_prime = dict(self.network), None, {}
-        for name, value in fields.items():
-            head, path = _check_field(name, "sweep.axes")
+        places = {name: _check_field(name, "sweep.axes") for name in fields}
+        # The whole before its parts, in whatever order the axes come: an effect before its prevalence.
+        for name in sorted(fields, key=lambda name: (places[name][0] != "scenario", len(places[name][1]))):
+            value, (head, path) = fields[name], places[name]
             if head == "scenario":
                 _put(scenario, path, value, name)
             elif head == "prevalence":

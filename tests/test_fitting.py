@@ -279,3 +279,33 @@ def test_read_out_of_features_is_the_output(make):
     assert weights(make((4, 8), seed=0)) == weights(model) != weights(make((4, 8), seed=1))
     with pytest.raises(sb.SimbaError, match="at least 4 voxels"):
         model(torch.rand(1, 1, 3, 8, 8))
+
+
+class Bent(torch.nn.Module):
+    """Its shape says nothing about what it does with its layer."""
+
+    def __init__(self, power):
+        super().__init__()
+        self.power, self.layer = power, torch.nn.Conv3d(1, 1, 3)
+
+    def forward(self, x):
+        return self.layer(x).mean((2, 3, 4)) ** self.power
+
+
+def test_the_cache_knows_somebodys_own_network_by_its_code_and_attributes():
+    def digest(model):
+        return fitting._own_code(list(model.modules()))
+
+    class Other(Bent):
+        def forward(self, x):
+            return self.layer(x).amax((2, 3, 4))
+
+    first = digest(Bent(1))
+    assert digest(Bent(1)) == first
+    assert len({first, digest(Bent(2)), digest(Other(1))}) == 3
+    assert digest(sb.SimBANet(seed=0)) == ""
+
+
+def test_what_learns_about_groups_stays_on_one_device(cohort):
+    with pytest.raises(sb.SimbaError, match="1 for group_dro"):
+        sb.fit(sb.SimBANet((4, 8), seed=0), cohort, sb.FitConfig(epochs=1, devices=2), mitigation="group_dro", cache=False)

@@ -282,3 +282,43 @@ def test_the_surface_needs_a_control_for_every_cell(planted):
         sb.fit_surface(planted[(planted["prevalence.bias"] != 0.5) | (planted["seed"] > 0)])
     with pytest.raises(sb.SimbaError, match="Did you mean twin_logits"):
         sb.fit_surface(planted.rename(columns={"twin_logit": "twin_logits"}))
+
+
+def test_the_interval_of_the_surface_is_that_of_whole_seeds(planted):
+    """A seed that takes more everywhere widens it as much as the seeds differ, however many networks each has."""
+    lifted = planted.copy()
+    biased = (lifted["seed"] == 0) & (lifted["prevalence.bias"] > 0.5)
+    lifted.loc[biased, "twin_logit"] *= 1.5
+    narrow, wide = (sb.fit_surface(table).parameters for table in (planted, lifted))
+    width = {name: (table["high"] - table["low"])["level a"] for name, table in (("narrow", narrow), ("wide", wide))}
+    assert width["wide"] > 2 * width["narrow"] > 0
+    alone = sb.fit_surface(planted[planted["seed"] == 1])
+    assert np.isnan(alone.threshold("a", 2)[1:]).all() and np.isfinite(alone.threshold("a", 2)[0])
+
+
+def test_impossible_places_on_the_surface_are_refused(planted):
+    surface = sb.fit_surface(planted)
+    for ask, says in (
+        (lambda: surface.uptake("a", 2, 0.3), "prevalence must be above 0.5"),
+        (lambda: surface.rate("a", 0, 0.8), "d_prime must be above 0"),
+        (lambda: surface.threshold("a", 2, rate=5), "rate must be above 0"),
+        (lambda: sb.fit_surface(pd.concat([planted, planted])), "one control"),
+    ):
+        with pytest.raises(sb.SimbaError, match=says):
+            ask()
+
+
+def test_the_order_of_axes_does_not_matter_and_two_cannot_set_one_field(scenario):
+    other = {"strong": {"scenario.bias.amplitude_mm": 2.0}}
+    whole = {"near": {"scenario.bias": {"region": "Putamen_L", "amplitude_mm": 2.5}}}
+    cells = [
+        sb.Sweep(scenario, dict(axes), seeds=(0,)).cells()[0].scenario
+        for axes in (
+            [("prevalence.bias", [0.9]), ("size", other), ("bias", whole)],
+            [("bias", whole), ("size", other), ("prevalence.bias", [0.9])],
+        )
+    ]
+    assert cells[0] == cells[1]
+    assert cells[0].bias.prevalence["disease"] == pytest.approx(0.9) and cells[0].bias.amplitude_mm == 2.0
+    with pytest.raises(sb.SimbaError, match="no other axis"):
+        sb.Sweep(scenario, {"prevalence.bias": [0.9], "group": {"even": {"prevalence.bias": 0.5}}})

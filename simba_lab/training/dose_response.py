@@ -57,7 +57,7 @@ class Surface:
     Parameters
     ----------
     parameters : pandas.DataFrame
-        Indexed by name, with ``estimate``, ``low`` and ``high`` (95 %, bootstrap over networks): ``evidence`` (slope of the
+        Indexed by name, with ``estimate``, ``low`` and ``high`` (95 %, bootstrap over seeds): ``evidence`` (slope of the
         uptake over the logarithm of the evidence), ``log scale`` and ``log steepness`` (from logits to rates), and for each
         place ``level <place>`` and ``salience <place>`` (slope over the logarithm of d').
     places : tuple of str
@@ -73,6 +73,10 @@ class Surface:
 
     def uptake(self, place: str, d_prime: float, prevalence: float) -> float:
         """Return the share of the ideal shift that networks take, from 0 to 1."""
+        if not d_prime > 0:
+            raise SimbaError("d_prime", d_prime, "above 0")
+        if not 0.5 < prevalence < 1:
+            raise SimbaError("prevalence", prevalence, "above 0.5 and below 1", "Below 0.5 the bias speaks for health.")
         return float(_uptake(self._estimates, self._number(place), d_prime, prevalence))
 
     def shift(self, place: str, d_prime: float, prevalence: float) -> float:
@@ -88,6 +92,10 @@ class Surface:
 
         It is infinite where no prevalence below 0.99 reaches the bound.
         """
+        if not 0 < rate < 1:
+            raise SimbaError("rate", rate, "above 0 and below 1", "0.05 is the disparity that counts as none.")
+        if not d_prime > 0:
+            raise SimbaError("d_prime", d_prime, "above 0")
         number = self._number(place)
         prevalences = np.linspace(0.5005, 0.99, 300)
         ideal = np.array([ideal_shift(d_prime, value) for value in prevalences])
@@ -95,6 +103,8 @@ class Surface:
         for row in (self._estimates, *self.draws):
             rates = _rate(row, _uptake(row, number, d_prime, prevalences) * ideal)
             found.append(float(np.interp(rate, rates, prevalences)) if rates[-1] > rate else np.inf)
+        if np.isnan(self.draws).any():
+            return found[0], np.nan, np.nan
         low, high = np.quantile(found[1:], [0.025, 0.975], method="nearest")
         return found[0], float(low), float(high)
 
@@ -138,7 +148,13 @@ def fit_surface(
     place, d_prime, prevalence : str
         Names of the columns.
     seed : int
-        Of the bootstrap, which draws networks with the same place, d' and prevalence.
+        Of the bootstrap.
+
+    Notes
+    -----
+    The bootstrap draws whole seeds, because networks of one seed share their cohort, their first weights and their control;
+    its spread is widened by ``sqrt(k / (k - 1))`` for k seeds. With three of them intervals are rough; with one there are
+    none.
     """
     table = excess(table, place=place, d_prime=d_prime, prevalence=prevalence)
     places = tuple(dict.fromkeys(table[place]))
@@ -159,10 +175,13 @@ def fit_surface(
 
     everyone = np.arange(len(table))
     estimates = fitted(everyone, start)
-    cells = list(table.groupby([place, d_prime, prevalence]).indices.values())
+    drawn = list(table.groupby("seed").indices.values())
     generator = stream(seed, "dose response", "bootstrap")
-    samples = [np.concatenate([generator.choice(cell, len(cell)) for cell in cells]) for _ in range(BOOTSTRAPS)]
-    draws = np.array([fitted(sample, estimates) for sample in samples])
+    picks = np.sort(generator.integers(0, len(drawn), (BOOTSTRAPS, len(drawn))), axis=1)
+    fits = {pick: fitted(np.concatenate([drawn[one] for one in pick]), estimates) for pick in {*map(tuple, picks.tolist())}}
+    draws = np.array([fits[tuple(pick)] for pick in picks.tolist()])
+    widening = np.sqrt(len(drawn) / (len(drawn) - 1)) if len(drawn) > 1 else np.nan
+    draws = estimates + widening * (draws - estimates)
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)
     names = ["evidence", "log scale", "log steepness"]
     names += [f"{word} {name}" for name in places for word in ("level", "salience")]
@@ -187,6 +206,12 @@ def excess(
     if missing:
         raise UnknownNameError.among("column", missing[0], table.columns)
     control = table[table[prevalence] == 0.5].set_index(keys)
+    if control.index.has_duplicates:
+        twice = control.index[control.index.duplicated()][0]
+        raise SimbaError(
+            "table", f"several rows of prevalence 0.5 for {twice}", "with one control for every place, d' and seed",
+            "Select one level of the other axes first.",
+        )  # fmt: skip
     biased = table[table[prevalence] != 0.5]
     wanted = pd.MultiIndex.from_frame(biased[keys])
     lacking = wanted.difference(control.index)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import inspect
 import os
 import platform
 import time
@@ -89,6 +90,11 @@ def fit(
             )  # fmt: skip
     if mitigation is not None:
         mitigation.check(cohort)
+        if config.devices > 1 and mitigation.one_device:
+            raise SimbaError(
+                "config.devices", config.devices, f"1 for {mitigation.name}",
+                "What it learns about the groups is not shared between devices.",
+            )  # fmt: skip
     train = partial(_fit, model, cohort, config, mitigation, memory_gb=memory_gb, progress=progress)
     if cache is False:
         return train(checkpoint=checkpoint)
@@ -150,13 +156,30 @@ def _identity(model: torch.nn.Module, cohort: Cohort, config: FitConfig, mitigat
     """Return what the result of a fit follows from, part by part, as digests."""
     rows = pd.util.hash_pandas_object(cohort.table).tolist(), list(cohort.table.columns), sorted(cohort.switches.items())
     parts = {
-        "network": repr(model) + checkpoints.digest(model.state_dict()),
+        "network": repr(model) + checkpoints.digest(model.state_dict()) + _own_code(list(model.modules())),
         "cohort": repr([cohort.identity, rows]),
         "config": repr(dataclasses.asdict(config)),
-        "mitigation": repr(mitigation and mitigation.to_dict()),
+        "mitigation": repr(mitigation and mitigation.to_dict()) + _own_code([mitigation] if mitigation else []),
         "code": code_version() + torch.__version__,
     }
     return {name: hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for name, text in parts.items()}
+
+
+def _own_code(parts: list[object]) -> str:
+    """Return what `repr` and weights do not say of somebody's own classes: their code, and their plain attributes."""
+    classes = {kind for part in parts for kind in type(part).__mro__}
+    foreign = [kind for kind in classes if kind.__module__.split(".")[0] not in ("simba_lab", "torch", "builtins")]
+    texts = []
+    for kind in sorted(foreign, key=lambda kind: (kind.__module__, kind.__qualname__)):
+        try:
+            texts.append(inspect.getsource(kind))
+        except (OSError, TypeError):  # typed into an interpreter
+            codes = [value.__code__ for value in vars(kind).values() if inspect.isfunction(value)]
+            texts.append(repr([(code.co_code, code.co_names, code.co_consts) for code in codes]))
+    plain = (bool, int, float, str, tuple)
+    own = [part for part in parts if type(part) in foreign]
+    texts += [repr(sorted((name, value) for name, value in vars(part).items() if isinstance(value, plain))) for part in own]
+    return "".join(texts)
 
 
 def _content_key(identity: Mapping[str, str]) -> str:

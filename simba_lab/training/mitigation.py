@@ -100,6 +100,8 @@ class Mitigation:
     """
 
     name: ClassVar[str] = ""
+    # Whether it keeps a state of its own during the fit, which devices would not share.
+    one_device: ClassVar[bool] = False
     by: str = "bias"
 
     def objective(self, train: Cohort, validation: Cohort) -> Objective:
@@ -211,7 +213,8 @@ class GroupDRO(Mitigation):
 
     Notes
     -----
-    Combinations are drawn equally often, as in the paper's code.
+    Combinations are drawn equally often, as in the paper's code. The weights of those that are in a batch are scaled to sum
+    to one, so that a batch without the worst one is not a smaller step.
 
     References
     ----------
@@ -219,6 +222,7 @@ class GroupDRO(Mitigation):
     """
 
     name: ClassVar[str] = "group_dro"
+    one_device: ClassVar[bool] = True
     step: float = 0.01
 
     def __post_init__(self) -> None:
@@ -285,6 +289,7 @@ class AdversarialUnlearning(Mitigation):
     """
 
     name: ClassVar[str] = "unlearning"
+    one_device: ClassVar[bool] = True
     strength: float = 1.0
     width: int = 32
     learning_rate: float = 3e-3
