@@ -53,6 +53,7 @@ benchmark: environment
 	@python benchmarks/synthesis.py
 	@python benchmarks/streaming.py
 	@python benchmarks/training.py
+	@python benchmarks/encoding.py
 
 clean:
 	@rm -rf _build .venv .pytest_cache .ruff_cache .import_linter_cache

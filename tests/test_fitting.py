@@ -309,3 +309,42 @@ def test_the_cache_knows_somebodys_own_network_by_its_code_and_attributes():
 def test_what_learns_about_groups_stays_on_one_device(cohort):
     with pytest.raises(sb.SimbaError, match="1 for group_dro"):
         sb.fit(sb.SimBANet((4, 8), seed=0), cohort, sb.FitConfig(epochs=1, devices=2), mitigation="group_dro", cache=False)
+
+
+def test_snapshots_are_the_weights_of_every_epoch(cohort, tmp_path):
+    config = sb.FitConfig(epochs=3, snapshots=True)
+    model = sb.SimBANet((4, 8), seed=0)
+    run = sb.fit(model, cohort, config, cache=False)
+    kept = int(np.flatnonzero(run.history["kept"])[0])
+    for name, value in model.state_dict().items():
+        assert torch.equal(run.at(0).state_dict()[name], value)
+        assert torch.equal(run.at(kept + 1).state_dict()[name], run.model.state_dict()[name])
+    assert not torch.equal(run.at(1).block1.conv.weight, run.at(3).block1.conv.weight)
+    plain = sb.fit(model, cohort, config.replace(snapshots=False), cache=False)
+    assert torch.equal(plain.model.block1.conv.weight, run.model.block1.conv.weight)
+    run.save(tmp_path / "run")
+    again = sb.Run.load(tmp_path / "run", model)
+    assert torch.equal(again.at(2).readout.weight, run.at(2).readout.weight)
+    for ask, says in ((lambda: run.at(4), "from 0 to 3"), (lambda: plain.at(0), "snapshots=True")):
+        with pytest.raises(sb.SimbaError, match=says):
+            ask()
+
+
+def test_snapshots_survive_an_interruption(cohort, tmp_path, monkeypatch):
+    config, model, path = sb.FitConfig(epochs=3, snapshots=True), sb.SimBANet((4, 8), seed=0), tmp_path / "checkpoint"
+    whole = sb.fit(model, cohort, config, cache=False)
+    calls, validate = [], fitting._validate
+
+    def dies(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return validate(*arguments)
+
+    monkeypatch.setattr(fitting, "_validate", dies)
+    with pytest.raises(KeyboardInterrupt):
+        sb.fit(model, cohort, config, cache=False, checkpoint=path)
+    resumed = sb.fit(model, cohort, config, cache=False, checkpoint=path)
+    assert len(resumed.snapshots) == 4
+    for one, other in zip(resumed.snapshots, whole.snapshots, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)

@@ -1,5 +1,7 @@
 """Strip notebooks of everything that running them leaves behind, except the output of cells tagged keep_output.
 
+Also finds lines of prose that begin with a per cent sign: they are comments to MyST, and would not be shown.
+
 Usage: python tools/notebooks.py [--check] book/*.ipynb
 """
 
@@ -21,11 +23,18 @@ def stripped(text: str) -> str:
     return nbformat.writes(notebook) + "\n"
 
 
+def hidden_lines(text: str) -> list[str]:
+    """Return the lines of prose that would silently be left out of the page."""
+    prose = [cell.source for cell in nbformat.reads(text, as_version=4).cells if cell.cell_type == "markdown"]
+    return [line for source in prose for line in source.splitlines() if line.startswith("%")]
+
+
 def main(arguments: list[str]) -> int:
     """Strip the notebooks, or only say which ones are not."""
-    dirty = []
+    dirty, hidden = [], []
     for path in map(Path, [name for name in arguments if name != "--check"]):
         text = path.read_text(encoding="utf-8")
+        hidden += [f"{path}: {line}" for line in hidden_lines(text)]
         if stripped(text) != text:
             dirty.append(path)
             if "--check" not in arguments:
@@ -34,7 +43,9 @@ def main(arguments: list[str]) -> int:
         names = " ".join(map(str, dirty))
         print(f"not stripped: {names}. Run: python tools/notebooks.py {names}", file=sys.stderr)
         return 1
-    return 0
+    if hidden:
+        print("a comment to MyST, break the line elsewhere:", *hidden, sep="\n  ", file=sys.stderr)
+    return int(bool(hidden))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,32 @@
 """Find where the bias is encoded and whether it is used."""
 
-from simba_lab.interpretation.activations import record
+from simba_lab.interpretation.activations import Recording, adding, edit, projecting_out, record, replacing
 from simba_lab.interpretation.attribution import Attribution, attribute
+from simba_lab.interpretation.ease import code_length, learning_curve, prominence
+from simba_lab.interpretation.geometry import angles, components, projections
+from simba_lab.interpretation.kernel_ridge import kernel_coordinates
 from simba_lab.interpretation.probing import probe
+from simba_lab.interpretation.questions import octants
+from simba_lab.interpretation.similarity import cka, cka_matrix
 
-__all__ = ["Attribution", "attribute", "probe", "record"]
+__all__ = [
+    "Attribution",
+    "Recording",
+    "adding",
+    "angles",
+    "attribute",
+    "cka",
+    "cka_matrix",
+    "code_length",
+    "components",
+    "edit",
+    "kernel_coordinates",
+    "learning_curve",
+    "octants",
+    "probe",
+    "projecting_out",
+    "projections",
+    "prominence",
+    "record",
+    "replacing",
+]

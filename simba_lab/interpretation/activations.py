@@ -1,10 +1,14 @@
-"""Record the activations of any network; the only place where hooks are registered."""
+"""Record and edit the activations of any network; the only place where hooks are registered."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import copy
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,11 +17,51 @@ import torch
 from torch import nn
 
 from simba_lab.errors import SimbaError, UnknownNameError
-from simba_lab.training.arithmetic import deterministic
+from simba_lab.training.arithmetic import deterministic, evaluating
 
 PIXELS = "pixels"
-# Features multiplied at a time: large enough for a fast product, small enough for the processor's cache.
-FEATURE_BLOCK = 32768
+# Features multiplied at a time: large enough for a fast product, small enough for the memory.
+BLOCK_FEATURES, BLOCK_BYTES = 32768, 128 * 2**20
+# Batches above this size are cut to what the activations of the network leave room for.
+LARGE_BATCH = 16 * 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Recording(Mapping[str, np.ndarray]):
+    """What a network did with some volumes: a mapping of layer to Gram matrix, float64, shape (n, n).
+
+    Parameters
+    ----------
+    grams : dict of str to ndarray
+        In the order of the layers.
+    features : dict of str to ndarray
+        Activations of the layers that were asked for, float32, shape (n, ...) as the layer has them.
+    subjects : ndarray or None
+        Whose volumes these are, if they came from cohorts: twins have the same subject.
+    """
+
+    grams: dict[str, np.ndarray]
+    features: dict[str, np.ndarray] = field(default_factory=dict)
+    subjects: np.ndarray | None = None
+
+    def __getitem__(self, layer: str) -> np.ndarray:
+        """Return the Gram matrix of a layer."""
+        if layer not in self.grams:
+            raise UnknownNameError.among("layer", layer, self.grams)
+        return self.grams[layer]
+
+    def __contains__(self, layer: object) -> bool:
+        return layer in self.grams
+
+    def get(self, layer: str, default: object = None) -> object:
+        """Return the Gram matrix of a layer, or `default` if it was not recorded."""
+        return self.grams.get(layer, default)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.grams)
+
+    def __len__(self) -> int:
+        return len(self.grams)
 
 
 def layer_names(model: nn.Module, layers: Sequence[str] | None = None) -> list[str]:
@@ -46,20 +90,23 @@ def layer_names(model: nn.Module, layers: Sequence[str] | None = None) -> list[s
 
 
 @contextmanager
-def listening(model: nn.Module, layers: Sequence[str], heard: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
-    """Call ``heard(layer, output)`` whenever a layer has run; hooks are removed on the way out, whatever happens."""
+def _hooked(model: nn.Module, layers: Iterable[str], call: Callable[[str, torch.Tensor], torch.Tensor | None]) -> Iterator:
+    """Pass the output of each layer to ``call(layer, output)``; what that returns, if anything, takes its place.
+
+    Hooks are removed on the way out, whatever happens.
+    """
     modules = dict(model.named_modules())
     handles = []
 
     def hook(name: str) -> Callable:
-        def call(_module: nn.Module, _inputs: tuple, output: object) -> None:
+        def called(_module: nn.Module, _inputs: tuple, output: object) -> torch.Tensor | None:
             if not isinstance(output, torch.Tensor):
                 raise SimbaError(
                     f"output of layer {name}", type(output).__name__, "a tensor", "Name a layer inside or after it."
                 )
-            heard(name, output)
+            return call(name, output)
 
-        return call
+        return called
 
     try:
         handles += [modules[name].register_forward_hook(hook(name)) for name in layers]
@@ -69,10 +116,115 @@ def listening(model: nn.Module, layers: Sequence[str], heard: Callable[[str, tor
             handle.remove()
 
 
+@contextmanager
+def edit(model: nn.Module, edits: Mapping[str, Callable[[torch.Tensor], torch.Tensor]]) -> Iterator[nn.Module]:
+    """Change activations while the network runs, within a ``with``.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    edits : mapping of layer to callable
+        Takes the activations of the layer, shape (N, ...), and returns what the network goes on with, of the same shape.
+        `replacing`, `adding` and `projecting_out` make such functions.
+
+    Yields
+    ------
+    torch.nn.Module
+        The same network.
+
+    Examples
+    --------
+    >>> with edit(model, {"block2": projecting_out(direction)}):  # doctest: +SKIP
+    ...     logits(model, cohort)
+    """
+    known = [name for name, _ in model.named_modules() if name]
+    for name in edits:
+        if name not in known:
+            raise UnknownNameError.among("layer", name, known)
+
+    def call(name: str, output: torch.Tensor) -> torch.Tensor:
+        edited = edits[name](output)
+        if not isinstance(edited, torch.Tensor) or edited.shape != output.shape:
+            given = tuple(edited.shape) if isinstance(edited, torch.Tensor) else type(edited).__name__
+            raise SimbaError(f"edited activations of {name}", given, f"a tensor of shape {tuple(output.shape)}")
+        return edited
+
+    with _hooked(model, list(edits), call):
+        yield model
+
+
+def replacing(values: np.ndarray | torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return an edit that puts other activations in place, batch after batch, in the order of the rows of `values`.
+
+    Parameters
+    ----------
+    values : ndarray or tensor, shape (n, ...)
+        Such as ``record(...).features["block2"]`` of the twins. The edit is used up when all n rows were put in place.
+    """
+    rows, place = _tensor(values), 0
+
+    def call(output: torch.Tensor) -> torch.Tensor:
+        nonlocal place
+        part = rows[place : place + len(output)]
+        if part.shape != output.shape:
+            raise SimbaError(
+                "values", f"shape {tuple(part.shape)} from row {place} of {len(rows)}", f"of shape {tuple(output.shape)}",
+                "They replace as many volumes as they were recorded from, once; make the edit anew for another pass.",
+            )  # fmt: skip
+        place += len(part)
+        return part.to(output)
+
+    return call
+
+
+def adding(direction: np.ndarray | torch.Tensor, scale: float = 1.0) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return an edit that adds ``scale * direction`` to the activations of every volume; shape without the batch."""
+    step = _tensor(direction)
+
+    def call(output: torch.Tensor) -> torch.Tensor:
+        if step.shape != output.shape[1:]:
+            raise SimbaError("direction", tuple(step.shape), f"of shape {tuple(output.shape[1:])}")
+        return output + scale * step.to(output)
+
+    return call
+
+
+def projecting_out(directions: np.ndarray | torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return an edit that removes what lies along some directions from the activations of every volume.
+
+    Parameters
+    ----------
+    directions : ndarray or tensor, shape (...) of the activations of one volume, or (k, ...)
+        Need not be orthogonal.
+    """
+    given = _tensor(directions).double()
+    if given.numel() == 0 or given.ndim == 0:
+        raise SimbaError("directions", f"shape {tuple(given.shape)}", "at least one direction")
+
+    def call(output: torch.Tensor) -> torch.Tensor:
+        shape = output.shape[1:]
+        if given.shape not in (shape, (len(given), *shape)):
+            raise SimbaError(
+                "directions", tuple(given.shape), f"of shape {tuple(shape)} or (k, {', '.join(map(str, shape))})"
+            )
+        left, sizes, _ = torch.linalg.svd(given.reshape(-1, shape.numel()).T, full_matrices=False)
+        basis = left[:, sizes > 1e-9 * sizes[0]].to(output)
+        flat = output.flatten(1)
+        return (flat - (flat @ basis) @ basis.T).reshape(output.shape)
+
+    return call
+
+
+def _tensor(values: np.ndarray | torch.Tensor) -> torch.Tensor:
+    if isinstance(values, torch.Tensor):
+        return values.detach().cpu()
+    return torch.as_tensor(np.asarray(values))
+
+
 def record(
     model: nn.Module, volumes: Iterable[np.ndarray], *, layers: Sequence[str] | None = None, pixels: bool = True,
-    batch_size: int = 16, memory_gb: float = 2.0,
-) -> dict[str, np.ndarray]:  # fmt: skip
+    features: Sequence[str] = (), batch_size: int = 16, memory_gb: float = 1.0, device: str = "auto",
+) -> Recording:  # fmt: skip
     """Return the Gram matrix of every layer's full, unpooled activations, from one pass over the volumes.
 
     Linear probes, CKA and principal components depend on the activations through their inner products alone, so n x n
@@ -81,40 +233,97 @@ def record(
     Parameters
     ----------
     model : torch.nn.Module
-        Any network that takes (N, 1, X, Y, Z).
-    volumes : Cohort or sequence of ndarray
-        Volumes of shape (X, Y, Z): anything with a length that iterates, or has a method ``volumes()`` that does.
+        Any network that takes (N, 1, X, Y, Z), in any precision.
+    volumes : Cohort, sequence of ndarray, or sequence of Cohort
+        Volumes of shape (X, Y, Z): anything with a length that iterates, or has a method ``volumes()`` that does; or
+        several such cohorts, one after the other (twins, say).
     layers : sequence of str, optional
         Names or patterns; see `layer_names`.
     pixels : bool
         Whether to add the Gram matrix of the volumes themselves, under ``"pixels"``.
+    features : sequence of str
+        Layers (names or patterns, or ``"pixels"``) whose activations are returned as well.
     batch_size : int
+        Most volumes at a time; fewer where the activations of so many would take more than half of `memory_gb`.
     memory_gb : float
         Features above this size go to temporary files.
+    device : str
+        Where the network runs and matrices are multiplied; ``"auto"`` for a GPU if there is one.
 
     Returns
     -------
-    dict of str to ndarray
-        Layer name to float64 matrix of shape (n, n), in the order of the layers.
+    Recording
+        A mapping of layer to matrix of shape (n, n), with ``features`` and ``subjects``.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such layer.
+    SimbaError
+        If a layer gives no tensor, runs twice or never, or gives NaN; if files or features do not fit.
     """
     names = layer_names(model, layers)
-    count = len(volumes)  # type: ignore[arg-type]
+    wanted = [name for pattern in features for name in ([PIXELS] if pattern == PIXELS else layer_names(model, [pattern]))]
+    names += [name for name in wanted if name not in names and name != PIXELS]
+    parts = _parts(volumes)
+    if not all(hasattr(part, "__len__") for part in parts):
+        raise SimbaError("volumes", type(volumes).__name__, "of a known length", "Make a list of them, or pass a cohort.")
+    count = sum(len(part) for part in parts)  # type: ignore[arg-type]
     if count < 2:
         raise SimbaError("volumes", f"{count} volumes", "at least 2 volumes")
-    source = volumes.volumes() if hasattr(volumes, "volumes") else volumes
-    training = model.training
-    model.eval()
+    source = chain.from_iterable(part.volumes() if hasattr(part, "volumes") else part for part in parts)
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise SimbaError("batch_size", batch_size, "an integer of at least 1")
+    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    there = model if where.type == "cpu" else copy.deepcopy(model).to(where)
+    kind = next((value.dtype for value in there.parameters() if value.is_floating_point()), torch.float32)
+    with evaluating(there), deterministic(), TemporaryDirectory(prefix="simba-lab-") as folder, torch.no_grad():
+        first = np.asarray(next(source), np.float32)
+        if batch_size > 1 and batch_size * first.nbytes > LARGE_BATCH:
+            volume = torch.from_numpy(first)[None, None].to(where, kind)
+            batch_size = min(batch_size, _fitting(there, volume, memory_gb))
+        spool = _Spool(count, Path(folder), memory_gb, where)
+        with _hooked(there, names, spool.add):
+            for batch in _batches(chain([first], source), batch_size):
+                if pixels or PIXELS in wanted:
+                    spool.add(PIXELS, batch)
+                there(batch.to(where, kind))
+        kept = {name: spool.kept(name) for name in wanted}
+        return Recording({name: spool.gram(name) for name in ([PIXELS] if pixels else []) + names}, kept, _subjects(parts))
+
+
+def _parts(volumes: Iterable) -> list:
+    """Return the cohorts of a sequence of cohorts, or what was given as the only part."""
+    if hasattr(volumes, "volumes") or not isinstance(volumes, list | tuple):
+        return [volumes]
+    return list(volumes) if volumes and all(hasattr(part, "volumes") for part in volumes) else [volumes]
+
+
+def _subjects(parts: list) -> np.ndarray | None:
+    if not all(hasattr(part, "table") for part in parts):
+        return None
+    return np.concatenate([part.table.index.to_numpy() for part in parts])
+
+
+def _fitting(model: nn.Module, volume: torch.Tensor, memory_gb: float) -> int:
+    """Return how many volumes the network can take at a time: its largest layer decides, with input and output."""
+    leaves = [name for name, module in model.named_modules() if name and not any(True for _ in module.children())]
+    largest, modules = 0, dict(model.named_modules())
+
+    def size(value: object) -> int:
+        return value.nbytes if isinstance(value, torch.Tensor) else 0
+
+    def hook(_module: nn.Module, inputs: tuple, output: object) -> None:
+        nonlocal largest
+        largest = max(largest, sum(map(size, inputs)) + size(output))
+
+    handles = [modules[name].register_forward_hook(hook) for name in leaves]
     try:
-        with deterministic(), TemporaryDirectory(prefix="simba-lab-") as folder, torch.no_grad():
-            spool = _Spool(count, Path(folder), memory_gb)
-            with listening(model, names, spool.add):
-                for batch in _batches(source, batch_size):
-                    if pixels:
-                        spool.add(PIXELS, batch)
-                    model(batch)
-            return {name: spool.gram(name) for name in ([PIXELS] if pixels else []) + names}
+        model(volume)
     finally:
-        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return max(1, int(memory_gb * 1e9 / 2 // max(largest, 1)))
 
 
 def _batches(source: Iterable[np.ndarray], size: int) -> Iterator[torch.Tensor]:
@@ -131,38 +340,96 @@ def _batches(source: Iterable[np.ndarray], size: int) -> Iterator[torch.Tensor]:
 class _Spool:
     """Features of each layer, one row per volume, in memory or in files."""
 
-    def __init__(self, count: int, folder: Path, memory_gb: float) -> None:
-        self.count, self.folder, self.left = count, folder, memory_gb * 1e9
-        self.rows: dict[str, np.ndarray] = {}
-        self.filled: dict[str, int] = {}
+    def __init__(self, count: int, folder: Path, memory_gb: float, device: torch.device) -> None:
+        self.count, self.folder, self.left, self.device = count, folder, memory_gb * 1e9, device
+        self.memory_gb = memory_gb
+        self.stores: dict[str, _Rows] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
 
     def add(self, name: str, output: torch.Tensor) -> None:
         features = output.detach().reshape(len(output), -1).float().cpu().numpy()
         if not np.isfinite(features).all():
             raise SimbaError(f"activations of {name}", "NaN or infinity", "finite", "Check weights and input volumes.")
-        if name not in self.rows:
-            shape = (self.count, features.shape[1])
-            if 4 * np.prod(shape) <= self.left:
-                self.rows[name] = np.empty(shape, np.float32)
-                self.left -= 4 * np.prod(shape)
+        if name not in self.stores:
+            needed = 4 * self.count * features.shape[1]
+            self.shapes[name] = tuple(output.shape[1:])
+            if needed <= self.left:
+                self.left -= needed
+                self.stores[name] = _Rows(self.count, features.shape[1], None)
             else:
-                self.rows[name] = np.memmap(self.folder / f"{len(self.rows)}.f32", np.float32, "w+", shape=shape)
-            self.filled[name] = 0
-        start = self.filled[name]
-        if start + len(features) > self.count:
+                free = shutil.disk_usage(self.folder).free
+                if needed > free:
+                    raise SimbaError(
+                        f"features of {name}", f"{needed / 1e9:.1f} GB", f"within the {free / 1e9:.1f} GB that are free",
+                        "Record fewer volumes or layers, or point TMPDIR to a larger disk.",
+                    )  # fmt: skip
+                self.stores[name] = _Rows(self.count, features.shape[1], self.folder / f"{len(self.stores)}.f32")
+        rows = self.stores[name]
+        if rows.filled + len(features) > self.count:
             raise SimbaError(
                 f"layer {name}", "called more than once per volume", "called once per volume",
                 "Layers that the network uses repeatedly cannot be recorded under one name.",
             )  # fmt: skip
-        self.rows[name][start : start + len(features)] = features
-        self.filled[name] = start + len(features)
+        rows.add(features)
+
+    def _full(self, name: str) -> _Rows:
+        filled = self.stores[name].filled if name in self.stores else 0
+        if filled != self.count:
+            raise SimbaError(f"layer {name}", f"ran for {filled} volumes", f"run for all {self.count}")
+        return self.stores[name]
+
+    def kept(self, name: str) -> np.ndarray:
+        rows = self._full(name)
+        if 4 * rows.count * rows.size > self.memory_gb * 1e9:
+            raise SimbaError(
+                f"features of {name}", f"{4 * rows.count * rows.size / 1e9:.1f} GB", f"at most memory_gb={self.memory_gb}",
+                "Ask for later layers or fewer volumes, or raise memory_gb.",
+            )  # fmt: skip
+        return np.concatenate(list(rows.blocks()), axis=1).reshape(self.count, *self.shapes[name])
 
     def gram(self, name: str) -> np.ndarray:
-        if self.filled.get(name, 0) != self.count:
-            raise SimbaError(f"layer {name}", f"ran for {self.filled.get(name, 0)} volumes", f"run for all {self.count}")
-        rows = self.rows[name]
-        total = torch.zeros(self.count, self.count, dtype=torch.float64)
-        for start in range(0, rows.shape[1], FEATURE_BLOCK):
-            block = torch.from_numpy(np.ascontiguousarray(rows[:, start : start + FEATURE_BLOCK]))
-            total += (block @ block.T).double()
-        return total.numpy()
+        total = torch.zeros(self.count, self.count, dtype=torch.float64, device=self.device)
+        for rows in self._full(name).blocks():
+            block = torch.from_numpy(rows).to(self.device)
+            # Single precision is enough for differences from the mean, not for features with a large mean.
+            mean = block.mean(dim=0)
+            block = block - mean
+            along = (block @ mean).double()
+            total += (block @ block.T).double() + along[:, None] + along + mean.double() @ mean.double()
+        return total.cpu().numpy()
+
+
+class _Rows:
+    """A matrix that is written row by row and read in blocks of columns, in memory or in a file.
+
+    Each block lies in one piece: a file is then read from front to end, and only a block of it is ever in memory.
+    """
+
+    def __init__(self, count: int, size: int, path: Path | None) -> None:
+        self.count, self.size, self.path, self.filled = count, size, path, 0
+        self.width = max(1, min(size, BLOCK_FEATURES, BLOCK_BYTES // (4 * count)))
+        self.values = np.empty(count * size, np.float32) if path is None else None
+        if path is not None:
+            path.touch()
+
+    def add(self, rows: np.ndarray) -> None:
+        for start in range(0, self.size, self.width):
+            part = np.ascontiguousarray(rows[:, start : start + self.width])
+            place = start * self.count + self.filled * part.shape[1]
+            if self.values is not None:
+                self.values[place : place + part.size] = part.ravel()
+            else:
+                with self.path.open("r+b") as file:
+                    file.seek(4 * place)
+                    file.write(part.data)
+        self.filled += len(rows)
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Iterate over the blocks, shape (count, width) each."""
+        for start in range(0, self.size, self.width):
+            width = min(self.width, self.size - start)
+            if self.values is not None:
+                found = self.values[start * self.count : (start + width) * self.count]
+            else:
+                found = np.fromfile(self.path, np.float32, self.count * width, offset=4 * start * self.count)
+            yield found.reshape(self.count, width)

@@ -11,7 +11,7 @@ import torch
 from captum.attr import InputXGradient, IntegratedGradients, Saliency
 
 from simba_lab.errors import SimbaError, UnknownNameError
-from simba_lab.training.arithmetic import deterministic
+from simba_lab.training.arithmetic import deterministic, evaluating
 from simba_lab.training.networks import logit
 
 if TYPE_CHECKING:
@@ -73,23 +73,18 @@ def attribute(
         raise SimbaError("steps", steps, "an integer of at least 1")
     shape = cohort.lattice.shape
     starts = _baselines(baseline, len(cohort), shape)
-    training = model.training
-    model.eval()
 
     def score(x: torch.Tensor) -> torch.Tensor:
         return logit(model(x))
 
     maps = np.empty((len(cohort), *shape), np.float32)
     rows = []
-    try:
-        with deterministic():
-            for index, volume in enumerate(cohort.volumes()):
-                image = torch.from_numpy(volume)[None, None]
-                start = torch.from_numpy(np.ascontiguousarray(next(starts), np.float32))[None, None]
-                maps[index], row = _attribute_one(score, image, start, method, steps, batch_size)
-                rows.append(row | _scores(maps[index], cohort, index))
-    finally:
-        model.train(training)
+    with evaluating(model), deterministic():
+        for index, volume in enumerate(cohort.volumes()):
+            image = torch.from_numpy(volume)[None, None]
+            start = torch.from_numpy(np.ascontiguousarray(next(starts), np.float32))[None, None]
+            maps[index], row = _attribute_one(score, image, start, method, steps, batch_size)
+            rows.append(row | _scores(maps[index], cohort, index))
     table = pd.DataFrame(rows, index=cohort.table.index)
     if method == "integrated_gradients":
         scale = table["logit_change"].abs().mean()

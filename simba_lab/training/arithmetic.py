@@ -32,6 +32,18 @@ def _keep_freed_memory() -> None:
 
 
 @contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Put a network in evaluation mode, and each of its parts back to the mode that it had."""
+    before = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
+
+
+@contextmanager
 def deterministic(threads: int | None = None) -> Iterator[None]:
     """Run torch with a fixed number of threads and deterministic kernels, whatever the machine's settings are.
 

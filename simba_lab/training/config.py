@@ -42,6 +42,8 @@ class FitConfig:
     channels_last : bool
         Whether channels come last in memory, which oneDNN and cuDNN convolve faster. Networks that cannot are trained
         without.
+    snapshots : bool
+        Whether the run keeps the weights before the first epoch and after each (see `Run.at`).
 
     See Also
     --------
@@ -60,6 +62,7 @@ class FitConfig:
     devices: int = 1
     precision: str = "32-true"
     channels_last: bool = True
+    snapshots: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "threads", "devices"):

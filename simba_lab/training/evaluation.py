@@ -18,7 +18,7 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from simba_lab.errors import SimbaError, UnknownNameError
 from simba_lab.rng import stream
-from simba_lab.training.arithmetic import deterministic
+from simba_lab.training.arithmetic import deterministic, evaluating
 from simba_lab.training.networks import GroupRouted, logit
 
 if TYPE_CHECKING:
@@ -64,17 +64,12 @@ def logits(
 
     if hasattr(volumes, "volumes"):
         volumes = volumes.volumes() if where.type == "cpu" else volumes.volumes(device=str(where))
-    training = model.training
-    there.eval()
-    try:
-        with deterministic():
-            for volume in volumes:
-                batch.append(volume)
-                if len(batch) == batch_size:
-                    flush()
-            flush()
-    finally:
-        model.train(training)
+    with evaluating(there), deterministic():
+        for volume in volumes:
+            batch.append(volume)
+            if len(batch) == batch_size:
+                flush()
+        flush()
     found = np.concatenate(scores) if scores else np.zeros(0)
     if places is not None and len(places) != len(found):
         raise SimbaError("groups", f"{len(places)} values", f"one for each of the {len(found)} volumes")

@@ -90,6 +90,8 @@ def fit(
             )  # fmt: skip
     if mitigation is not None:
         mitigation.check(cohort)
+        if config.snapshots and isinstance(mitigation, BiasGroupModels):
+            raise SimbaError("config.snapshots", True, "False for group models", "Fit each group's cohort by itself.")
         if config.devices > 1 and mitigation.one_device:
             raise SimbaError(
                 "config.devices", config.devices, f"1 for {mitigation.name}",
@@ -200,12 +202,12 @@ def _fit(
         own = mitigation if not groups else None
         path = checkpoint and Path(checkpoint).with_name(Path(checkpoint).name + (str(len(fits)) if groups else ""))
         fits.append(_launched(model, part, config, own, checkpoint=path, **options))
-    histories = [pd.DataFrame(rows).set_index("epoch") for _, rows, _ in fits]
+    histories = [pd.DataFrame(rows).set_index("epoch") for _, rows, _, _ in fits]
     for history in histories:
         history["kept"] = history.index == history["validation_loss"].idxmin()
     if groups:
         fitted = routed_by(model, by, groups)
-        for network, (weights, _, _) in zip(fitted.networks, fits, strict=True):
+        for network, (weights, *_) in zip(fitted.networks, fits, strict=True):
             network.load_state_dict(weights)
         history = pd.concat([one.assign(group=group) for one, group in zip(histories, groups, strict=True)])
     else:
@@ -214,13 +216,16 @@ def _fit(
     provenance = {
         "cohort": cohort.identity, "mitigation": mitigation and mitigation.to_dict(),
         "routed": {"by": by, "groups": groups} if groups else None, "code": code_version(),
-        "torch": torch.__version__, "python": platform.python_version(), **fits[0][2],
+        "torch": torch.__version__, "python": platform.python_version(), **fits[0][3],
         "seconds": round(time.perf_counter() - start, 2),
     }  # fmt: skip
-    return Run(fitted.cpu().to(memory_format=torch.contiguous_format).eval(), history, config, provenance)
+    fitted = fitted.cpu().to(memory_format=torch.contiguous_format).eval()
+    return Run(fitted, history, config, provenance, tuple(fits[0][2]))
 
 
-Fitted = tuple[dict[str, torch.Tensor], list[dict[str, float]], dict[str, Any]]
+Weights = dict[str, torch.Tensor]
+# Weights of the best epoch, history, weights of every epoch, and facts.
+Fitted = tuple[Weights, list[dict[str, float]], list[Weights], dict[str, Any]]
 
 
 def _launched(model, cohort, config: FitConfig, mitigation, **options: Any) -> Fitted:
@@ -238,14 +243,19 @@ def _launched(model, cohort, config: FitConfig, mitigation, **options: Any) -> F
         return _train(fabric, model, cohort, config, mitigation, **options)
     # As one function: Fabric would look into arguments, and frozen dataclasses do not let it.
     call = partial(_train_remotely, model=model, cohort=cohort, config=config, mitigation=mitigation, **options)
-    arrays, rows, facts = fabric.launch(call)
-    return {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}, rows, facts
+    arrays, rows, snapshots, facts = fabric.launch(call)
+
+    def tensors(values: dict[str, np.ndarray]) -> Weights:
+        return {name: torch.from_numpy(np.array(value)) for name, value in values.items()}
+
+    return tensors(arrays), rows, [tensors(one) for one in snapshots], facts
 
 
 def _train_remotely(fabric: Fabric, **options: Any) -> tuple:
     # Tensors would be handed over by reference to a process that ends.
-    best, rows, facts = _train(fabric, **options)
-    return {name: value.numpy() for name, value in best.items()}, rows, facts
+    best, rows, snapshots, facts = _train(fabric, **options)
+    best, *snapshots = ({name: value.numpy() for name, value in one.items()} for one in (best, *snapshots))
+    return best, rows, snapshots, facts
 
 
 class _Body(torch.nn.Module):
@@ -294,7 +304,7 @@ def _train(
             schedule = OneCycleLR(optimiser, config.learning_rate, total_steps=steps * config.epochs)
         else:
             schedule = ConstantLR(optimiser, factor=1.0, total_iters=0)
-        state = _State(body, optimiser, schedule, objective)
+        state = _State(body, optimiser, schedule, objective, config.snapshots)
         if checkpoint is not None and Path(checkpoint).exists():
             state.restore(Path(checkpoint), identity)
         labels, saved = torch.from_numpy(validation["label"].astype(np.float32)), time.monotonic()
@@ -345,25 +355,31 @@ def _train(
         "device": str(fabric.device), "devices": config.devices,
         "memory_layout": "channels_last" if layout == torch.channels_last_3d else "contiguous",
     }  # fmt: skip
-    return state.best, state.rows, facts
+    return state.best, state.rows, state.snapshots, facts
 
 
 class _State:
     """All that a fit has changed since it began."""
 
-    def __init__(self, body: _Body, optimiser, schedule, objective: Objective) -> None:
+    def __init__(self, body: _Body, optimiser, schedule, objective: Objective, snapshots: bool) -> None:
         self.body, self.optimiser, self.schedule, self.objective = body, optimiser, schedule, objective
         self.epoch = self.step = self.seen = 0
         self.total = 0.0
         self.rows: list[dict[str, float]] = []
-        self.best: dict[str, torch.Tensor] = {}
+        self.best: Weights = {}
+        self.snapshots: list[Weights] = [self._weights()] if snapshots else []
+
+    def _weights(self) -> Weights:
+        return {name: value.detach().cpu().clone() for name, value in self.body.network.state_dict().items()}
 
     def end_epoch(self, found: dict[str, float]) -> None:
         """Note what an epoch gave, and keep the weights if no epoch was better."""
         rate = self.schedule.get_last_lr()[0]
         row = {"epoch": self.epoch, "train_loss": self.total / self.seen} | found | {"learning_rate": rate}
         if not self.rows or row["validation_loss"] < min(one["validation_loss"] for one in self.rows):
-            self.best = {name: value.detach().cpu().clone() for name, value in self.body.network.state_dict().items()}
+            self.best = self._weights()
+        if self.snapshots:
+            self.snapshots.append(self._weights())
         self.rows.append(row)
         self.epoch, self.step, self.seen, self.total = self.epoch + 1, 0, 0, 0.0
 
@@ -377,6 +393,7 @@ class _State:
         moments, groups = checkpoints.optimiser_state(self.optimiser)
         parts = {"network": self.body.network.state_dict(), "best": self.best, "optimiser": moments}
         parts["objective"] = self.objective.state()
+        parts |= {f"snapshot {number}": weights for number, weights in enumerate(self.snapshots)}
         tensors = {f"{part}/{name}": value for part, entries in parts.items() for name, value in entries.items()}
         place = {name: getattr(self, name) for name in ("epoch", "step", "seen", "total", "rows")}
         facts = {"identity": dict(identity), "groups": groups, "schedule": self.schedule.state_dict(), "place": place}
@@ -395,7 +412,8 @@ class _State:
         parts: dict[str, dict[str, torch.Tensor]] = {"network": {}, "best": {}, "optimiser": {}, "objective": {}}
         for name, value in tensors.items():
             part, _, rest = name.partition("/")
-            parts[part][rest] = value
+            parts.setdefault(part, {})[rest] = value
+        self.snapshots = [parts[f"snapshot {number}"] for number in range(len(parts) - 4)]
         self.body.network.load_state_dict(parts["network"])
         self.best = parts["best"]
         checkpoints.restore_optimiser(self.optimiser, parts["optimiser"], facts["groups"])

@@ -35,12 +35,25 @@ class Run:
     config : FitConfig
     provenance : dict
         Scenario, mitigation, seeds, code and library versions, device, seconds.
+    snapshots : tuple of dict
+        Weights before the first epoch and after each, if ``config.snapshots``.
     """
 
     model: torch.nn.Module
     history: pd.DataFrame
     config: FitConfig
     provenance: dict[str, Any]
+    snapshots: tuple[dict[str, torch.Tensor], ...] = ()
+
+    def at(self, epoch: int) -> torch.nn.Module:
+        """Return the network as it was after so many epochs; 0 is before the first."""
+        if not self.snapshots:
+            raise SimbaError("run", "no snapshots", "fitted with FitConfig(snapshots=True)")
+        if not isinstance(epoch, int) or not 0 <= epoch < len(self.snapshots):
+            raise SimbaError("epoch", epoch, f"an integer from 0 to {len(self.snapshots) - 1}")
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(self.snapshots[epoch])
+        return model.eval()
 
     def save(self, folder: str | Path) -> None:
         """Write weights (safetensors), history (CSV) and provenance (JSON) to a folder, all of it or nothing."""
@@ -52,6 +65,9 @@ class Run:
         try:
             record = {"config": dataclasses.asdict(self.config), "provenance": self.provenance}
             checkpoints.write(part / "weights.safetensors", self.model.state_dict(), {"what": "weights of a run"})
+            if self.snapshots:
+                numbered = {f"{k}/{name}": value for k, one in enumerate(self.snapshots) for name, value in one.items()}
+                checkpoints.write(part / "snapshots.safetensors", numbered, {"what": "weights after each epoch"})
             self.history.to_csv(part / "history.csv")
             (part / "run.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
             part.rename(folder)
@@ -79,7 +95,14 @@ class Run:
             raise SimbaError(
                 "model", type(model).__name__, "of the architecture that was saved", str(error).splitlines()[-1].strip()
             ) from error
-        return cls(model.eval(), history, config, provenance)
+        snapshots: list[dict[str, torch.Tensor]] = []
+        if config.snapshots:
+            numbered, _ = checkpoints.read(folder / "snapshots.safetensors", field="run")
+            snapshots = [{} for _ in range(1 + max(int(name.partition("/")[0]) for name in numbered))]
+            for name, value in numbered.items():
+                number, _, rest = name.partition("/")
+                snapshots[int(number)][rest] = value
+        return cls(model.eval(), history, config, provenance, tuple(snapshots))
 
 
 def routed_by(model: torch.nn.Module, by: str, groups: Sequence[int | str]) -> GroupRouted:

@@ -1,0 +1,136 @@
+"""Probes and similarity of all blocks against scikit-learn on flattened features, with the memory that they take.
+
+Usage: python benchmarks/encoding.py [--quick]
+"""
+
+import argparse
+import multiprocessing
+import os
+import resource
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+from measuring import Figure
+from sklearn.linear_model import Ridge
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import PredefinedSplit, cross_val_predict
+
+import simba_lab as sb
+from simba_lab.interpretation.kernel_ridge import PENALTIES, held_out
+from simba_lab.interpretation.questions import fold_numbers, question_of
+
+
+def audience(subjects: int, spacing_mm: float) -> sb.Cohort:
+    """Subjects in whom the bias is as common in both classes, all of them in one part."""
+    scenario = sb.Scenario(
+        subjects=subjects, spacing_mm=spacing_mm, disease=sb.Morphology("Insula_L", 2.5),
+        bias=sb.Morphology("Putamen_L", 2.5, prevalence={"disease": 0.5, "control": 0.5}),
+    )  # fmt: skip
+    return sb.synthesise(scenario, seed=0)
+
+
+def lab(subjects: int) -> dict[str, float]:
+    """Seconds of rendering and recording, of probes with all their floors, and of CKA; peak memory in GB."""
+    cohort = audience(subjects, 4)
+    start = time.perf_counter()
+    grams = sb.record(sb.SimBANet(seed=0), cohort)
+    recorded = time.perf_counter()
+    types = sb.octants(cohort.table[["anatomy_1", "anatomy_2", "anatomy_3"]])
+    sb.probe(grams, cohort["bias"], given=cohort["label"], folds=cohort["fold"], types=types)
+    sb.probe(grams, cohort["label"], folds=cohort["fold"])
+    probed = time.perf_counter()
+    sb.cka(grams, permutations=100)
+    done = time.perf_counter()
+    return {"record": recorded - start, "probe": probed - recorded, "cka": done - probed, "memory": peak_gb()}
+
+
+def both_ways(subjects: int) -> dict[str, float]:
+    """One held-out fold by the lab and by scikit-learn on the flattened features of each block."""
+    cohort = audience(subjects, 4)
+    blocks = sb.SimBANet(seed=0).blocks
+    recording = sb.record(sb.SimBANet(seed=0), cohort, features=blocks, memory_gb=4)
+    start = time.perf_counter()
+    sb.record(sb.SimBANet(seed=0), cohort, pixels=False)
+    recorded = time.perf_counter() - start
+    target, folds = cohort["bias"], cohort["fold"]
+    train, test = np.flatnonzero(folds != 0), np.flatnonzero(folds == 0)
+    question, split = (
+        question_of(target, None, "binary"),
+        [(np.flatnonzero(folds != k), np.flatnonzero(folds == k)) for k in np.unique(folds)],
+    )
+    inner = PredefinedSplit(fold_numbers(split, len(target))[train])
+    ours = theirs = apart = 0.0
+    for block in blocks:
+        start = time.perf_counter()
+        ((scores, _),) = held_out(recording[block], split, question, [question.target], None)
+        ours += (time.perf_counter() - start) / len(split)
+        features = recording.features[block].reshape(len(cohort), -1)
+        start = time.perf_counter()
+        found = by_library(features[train], target[train], features[test], inner)
+        theirs += time.perf_counter() - start
+        apart = max(apart, abs(roc_auc_score(target[test], found) - roc_auc_score(target[test], scores[test, 0])))
+    # The lab records once for all folds.
+    return {"ours": ours + recorded / len(split), "theirs": theirs, "apart": apart}
+
+
+def by_library(seen: np.ndarray, target: np.ndarray, unseen: np.ndarray, inner: PredefinedSplit) -> np.ndarray:
+    """Choose the penalty as the lab does: by the best scaled prediction of inner folds, less the mean of the others."""
+    means = np.array([np.mean(target[inner.test_fold != fold]) for fold in inner.test_fold])
+    wanted, best = target - means, (np.inf, 0.0)
+    size = np.square(seen - seen.mean(axis=0)).sum() / len(seen)
+    for penalty in PENALTIES * size:
+        predicted = cross_val_predict(Ridge(penalty), seen, target.astype(np.float32), cv=inner) - means
+        scale = max(wanted @ predicted, 0.0) / (predicted @ predicted)
+        best = min(best, (np.square(wanted - scale * predicted).sum(), penalty))
+    return Ridge(best[1]).fit(seen, target.astype(np.float32)).predict(unseen)
+
+
+def at_one_millimetre(subjects: int) -> dict[str, float]:
+    """Record the published network at 1 mm; peak memory in GB and seconds a volume."""
+    cohort = audience(16, 1).where(np.arange(subjects))
+    start = time.perf_counter()
+    sb.record(sb.SimBANet.paper(seed=0), cohort)
+    return {"memory": peak_gb(), "seconds": (time.perf_counter() - start) / subjects}
+
+
+def peak_gb() -> float:
+    """Largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def alone(measure: Callable[[int], dict[str, float]], subjects: int) -> dict[str, float]:
+    """Run in a process of its own, whose memory is that of the measure alone."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, subjects).result()
+
+
+def main() -> None:
+    """Print every figure beside its target."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few subjects")
+    quick = parser.parse_args().quick
+    print(f"{os.cpu_count()} cores, load before the start {os.getloadavg()[0]:.1f} (times are worth little above 0.3)")
+    subjects = 200 if quick else 1000
+    print(f"All probes and CKA of {subjects} volumes at 4 mm, pixels and four blocks")
+    found = alone(lab, subjects)
+    together = found["record"] + found["probe"] + found["cka"]
+    for name in ("record", "probe", "cka"):
+        print(Figure(name, found[name], "s"))
+    print(Figure("together", together, "s", at_most=60.0))
+    print(Figure("peak memory", found["memory"], "GB", at_most=2.0), flush=True)
+    print("One held-out fold of a probe of each block, against scikit-learn's Ridge on flattened features")
+    found = alone(both_ways, subjects)
+    print(Figure("lab, its share of recording included", found["ours"], "s"))
+    print(Figure("scikit-learn", found["theirs"], "s"))
+    print(Figure("scikit-learn / lab", found["theirs"] / found["ours"], at_least=10.0))
+    print(Figure("largest difference of AUC", found["apart"], at_most=0.005), flush=True)
+    print("The published five blocks at 1 mm")
+    found = alone(at_one_millimetre, 3 if quick else 12)
+    print(Figure("peak memory", found["memory"], "GB", at_most=3.0))
+    print(Figure("a volume", found["seconds"], "s"))
+
+
+if __name__ == "__main__":
+    main()

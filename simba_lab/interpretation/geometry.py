@@ -1,0 +1,242 @@
+"""The shape of what a layer knows: its principal components, the directions of disease and bias, and where groups lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+from scipy.stats import norm
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
+
+from simba_lab.errors import SimbaError
+from simba_lab.interpretation.kernel_ridge import fit_ridge, kernel_coordinates
+from simba_lab.interpretation.questions import (
+    Grams,
+    checked,
+    clusters_of,
+    fold_numbers,
+    folds_of,
+    groups_of_two,
+    question_of,
+    refuse_twins,
+    resampled,
+)
+from simba_lab.rng import stream
+
+# Parts of the subjects that are left out one by one for intervals of angles.
+JACKKNIFE_PARTS = 25
+
+
+def components(
+    grams: Grams, label: np.ndarray, bias: np.ndarray, *, count: int = 5, folds: int | np.ndarray = 5,
+    groups: np.ndarray | None = None, seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
+    """Return how well single principal components of each layer tell the disease and the bias, held out.
+
+    Parameters
+    ----------
+    grams : mapping of layer to ndarray, shape (n, n)
+    label, bias : ndarray of 0 and 1, shape (n,)
+    count : int
+        Components, from the one with the largest variance on; a last row takes all of them together.
+    folds, groups, seed
+        As for `probe`. Components and classifiers are fitted to the training folds.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Indexed by layer and component (``"PC1"`` to ``"PC1-5"``): ``variance_share``; accuracies ``disease`` and ``bias``
+        with 95 % bootstrap intervals; ``leak``, the accuracy for the bias of whoever takes the classifier of the disease
+        for one of the bias; and ``bias_within``, the balanced accuracy for the bias among subjects of the same label,
+        with its interval.
+
+    References
+    ----------
+    Stanley et al. (2025), eBioMedicine (the analysis of components, not held out there).
+    """
+    disease, marked = groups_of_two(label, "label"), groups_of_two(bias, "bias")
+    question = question_of(marked, disease, "binary")
+    if not isinstance(count, int) or count < 1:
+        raise SimbaError("count", count, "an integer of at least 1")
+    clusters = clusters_of(groups, grams, len(marked))
+    split = folds_of(folds, question.cells, clusters, seed)
+    draws = resampled(clusters, stream(seed, "components", "bootstrap"))
+    cells = question.cells
+
+    def rows(layer: str) -> list[dict[str, object]]:
+        gram = checked(grams[layer], len(marked), f"grams[{layer!r}]")
+        decided = {what: np.zeros((count + 1, len(marked)), int) for what in ("disease", "bias", "within")}
+        shares = []
+        for train, test in split:
+            seen, unseen = kernel_coordinates(gram, train, test)
+            if seen.shape[1] < count:
+                raise SimbaError("count", count, f"at most {seen.shape[1]}, the components of {layer}")
+            variances = (seen**2).sum(axis=0)
+            shares.append(np.append(variances[:count], variances[:count].sum()) / variances.sum())
+            scale = np.sqrt(variances[:count] / len(train))
+            seen, unseen = seen[:, :count] / scale, unseen[:, :count] / scale
+            for number in range(count + 1):
+                own = slice(number, number + 1) if number < count else slice(count)
+                for what, values in (("disease", disease), ("bias", marked)):
+                    found = LogisticRegression().fit(seen[:, own], values[train])
+                    decided[what][number, test] = found.predict(unseen[:, own])
+                for value in (0, 1):
+                    few, here = disease[train] == value, disease[test] == value
+                    found = LogisticRegression(class_weight="balanced").fit(seen[few][:, own], marked[train][few])
+                    decided["within"][number, test[here]] = found.predict(unseen[here][:, own])
+        found = []
+        for number, share in enumerate(np.mean(shares, axis=0)):
+            name = f"PC{number + 1}" if number < count else f"PC1-{count}"
+            entry: dict[str, object] = {"layer": layer, "component": name, "variance_share": share}
+            for what, values in (("disease", disease), ("bias", marked)):
+                right = decided[what][number] == values
+                entry |= {what: right.mean()} | _ends(what, [right[take].mean() for take in draws])
+            entry["leak"] = (decided["disease"][number] == marked).mean()
+            within = decided["within"][number] == marked
+            entry["bias_within"] = _balanced(within, cells)
+            entry |= _ends("bias_within", [_balanced(within[take], cells[take]) for take in draws])
+            found.append(entry)
+        return found
+
+    with threadpool_limits(1):
+        parts = Parallel(n_jobs=-1, prefer="threads")(delayed(rows)(layer) for layer in grams)
+    return pd.DataFrame([one for part in parts for one in part]).set_index(["layer", "component"])
+
+
+def angles(grams: Grams, factors: Mapping[str, np.ndarray], *, seed: int = 0) -> pd.DataFrame:
+    """Return how long the directions of several factors are in each layer, and the cosines between them.
+
+    The direction of a factor is the change of the mean activations that goes with it while the other factors stay: its
+    coefficient in a linear regression of the full features.
+
+    Parameters
+    ----------
+    grams : mapping of layer to ndarray, shape (n, n)
+    factors : mapping of name to ndarray, shape (n,)
+        Such as ``{"disease": label, "bias": bias}``.
+    seed : int
+        Of the parts that the jackknife leaves out.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Indexed by layer. For each factor ``length_<factor>``, relative to the standard deviation of what is left (all
+        features together); for each pair ``cosine_<one>_<other>``; all less what chance adds, and with 95 % jackknife
+        intervals ``_low`` and ``_high``. A cosine is missing where the estimate of a squared length is not above zero, and
+        means little where the interval of a length reaches zero.
+    """
+    names = list(factors)
+    try:
+        columns = [np.asarray(factors[name], float) for name in names]
+    except (TypeError, ValueError) as error:
+        raise SimbaError("factors", str(error), "numbers") from error
+    if not all(np.isfinite(column).all() for column in columns):
+        raise SimbaError("factors", "NaN or infinity", "finite", "Leave out subjects without a value.")
+    refuse_twins(grams)
+    if not columns or any(column.ndim != 1 or len(column) != len(columns[0]) for column in columns):
+        raise SimbaError("factors", [column.shape for column in columns], "of one shape (n,)")
+    count = len(columns[0])
+    design = np.column_stack([np.ones(count), *columns])
+    if np.linalg.matrix_rank(design) < design.shape[1] or count < 2 * JACKKNIFE_PARTS:
+        raise SimbaError(
+            "factors", f"{count} subjects", f"linearly independent, not constant, of at least {2 * JACKKNIFE_PARTS}"
+        )
+    parts = np.array_split(stream(seed, "angles", "jackknife").permutation(count), JACKKNIFE_PARTS)
+
+    def measured(gram: np.ndarray, rows: np.ndarray) -> dict[str, float]:
+        own = design[rows]
+        solve = np.linalg.pinv(own)
+        inner = gram[np.ix_(rows, rows)]
+        # Unbiased total variance of the residuals; noise adds it to squared lengths, in proportion to solve @ solve.T.
+        fitted = own @ (solve @ inner)
+        noise = (np.trace(inner) - np.trace(fitted)) / (len(rows) - own.shape[1])
+        products = (solve @ inner @ solve.T - noise * (solve @ solve.T))[1:, 1:]
+        squares = np.diag(products)
+        found = {f"length_{name}": np.sqrt(max(square, 0) / noise) for name, square in zip(names, squares, strict=True)}
+        for i, one in enumerate(names):
+            for j in range(i + 1, len(names)):
+                reach = squares[i] * squares[j] if min(squares[i], squares[j]) > 0 else np.nan
+                found[f"cosine_{one}_{names[j]}"] = products[i, j] / np.sqrt(reach)
+        return found
+
+    def row(layer: str) -> dict[str, float]:
+        gram = checked(grams[layer], count, f"grams[{layer!r}]")
+        whole = measured(gram, np.arange(count))
+        less = pd.DataFrame([measured(gram, np.setdiff1d(np.arange(count), part)) for part in parts])
+        error = np.sqrt((JACKKNIFE_PARTS - 1) / JACKKNIFE_PARTS * ((less - less.mean()) ** 2).sum(skipna=False))
+        entry = {}
+        for name, value in whole.items():
+            reach = norm.ppf(0.975) * error[name]
+            entry |= {name: value, f"{name}_low": value - reach, f"{name}_high": value + reach}
+        return entry
+
+    with threadpool_limits(1):
+        rows = Parallel(n_jobs=-1, prefer="threads")(delayed(row)(layer) for layer in grams)
+    return pd.DataFrame(rows, index=pd.Index(list(grams), name="layer"))
+
+
+def projections(
+    grams: Grams, label: np.ndarray, bias: np.ndarray, *, folds: int | np.ndarray = 5, groups: np.ndarray | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
+    """Return where patients and controls with and without the bias lie on the disease axis of each layer, held out.
+
+    Parameters
+    ----------
+    grams, label, bias, folds, groups, seed
+        As for `components`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Indexed by layer and group (``"patients, B"`` ...): ``position`` of the group's mean on the axis of a disease probe,
+        in standard deviations within groups, 0 being the middle between patients and controls; its 95 % bootstrap interval
+        ``low``, ``high``; and ``n``.
+    """
+    disease, marked = groups_of_two(label, "label"), groups_of_two(bias, "bias")
+    question = question_of(marked, disease, "binary")
+    clusters = clusters_of(groups, grams, len(marked))
+    split = folds_of(folds, question.cells, clusters, seed)
+    draws = resampled(clusters, stream(seed, "projections", "bootstrap"))
+    inner = fold_numbers(split, len(marked))
+    where = {
+        f"{one}, {other}": (disease == value) & (marked == group)
+        for value, one in ((1, "patients"), (0, "controls"))
+        for group, other in ((1, "B"), (0, "NB"))
+    }
+
+    def rows(layer: str) -> list[dict[str, object]]:
+        gram = checked(grams[layer], len(marked), f"grams[{layer!r}]")
+        scores = np.zeros(len(marked))
+        for train, test in split:
+            fit = fit_ridge(gram, train, disease[train, None].astype(float), np.zeros_like(disease), inner[train])
+            scores[test] = fit.predict(gram, test)[:, 0] / (fit.scale[0] or 1)
+        spread = np.sqrt(np.mean([scores[inside].var(ddof=1) for inside in where.values()]))
+
+        def positions(take: np.ndarray) -> list[float]:
+            means = [scores[take][inside[take]].mean() if inside[take].any() else np.nan for inside in where.values()]
+            return [(mean - np.mean(means)) / spread for mean in means]
+
+        middle = positions(np.arange(len(scores)))
+        low, high = np.nanquantile([positions(take) for take in draws], [0.025, 0.975], axis=0)
+        return [
+            {"layer": layer, "group": name, "position": middle[k], "low": low[k], "high": high[k], "n": int(inside.sum())}
+            for k, (name, inside) in enumerate(where.items())
+        ]
+
+    with threadpool_limits(1):
+        parts = Parallel(n_jobs=-1, prefer="threads")(delayed(rows)(layer) for layer in grams)
+    return pd.DataFrame([one for part in parts for one in part]).set_index(["layer", "group"])
+
+
+def _ends(name: str, draws: list[float]) -> dict[str, float]:
+    low, high = np.nanquantile(draws, [0.025, 0.975])
+    return {f"{name}_low": low, f"{name}_high": high}
+
+
+def _balanced(right: np.ndarray, cells: np.ndarray) -> float:
+    count = np.bincount(cells)
+    return float(np.mean((np.bincount(cells, right) / np.maximum(count, 1))[count > 0]))

@@ -1,0 +1,262 @@
+"""What a probe is asked, of whom, and on which folds: the design of a probing experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import rankdata
+from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold
+
+from simba_lab.errors import SimbaError, UnknownNameError
+
+Grams = Mapping[str, np.ndarray]
+KINDS = ("auto", "binary", "classes", "regression")
+BOOTSTRAPS = 500
+# Random labellings of the types in a control task.
+LABELLINGS = 10
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the probe has to read, and what is known beforehand."""
+
+    kind: str
+    target: np.ndarray
+    context: np.ndarray
+
+    @property
+    def score_name(self) -> str:
+        """``r2`` for numbers, else ``auc``."""
+        return "r2" if self.kind == "regression" else "auc"
+
+    @property
+    def cells(self) -> np.ndarray:
+        """A number for each combination of target and context that folds should share out evenly."""
+        if self.kind == "regression":
+            return self.context
+        return self.context * (self.target.max() + 1) + self.target
+
+    def without_context(self) -> Question:
+        """Return the same question, conditioned on nothing."""
+        return Question(self.kind, self.target, np.zeros_like(self.context))
+
+    def columns(self, values: np.ndarray) -> np.ndarray:
+        """Return what is regressed: the numbers, the membership, or one for each of several classes."""
+        if self.kind == "classes":
+            return (values[:, None] == np.arange(self.target.max() + 1)).astype(float)
+        return values[:, None].astype(float)
+
+    def score(self, values: np.ndarray, scores: np.ndarray, take: np.ndarray | None = None) -> float:
+        """AUC or R2; scores have a column per regressand, and for numbers a second one with what context predicts."""
+        context = self.context
+        if take is not None:
+            values, scores, context = values[take], scores[take], context[take]
+        if self.kind == "regression":
+            spread = ((values - scores[:, 1]) ** 2).sum()
+            return float(1 - ((values - scores[:, 0]) ** 2).sum() / spread) if spread else np.nan
+        if self.kind == "binary":
+            return conditional_auc(values, scores[:, 0], context)
+        each = [conditional_auc((values == k).astype(int), scores[:, k], context) for k in range(scores.shape[1])]
+        return float(np.nanmean(each)) if np.isfinite(each).any() else np.nan
+
+    def balanced_accuracy(self, decided: np.ndarray, take: np.ndarray | None = None) -> float:
+        """Mean over contexts of the mean over classes of the share decided rightly."""
+        right, cells = decided == self.target, self.cells
+        if take is not None:
+            right, cells = right[take], cells[take]
+        count, good = np.bincount(cells), np.bincount(cells, right)
+        return float(np.mean(good[count > 0] / count[count > 0]))
+
+
+def question_of(target: np.ndarray, given: np.ndarray | None, kind: str) -> Question:
+    """Return the question after the target, with values coded from 0; an error says what is wrong with it."""
+    target = np.asarray(target)
+    if kind not in KINDS:
+        raise UnknownNameError.among("kind", kind, KINDS)
+    if target.ndim != 1:
+        raise SimbaError("target", f"shape {target.shape}", "one value per subject")
+    numbers = np.issubdtype(target.dtype, np.number)
+    if numbers and not np.isfinite(target).all():
+        raise SimbaError("target", "NaN or infinity", "finite", "Leave out subjects without a value.")
+    try:
+        known, coded = np.unique(target, return_inverse=True)
+    except TypeError as error:
+        raise SimbaError("target", str(error), "of one type", "Leave out subjects without a value.") from error
+    if len(known) < 2:
+        raise SimbaError("target", f"{known.tolist()} for everybody", "of at least two different values")
+    if kind == "auto":
+        fractions = numbers and np.any(target != np.round(target.astype(float)))
+        kind = "binary" if len(known) == 2 else "regression" if fractions else "classes"
+    if kind == "binary" and len(known) != 2:
+        raise SimbaError("target", known.tolist()[:5], "of two values")
+    if kind == "regression" and not numbers:
+        raise SimbaError("target", known.tolist()[:3], "numbers")
+    values = target.astype(float) if kind == "regression" else coded
+    context = np.zeros(len(target), int) if given is None else np.unique(np.asarray(given), return_inverse=True)[1]
+    if context.shape != target.shape:
+        raise SimbaError("given", context.shape, f"of shape {target.shape}")
+    if kind != "regression" and len(np.unique(np.stack([context, values]), axis=1).T) == len(np.unique(context)):
+        raise SimbaError("given", "what tells the target", "such that some value of it goes with several targets")
+    return Question(kind, values, context)
+
+
+def groups_of_two(values: np.ndarray, name: str) -> np.ndarray:
+    """Return 0 and 1 as integers, or raise an error that names the variable."""
+    values = np.asarray(values)
+    if values.ndim != 1 or values.dtype.kind not in "biuf" or set(np.unique(values).tolist()) != {0, 1}:
+        found = np.unique(values.astype(str))[:5].tolist()
+        raise SimbaError(name, found, "of two values, 0 and 1, one per subject")
+    return values.astype(int)
+
+
+def clusters_of(groups: np.ndarray | None, grams: Grams, count: int) -> np.ndarray:
+    """Return a number for each volume, equal for volumes of the same subject."""
+    subjects = getattr(grams, "subjects", None) if groups is None else np.asarray(groups)
+    if subjects is None:
+        return np.arange(count)
+    if subjects.shape != (count,):
+        raise SimbaError("groups", subjects.shape, f"of shape ({count},), one per volume")
+    return np.unique(subjects, return_inverse=True)[1]
+
+
+def refuse_twins(grams: Grams) -> None:
+    """Raise an error if a recording holds several volumes of one subject, which are not independent of each other."""
+    subjects = getattr(grams, "subjects", None)
+    if subjects is not None and len(np.unique(subjects)) < len(subjects):
+        raise SimbaError(
+            "grams", "several volumes of one subject", "of different subjects",
+            "Record the twins by themselves: two recordings can be compared.",
+        )  # fmt: skip
+
+
+def folds_of(
+    folds: int | np.ndarray, cells: np.ndarray, clusters: np.ndarray, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Train and test indices of each fold; every cell of target x given must occur in every training part."""
+    if np.ndim(folds) == 0:
+        smallest = int(min(np.unique(cells, return_counts=True)[1]))
+        if not isinstance(folds, int | np.integer) or not 2 <= folds <= smallest:
+            raise SimbaError(
+                "folds", folds, f"from 2 to {smallest} (the smallest group of target within given)", "Or add subjects."
+            )
+        if folds > len(np.unique(clusters)):
+            raise SimbaError("folds", folds, f"at most {len(np.unique(clusters))}, the number of subjects")
+        if len(np.unique(clusters)) < len(clusters):
+            split = list(StratifiedGroupKFold(int(folds), shuffle=True, random_state=seed).split(cells, cells, clusters))
+        elif len(np.unique(cells)) == 1:
+            split = list(KFold(int(folds), shuffle=True, random_state=seed).split(cells))
+        else:
+            split = list(StratifiedKFold(int(folds), shuffle=True, random_state=seed).split(cells, cells))
+    else:
+        folds = np.asarray(folds)
+        if folds.shape != cells.shape or len(np.unique(folds)) < 2:
+            raise SimbaError("folds", folds.shape, f"a number, or of shape {cells.shape} with at least 2 values")
+        split = [(np.flatnonzero(folds != value), np.flatnonzero(folds == value)) for value in np.unique(folds)]
+    for train, test in split:
+        torn = np.intersect1d(clusters[train], clusters[test])
+        if len(torn):
+            raise SimbaError(
+                "folds", f"volumes of one subject in several folds (rows {np.flatnonzero(clusters == torn[0]).tolist()})",
+                "the same for all volumes of a subject", "A probe would be tested on subjects that it has seen.",
+            )  # fmt: skip
+        if set(cells[train]) != set(cells):
+            raise SimbaError("folds", "a training part that lacks a group", "with every group of target within given")
+    return split
+
+
+def fold_numbers(split: list[tuple[np.ndarray, np.ndarray]], count: int) -> np.ndarray:
+    """Return the fold in which each row is held out."""
+    numbers = np.empty(count, int)
+    for number, (_, test) in enumerate(split):
+        numbers[test] = number
+    return numbers
+
+
+def resampled(clusters: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
+    """Rows of each bootstrap sample of subjects."""
+    count = clusters.max() + 1
+    drawn = generator.integers(0, count, (BOOTSTRAPS, count))
+    if count == len(clusters):
+        return list(np.argsort(clusters)[drawn])
+    members = np.split(np.argsort(clusters, kind="stable"), np.cumsum(np.bincount(clusters))[:-1])
+    return [np.concatenate([members[number] for number in one]) for one in drawn]
+
+
+def labellings_of(types: np.ndarray, split: list, generator: np.random.Generator) -> list[np.ndarray]:
+    """Random labels, equal within a type, for half of the types each."""
+    known, coded = np.unique(np.asarray(types), return_inverse=True)
+    if len(coded) != sum(len(test) for _, test in split):
+        raise SimbaError("types", f"{len(coded)} values", "one per volume")
+    if len(known) < 4 or any(set(coded[train]) != set(coded) for train, _ in split):
+        raise SimbaError(
+            "types", f"{len(known)} types", "at least 4 types that occur in every training part", "Use fewer components."
+        )
+    halves = [generator.permutation(np.arange(len(known)) % 2) for _ in range(LABELLINGS)]
+    return [half[coded] for half in halves]
+
+
+def shuffled_within(
+    values: np.ndarray, context: np.ndarray, clusters: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
+    """Return the values in another order within each context.
+
+    Volumes of one subject keep together: whole subjects change places if all volumes of each have the same value, otherwise
+    volumes change places within their subject.
+    """
+    shuffled = values.copy()
+    first = np.unique(clusters, return_index=True)[1]
+    alike = all(np.array_equal(one, one[first][clusters]) for one in (values, context))
+    if alike:
+        own, inside = values[first], context[first]
+        for value in np.unique(inside):
+            own[inside == value] = generator.permutation(own[inside == value])
+        return own[clusters]
+    for value in np.unique(np.stack([context, clusters]), axis=1).T:
+        here = (context == value[0]) & (clusters == value[1])
+        shuffled[here] = generator.permutation(values[here])
+    return shuffled
+
+
+def octants(components: np.ndarray) -> np.ndarray:
+    """Return a type for each subject from the signs of a few anatomical components, for the control task of `probe`.
+
+    Parameters
+    ----------
+    components : ndarray, shape (n, k)
+        Such as ``cohort.table[["anatomy_1", "anatomy_2", "anatomy_3"]]``.
+
+    Returns
+    -------
+    ndarray of int, shape (n,)
+        From 0 to 2**k - 1: the same anatomy, the same type.
+    """
+    components = np.asarray(components, float)
+    if components.ndim != 2:
+        raise SimbaError("components", f"shape {components.shape}", "of shape (n, k)")
+    signs = components > np.median(components, axis=0)
+    return signs @ (1 << np.arange(signs.shape[1]))
+
+
+def conditional_auc(target: np.ndarray, scores: np.ndarray, context: np.ndarray) -> float:
+    """Return the area under the ROC curve over pairs of equal context, averaged over contexts."""
+    areas = []
+    for value in np.unique(context):
+        inside = context == value
+        positive = target[inside] == 1
+        ones, zeros = positive.sum(), (~positive).sum()
+        if ones and zeros:
+            # Mann-Whitney: the mean rank of the positives, less what their own number contributes.
+            areas.append((rankdata(scores[inside])[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
+    return float(np.mean(areas)) if areas else np.nan
+
+
+def checked(gram: np.ndarray, count: int, name: str) -> np.ndarray:
+    """Return a Gram matrix in float64, or raise an error that names it."""
+    gram = np.asarray(gram, np.float64)
+    if gram.shape != (count, count):
+        raise SimbaError(name, gram.shape, f"of shape {(count, count)}")
+    if not np.isfinite(gram).all():
+        raise SimbaError(name, "NaN or infinity", "finite")
+    return gram
