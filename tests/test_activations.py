@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import simba_lab as sb
-from simba_lab.interpretation import activations
+from simba_lab.interpretation import activations, spool
 from simba_lab.interpretation.activations import layer_names
 
 RNG = np.random.default_rng(0)
@@ -52,7 +52,7 @@ def twins(cohort):
 
 @pytest.mark.parametrize(("memory_gb", "block"), [(2.0, 32768), (2.0, 100), (0.0, 32768), (0.0, 100)])
 def test_gram_matrices_equal_those_of_the_explicit_features(cohort, monkeypatch, memory_gb, block):
-    monkeypatch.setattr(activations, "BLOCK_FEATURES", block)
+    monkeypatch.setattr(spool, "BLOCK_FEATURES", block)
     files = []
     monkeypatch.setattr(Path, "touch", lambda self: (files.append(self), self.open("wb").close())[0])
     model = net().eval()
@@ -77,7 +77,7 @@ def test_some_layers_in_memory_and_others_in_files_give_the_same(cohort):
 @pytest.mark.parametrize("memory_gb", [1.0, 6e-6])
 def test_features_have_the_shape_of_the_layer_and_their_gram_is_the_gram(memory_gb, monkeypatch):
     """At 6 kB the 3.6 kB of the first layer that runs stay in memory, and the others go to files."""
-    monkeypatch.setattr(activations, "BLOCK_FEATURES", 50)
+    monkeypatch.setattr(spool, "BLOCK_FEATURES", 50)
     model = small()
     found = sb.record(model, VOLUMES, features=["0", "3"], layers=["1"], pixels=False, batch_size=2, memory_gb=memory_gb)
     assert list(found) == ["1", "0", "3"] and list(found.features) == ["0", "3"] and len(found) == 3

@@ -7,7 +7,7 @@ import pytest
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, RidgeCV
 
 import simba_lab as sb
-from simba_lab.interpretation import ease, kernel_ridge, probing, questions
+from simba_lab.interpretation import ease, kernel_ridge, questions, threads
 
 RNG = np.random.default_rng(0)
 
@@ -298,7 +298,7 @@ def test_the_same_call_gives_the_same_bytes_on_any_number_of_cores(monkeypatch):
     first = call()
     assert call().to_numpy().tobytes() == first.to_numpy().tobytes()
     with monkeypatch.context() as patch:
-        patch.setattr(probing, "Parallel", lambda n_jobs, **options: joblib.Parallel(n_jobs=1, **options))
+        patch.setattr(threads, "Parallel", lambda n_jobs, **options: joblib.Parallel(n_jobs=1, **options))
         assert call().to_numpy().tobytes() == first.to_numpy().tobytes()
     alone = sb.probe({"3": grams["3"]}, target, given=label, types=np.arange(80) % 5, permutations=5)
     assert alone.loc["3"].to_numpy().tobytes() == first.loc["3"].to_numpy().tobytes()

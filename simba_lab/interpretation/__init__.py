@@ -1,8 +1,9 @@
 """Find where the bias is encoded and whether it is used."""
 
-from simba_lab.interpretation.activations import Recording, adding, edit, projecting_out, record, replacing
+from simba_lab.interpretation.activations import Recording, edit, record
 from simba_lab.interpretation.attribution import Attribution, attribute
 from simba_lab.interpretation.ease import code_length, learning_curve, prominence
+from simba_lab.interpretation.edits import adding, projecting_out, replacing
 from simba_lab.interpretation.geometry import angles, components, projections
 from simba_lab.interpretation.kernel_ridge import kernel_coordinates
 from simba_lab.interpretation.probing import probe

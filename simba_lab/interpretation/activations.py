@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,11 +16,10 @@ import torch
 from torch import nn
 
 from simba_lab.errors import SimbaError, UnknownNameError
+from simba_lab.interpretation.spool import Spool
 from simba_lab.training.arithmetic import deterministic, evaluating
 
 PIXELS = "pixels"
-# Features multiplied at a time: large enough for a fast product, small enough for the memory.
-BLOCK_FEATURES, BLOCK_BYTES = 32768, 128 * 2**20
 # Batches above this size are cut to what the activations of the network leave room for.
 LARGE_BATCH = 16 * 2**20
 
@@ -50,6 +48,7 @@ class Recording(Mapping[str, np.ndarray]):
             raise UnknownNameError.among("layer", layer, self.grams)
         return self.grams[layer]
 
+    # A mapping would find these two by a KeyError, which the error above is not.
     def __contains__(self, layer: object) -> bool:
         return layer in self.grams
 
@@ -89,9 +88,13 @@ def layer_names(model: nn.Module, layers: Sequence[str] | None = None) -> list[s
     return chosen
 
 
+# What a hook is given, and what it may put in the place of the output.
+Call = Callable[[str, tuple, object], torch.Tensor | None]
+
+
 @contextmanager
-def _hooked(model: nn.Module, layers: Iterable[str], call: Callable[[str, torch.Tensor], torch.Tensor | None]) -> Iterator:
-    """Pass the output of each layer to ``call(layer, output)``; what that returns, if anything, takes its place.
+def _hooked(model: nn.Module, layers: Iterable[str], call: Call) -> Iterator[None]:
+    """Pass inputs and output of each layer to ``call(layer, inputs, output)``; what that returns, if anything, goes on.
 
     Hooks are removed on the way out, whatever happens.
     """
@@ -99,14 +102,7 @@ def _hooked(model: nn.Module, layers: Iterable[str], call: Callable[[str, torch.
     handles = []
 
     def hook(name: str) -> Callable:
-        def called(_module: nn.Module, _inputs: tuple, output: object) -> torch.Tensor | None:
-            if not isinstance(output, torch.Tensor):
-                raise SimbaError(
-                    f"output of layer {name}", type(output).__name__, "a tensor", "Name a layer inside or after it."
-                )
-            return call(name, output)
-
-        return called
+        return lambda _module, inputs, output: call(name, inputs, output)
 
     try:
         handles += [modules[name].register_forward_hook(hook(name)) for name in layers]
@@ -114,6 +110,19 @@ def _hooked(model: nn.Module, layers: Iterable[str], call: Callable[[str, torch.
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _of_tensors(call: Callable[[str, torch.Tensor], torch.Tensor | None]) -> Call:
+    """Return a hook that passes on the output alone, and refuses anything but a tensor."""
+
+    def called(name: str, _inputs: tuple, output: object) -> torch.Tensor | None:
+        if not isinstance(output, torch.Tensor):
+            raise SimbaError(
+                f"output of layer {name}", type(output).__name__, "a tensor", "Name a layer inside or after it."
+            )
+        return call(name, output)
+
+    return called
 
 
 @contextmanager
@@ -149,76 +158,8 @@ def edit(model: nn.Module, edits: Mapping[str, Callable[[torch.Tensor], torch.Te
             raise SimbaError(f"edited activations of {name}", given, f"a tensor of shape {tuple(output.shape)}")
         return edited
 
-    with _hooked(model, list(edits), call):
+    with _hooked(model, list(edits), _of_tensors(call)):
         yield model
-
-
-def replacing(values: np.ndarray | torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return an edit that puts other activations in place, batch after batch, in the order of the rows of `values`.
-
-    Parameters
-    ----------
-    values : ndarray or tensor, shape (n, ...)
-        Such as ``record(...).features["block2"]`` of the twins. The edit is used up when all n rows were put in place.
-    """
-    rows, place = _tensor(values), 0
-
-    def call(output: torch.Tensor) -> torch.Tensor:
-        nonlocal place
-        part = rows[place : place + len(output)]
-        if part.shape != output.shape:
-            raise SimbaError(
-                "values", f"shape {tuple(part.shape)} from row {place} of {len(rows)}", f"of shape {tuple(output.shape)}",
-                "They replace as many volumes as they were recorded from, once; make the edit anew for another pass.",
-            )  # fmt: skip
-        place += len(part)
-        return part.to(output)
-
-    return call
-
-
-def adding(direction: np.ndarray | torch.Tensor, scale: float = 1.0) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return an edit that adds ``scale * direction`` to the activations of every volume; shape without the batch."""
-    step = _tensor(direction)
-
-    def call(output: torch.Tensor) -> torch.Tensor:
-        if step.shape != output.shape[1:]:
-            raise SimbaError("direction", tuple(step.shape), f"of shape {tuple(output.shape[1:])}")
-        return output + scale * step.to(output)
-
-    return call
-
-
-def projecting_out(directions: np.ndarray | torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return an edit that removes what lies along some directions from the activations of every volume.
-
-    Parameters
-    ----------
-    directions : ndarray or tensor, shape (...) of the activations of one volume, or (k, ...)
-        Need not be orthogonal.
-    """
-    given = _tensor(directions).double()
-    if given.numel() == 0 or given.ndim == 0:
-        raise SimbaError("directions", f"shape {tuple(given.shape)}", "at least one direction")
-
-    def call(output: torch.Tensor) -> torch.Tensor:
-        shape = output.shape[1:]
-        if given.shape not in (shape, (len(given), *shape)):
-            raise SimbaError(
-                "directions", tuple(given.shape), f"of shape {tuple(shape)} or (k, {', '.join(map(str, shape))})"
-            )
-        left, sizes, _ = torch.linalg.svd(given.reshape(-1, shape.numel()).T, full_matrices=False)
-        basis = left[:, sizes > 1e-9 * sizes[0]].to(output)
-        flat = output.flatten(1)
-        return (flat - (flat @ basis) @ basis.T).reshape(output.shape)
-
-    return call
-
-
-def _tensor(values: np.ndarray | torch.Tensor) -> torch.Tensor:
-    if isinstance(values, torch.Tensor):
-        return values.detach().cpu()
-    return torch.as_tensor(np.asarray(values))
 
 
 def record(
@@ -282,8 +223,8 @@ def record(
         if batch_size > 1 and batch_size * first.nbytes > LARGE_BATCH:
             volume = torch.from_numpy(first)[None, None].to(where, kind)
             batch_size = min(batch_size, _fitting(there, volume, memory_gb))
-        spool = _Spool(count, Path(folder), memory_gb, where)
-        with _hooked(there, names, spool.add):
+        spool = Spool(count, Path(folder), memory_gb, where)
+        with _hooked(there, names, _of_tensors(spool.add)):
             for batch in _batches(chain([first], source), batch_size):
                 if pixels or PIXELS in wanted:
                     spool.add(PIXELS, batch)
@@ -308,21 +249,17 @@ def _subjects(parts: list) -> np.ndarray | None:
 def _fitting(model: nn.Module, volume: torch.Tensor, memory_gb: float) -> int:
     """Return how many volumes the network can take at a time: its largest layer decides, with input and output."""
     leaves = [name for name, module in model.named_modules() if name and not any(True for _ in module.children())]
-    largest, modules = 0, dict(model.named_modules())
+    largest = 0
 
     def size(value: object) -> int:
         return value.nbytes if isinstance(value, torch.Tensor) else 0
 
-    def hook(_module: nn.Module, inputs: tuple, output: object) -> None:
+    def call(_name: str, inputs: tuple, output: object) -> None:
         nonlocal largest
         largest = max(largest, sum(map(size, inputs)) + size(output))
 
-    handles = [modules[name].register_forward_hook(hook) for name in leaves]
-    try:
+    with _hooked(model, leaves, call):
         model(volume)
-    finally:
-        for handle in handles:
-            handle.remove()
     return max(1, int(memory_gb * 1e9 / 2 // max(largest, 1)))
 
 
@@ -335,101 +272,3 @@ def _batches(source: Iterable[np.ndarray], size: int) -> Iterator[torch.Tensor]:
             batch = []
     if batch:
         yield torch.from_numpy(np.stack(batch))[:, None]
-
-
-class _Spool:
-    """Features of each layer, one row per volume, in memory or in files."""
-
-    def __init__(self, count: int, folder: Path, memory_gb: float, device: torch.device) -> None:
-        self.count, self.folder, self.left, self.device = count, folder, memory_gb * 1e9, device
-        self.memory_gb = memory_gb
-        self.stores: dict[str, _Rows] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-
-    def add(self, name: str, output: torch.Tensor) -> None:
-        features = output.detach().reshape(len(output), -1).float().cpu().numpy()
-        if not np.isfinite(features).all():
-            raise SimbaError(f"activations of {name}", "NaN or infinity", "finite", "Check weights and input volumes.")
-        if name not in self.stores:
-            needed = 4 * self.count * features.shape[1]
-            self.shapes[name] = tuple(output.shape[1:])
-            if needed <= self.left:
-                self.left -= needed
-                self.stores[name] = _Rows(self.count, features.shape[1], None)
-            else:
-                free = shutil.disk_usage(self.folder).free
-                if needed > free:
-                    raise SimbaError(
-                        f"features of {name}", f"{needed / 1e9:.1f} GB", f"within the {free / 1e9:.1f} GB that are free",
-                        "Record fewer volumes or layers, or point TMPDIR to a larger disk.",
-                    )  # fmt: skip
-                self.stores[name] = _Rows(self.count, features.shape[1], self.folder / f"{len(self.stores)}.f32")
-        rows = self.stores[name]
-        if rows.filled + len(features) > self.count:
-            raise SimbaError(
-                f"layer {name}", "called more than once per volume", "called once per volume",
-                "Layers that the network uses repeatedly cannot be recorded under one name.",
-            )  # fmt: skip
-        rows.add(features)
-
-    def _full(self, name: str) -> _Rows:
-        filled = self.stores[name].filled if name in self.stores else 0
-        if filled != self.count:
-            raise SimbaError(f"layer {name}", f"ran for {filled} volumes", f"run for all {self.count}")
-        return self.stores[name]
-
-    def kept(self, name: str) -> np.ndarray:
-        rows = self._full(name)
-        if 4 * rows.count * rows.size > self.memory_gb * 1e9:
-            raise SimbaError(
-                f"features of {name}", f"{4 * rows.count * rows.size / 1e9:.1f} GB", f"at most memory_gb={self.memory_gb}",
-                "Ask for later layers or fewer volumes, or raise memory_gb.",
-            )  # fmt: skip
-        return np.concatenate(list(rows.blocks()), axis=1).reshape(self.count, *self.shapes[name])
-
-    def gram(self, name: str) -> np.ndarray:
-        total = torch.zeros(self.count, self.count, dtype=torch.float64, device=self.device)
-        for rows in self._full(name).blocks():
-            block = torch.from_numpy(rows).to(self.device)
-            # Single precision is enough for differences from the mean, not for features with a large mean.
-            mean = block.mean(dim=0)
-            block = block - mean
-            along = (block @ mean).double()
-            total += (block @ block.T).double() + along[:, None] + along + mean.double() @ mean.double()
-        return total.cpu().numpy()
-
-
-class _Rows:
-    """A matrix that is written row by row and read in blocks of columns, in memory or in a file.
-
-    Each block lies in one piece: a file is then read from front to end, and only a block of it is ever in memory.
-    """
-
-    def __init__(self, count: int, size: int, path: Path | None) -> None:
-        self.count, self.size, self.path, self.filled = count, size, path, 0
-        self.width = max(1, min(size, BLOCK_FEATURES, BLOCK_BYTES // (4 * count)))
-        self.values = np.empty(count * size, np.float32) if path is None else None
-        if path is not None:
-            path.touch()
-
-    def add(self, rows: np.ndarray) -> None:
-        for start in range(0, self.size, self.width):
-            part = np.ascontiguousarray(rows[:, start : start + self.width])
-            place = start * self.count + self.filled * part.shape[1]
-            if self.values is not None:
-                self.values[place : place + part.size] = part.ravel()
-            else:
-                with self.path.open("r+b") as file:
-                    file.seek(4 * place)
-                    file.write(part.data)
-        self.filled += len(rows)
-
-    def blocks(self) -> Iterator[np.ndarray]:
-        """Iterate over the blocks, shape (count, width) each."""
-        for start in range(0, self.size, self.width):
-            width = min(self.width, self.size - start)
-            if self.values is not None:
-                found = self.values[start * self.count : (start + width) * self.count]
-            else:
-                found = np.fromfile(self.path, np.float32, self.count * width, offset=4 * start * self.count)
-            yield found.reshape(self.count, width)

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 from sklearn.linear_model import LogisticRegression
-from threadpoolctl import threadpool_limits
 
 from simba_lab.errors import SimbaError
 from simba_lab.interpretation.kernel_ridge import RidgeFit, fit_ridge, means_within
-from simba_lab.interpretation.questions import Grams, checked, clusters_of, fold_numbers, folds_of, question_of, resampled
+from simba_lab.interpretation.questions import Grams, design_of
+from simba_lab.interpretation.resampling import interval, resampled
+from simba_lab.interpretation.threads import in_threads
 from simba_lab.rng import stream
 
 # Shares of the training subjects in a learning curve.
@@ -48,42 +48,38 @@ def learning_curve(
     ----------
     Voita and Titov (2020), "Information-theoretic probing with minimum description length", sec. 2.2.
     """
-    question = question_of(target, given, "binary")
     if not len(shares) or min(shares) <= 0 or max(shares) > 1:
         raise SimbaError("shares", list(shares), "shares above 0 and at most 1")
     if not isinstance(repeats, int) or repeats < 1:
         raise SimbaError("repeats", repeats, "an integer of at least 1")
-    clusters = clusters_of(groups, grams, len(question.target))
-    split = folds_of(folds, question.cells, clusters, seed)
-    draws = resampled(clusters, stream(seed, "probe", "bootstrap"))
-    values, context, inner = question.target, question.context, fold_numbers(split, len(question.target))
+    design = design_of(grams, target, given, kind="binary", folds=folds, groups=groups, seed=seed)
+    question, values, context = design.question, design.question.target, design.question.context
+    draws = resampled(design.clusters, stream(seed, "probe", "bootstrap"))
 
     def rows(layer: str) -> list[dict[str, float]]:
-        gram = checked(grams[layer], len(values), f"grams[{layer!r}]")
+        gram = design.gram(grams, layer)
         found = []
         for share in shares:
             scores, bits, known = (np.zeros((repeats, len(values))) for _ in range(3))
             sizes = []
-            for fold, (train, test) in enumerate(split):
+            for fold, (train, test) in enumerate(design.split):
                 for repeat in range(repeats):
                     few = _few(train, question.cells, share, stream(seed, f"{fold}/{repeat}", "learning curve"))
                     sizes.append(len(few))
-                    fit = fit_ridge(gram, few, values[few, None].astype(float), context, inner[few])
-                    score = fit.predict(gram, test)[:, 0] / (fit.scale[0] or 1)
+                    fit = fit_ridge(gram, few, values[few, None].astype(float), context, design.folds[few])
+                    score = fit.predict(gram, test)[:, 0] / fit.scale[0]
                     scores[repeat, test] = score
                     bits[repeat, test], known[repeat, test] = _code(fit, score, few, test, values, context)
             areas = [[question.score(values, one[:, None], take) for one in scores] for take in [None, *draws]]
-            low, high = np.nanquantile(np.mean(areas[1:], axis=1), [0.025, 0.975])
             each = bits.mean(axis=0)
-            shortest, longest = np.quantile([each[take].mean() for take in draws], [0.025, 0.975])
             found.append({
-                "layer": layer, "n": round(np.mean(sizes)), "auc": np.mean(areas[0]), "auc_low": low, "auc_high": high,
-                "bits": each.mean(), "bits_low": shortest, "bits_high": longest, "bits_known": known.mean(),
+                "layer": layer, "n": round(np.mean(sizes)), "auc": np.mean(areas[0]),
+                **interval("auc", np.mean(areas[1:], axis=1)), "bits": each.mean(),
+                **interval("bits", [each[take].mean() for take in draws]), "bits_known": known.mean(),
             })  # fmt: skip
         return found
 
-    with threadpool_limits(1):
-        parts = Parallel(n_jobs=-1, prefer="threads")(delayed(rows)(layer) for layer in grams)
+    parts = in_threads(rows, ((layer,) for layer in grams))
     return pd.DataFrame([one for part in parts for one in part]).set_index(["layer", "n"])
 
 
@@ -113,9 +109,10 @@ def code_length(curve: pd.DataFrame) -> pd.DataFrame:
         sizes = part.index.get_level_values("n").to_numpy()
         blocks = np.diff(sizes, prepend=0)
         # The first block cannot be learnt from anything; each later one is coded with what came before it.
-        lengths = np.append(part["bits_known"].iloc[0], part["bits"].iloc[:-1])
-        bits = float(blocks @ lengths / sizes[-1])
-        known = float(blocks @ np.append(part["bits_known"].iloc[0], part["bits_known"].iloc[:-1]) / sizes[-1])
+        bits, known = (
+            float(blocks @ np.append(part["bits_known"].iloc[0], part[column].iloc[:-1]) / sizes[-1])
+            for column in ("bits", "bits_known")
+        )
         table[layer] = {"bits": bits, "bits_known": known, "compression": known / bits}
     return pd.DataFrame.from_dict(table, orient="index").rename_axis("layer")
 
@@ -143,20 +140,18 @@ def prominence(
         share of the variance between the group means (less what chance would give); ``d_prime``, the distance of the
         groups along the probe in standard deviations; and ``d_prime_pc1`` and on for each component.
     """
-    question = question_of(target, given, "binary")
-    clusters = clusters_of(groups, grams, len(question.target))
-    split = folds_of(folds, question.cells, clusters, seed)
-    values, context, inner = question.target, question.context, fold_numbers(split, len(question.target))
+    design = design_of(grams, target, given, kind="binary", folds=folds, groups=groups, seed=seed)
+    values, context = design.question.target, design.question.context
 
     def row(layer: str) -> dict[str, float]:
-        gram = checked(grams[layer], len(values), f"grams[{layer!r}]")
+        gram = design.gram(grams, layer)
         scores, leading = np.zeros(len(values)), np.zeros((len(values), components))
         along, total, typical = 0.0, 0.0, []
-        for train, test in split:
-            fit = fit_ridge(gram, train, values[train, None].astype(float), context, inner[train])
+        for train, test in design.split:
+            fit = fit_ridge(gram, train, values[train, None].astype(float), context, design.folds[train])
             score = fit.predict(gram, test)[:, 0]
-            scores[test] = score / (fit.scale[0] or 1)
-            along += (score**2).sum() / (fit.norm[0] or 1) ** 2
+            scores[test] = score / fit.scale[0]
+            along += (score**2).sum() / fit.norm[0] ** 2
             total += fit.residual(gram, test).sum()
             typical.append((fit.spectrum**2).sum() / fit.spectrum.sum() ** 2)
             coordinates = fit.coordinates(gram, test)[:, :components]
@@ -168,8 +163,7 @@ def prominence(
         entry["d_prime"] = _d_prime(scores, values, context)
         return entry | {f"d_prime_pc{k + 1}": _d_prime(leading[:, k], values, context) for k in range(components)}
 
-    with threadpool_limits(1):
-        rows = Parallel(n_jobs=-1, prefer="threads")(delayed(row)(layer) for layer in grams)
+    rows = in_threads(row, ((layer,) for layer in grams))
     return pd.DataFrame(rows, index=pd.Index(list(grams), name="layer"))
 
 
@@ -191,7 +185,7 @@ def _code(
     counts = (context[test][:, None] == context[few]).sum(axis=1)
     frequency = (frequency * counts + 0.5) / (counts + 1)  # Krichevsky-Trofimov: never certain
     offsets = (context[:, None] == np.unique(context)[1:]).astype(float)
-    ready = np.column_stack([fit.left_out[:, 0] / (fit.scale[0] or 1), offsets[few]])
+    ready = np.column_stack([fit.left_out[:, 0] / fit.scale[0], offsets[few]])
     curve = LogisticRegression(C=1.0).fit(ready, values[few])
     probability = curve.predict_proba(np.column_stack([score, offsets[test]]))[:, 1]
     right, base = (np.where(values[test] == 1, p, 1 - p) for p in (probability, frequency))

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 from scipy.stats import norm
 from sklearn.linear_model import LogisticRegression
-from threadpoolctl import threadpool_limits
 
 from simba_lab.errors import SimbaError
 from simba_lab.interpretation.kernel_ridge import fit_ridge, kernel_coordinates
 from simba_lab.interpretation.questions import (
     Grams,
     checked,
-    clusters_of,
-    fold_numbers,
-    folds_of,
+    design_of,
     groups_of_two,
-    question_of,
     refuse_twins,
-    resampled,
 )
+from simba_lab.interpretation.resampling import interval, resampled
+from simba_lab.interpretation.threads import in_threads
 from simba_lab.rng import stream
 
 # Parts of the subjects that are left out one by one for intervals of angles.
@@ -58,19 +55,16 @@ def components(
     Stanley et al. (2025), eBioMedicine (the analysis of components, not held out there).
     """
     disease, marked = groups_of_two(label, "label"), groups_of_two(bias, "bias")
-    question = question_of(marked, disease, "binary")
     if not isinstance(count, int) or count < 1:
         raise SimbaError("count", count, "an integer of at least 1")
-    clusters = clusters_of(groups, grams, len(marked))
-    split = folds_of(folds, question.cells, clusters, seed)
-    draws = resampled(clusters, stream(seed, "components", "bootstrap"))
-    cells = question.cells
+    design = design_of(grams, marked, disease, kind="binary", folds=folds, groups=groups, seed=seed)
+    draws = resampled(design.clusters, stream(seed, "components", "bootstrap"))
 
     def rows(layer: str) -> list[dict[str, object]]:
-        gram = checked(grams[layer], len(marked), f"grams[{layer!r}]")
+        gram = design.gram(grams, layer)
         decided = {what: np.zeros((count + 1, len(marked)), int) for what in ("disease", "bias", "within")}
         shares = []
-        for train, test in split:
+        for train, test in design.split:
             seen, unseen = kernel_coordinates(gram, train, test)
             if seen.shape[1] < count:
                 raise SimbaError("count", count, f"at most {seen.shape[1]}, the components of {layer}")
@@ -93,16 +87,14 @@ def components(
             entry: dict[str, object] = {"layer": layer, "component": name, "variance_share": share}
             for what, values in (("disease", disease), ("bias", marked)):
                 right = decided[what][number] == values
-                entry |= {what: right.mean()} | _ends(what, [right[take].mean() for take in draws])
+                entry |= {what: right.mean()} | interval(what, [right[take].mean() for take in draws])
             entry["leak"] = (decided["disease"][number] == marked).mean()
-            within = decided["within"][number] == marked
-            entry["bias_within"] = _balanced(within, cells)
-            entry |= _ends("bias_within", [_balanced(within[take], cells[take]) for take in draws])
+            balanced = partial(design.question.balanced_accuracy, decided["within"][number])
+            entry |= {"bias_within": balanced()} | interval("bias_within", [balanced(take) for take in draws])
             found.append(entry)
         return found
 
-    with threadpool_limits(1):
-        parts = Parallel(n_jobs=-1, prefer="threads")(delayed(rows)(layer) for layer in grams)
+    parts = in_threads(rows, ((layer,) for layer in grams))
     return pd.DataFrame([one for part in parts for one in part]).set_index(["layer", "component"])
 
 
@@ -173,8 +165,7 @@ def angles(grams: Grams, factors: Mapping[str, np.ndarray], *, seed: int = 0) ->
             entry |= {name: value, f"{name}_low": value - reach, f"{name}_high": value + reach}
         return entry
 
-    with threadpool_limits(1):
-        rows = Parallel(n_jobs=-1, prefer="threads")(delayed(row)(layer) for layer in grams)
+    rows = in_threads(row, ((layer,) for layer in grams))
     return pd.DataFrame(rows, index=pd.Index(list(grams), name="layer"))
 
 
@@ -197,11 +188,8 @@ def projections(
         ``low``, ``high``; and ``n``.
     """
     disease, marked = groups_of_two(label, "label"), groups_of_two(bias, "bias")
-    question = question_of(marked, disease, "binary")
-    clusters = clusters_of(groups, grams, len(marked))
-    split = folds_of(folds, question.cells, clusters, seed)
-    draws = resampled(clusters, stream(seed, "projections", "bootstrap"))
-    inner = fold_numbers(split, len(marked))
+    design = design_of(grams, marked, disease, kind="binary", folds=folds, groups=groups, seed=seed)
+    draws = resampled(design.clusters, stream(seed, "projections", "bootstrap"))
     where = {
         f"{one}, {other}": (disease == value) & (marked == group)
         for value, one in ((1, "patients"), (0, "controls"))
@@ -209,11 +197,11 @@ def projections(
     }
 
     def rows(layer: str) -> list[dict[str, object]]:
-        gram = checked(grams[layer], len(marked), f"grams[{layer!r}]")
+        gram = design.gram(grams, layer)
         scores = np.zeros(len(marked))
-        for train, test in split:
-            fit = fit_ridge(gram, train, disease[train, None].astype(float), np.zeros_like(disease), inner[train])
-            scores[test] = fit.predict(gram, test)[:, 0] / (fit.scale[0] or 1)
+        for train, test in design.split:
+            fit = fit_ridge(gram, train, disease[train, None].astype(float), np.zeros_like(disease), design.folds[train])
+            scores[test] = fit.predict(gram, test)[:, 0] / fit.scale[0]
         spread = np.sqrt(np.mean([scores[inside].var(ddof=1) for inside in where.values()]))
 
         def positions(take: np.ndarray) -> list[float]:
@@ -227,16 +215,5 @@ def projections(
             for k, (name, inside) in enumerate(where.items())
         ]
 
-    with threadpool_limits(1):
-        parts = Parallel(n_jobs=-1, prefer="threads")(delayed(rows)(layer) for layer in grams)
+    parts = in_threads(rows, ((layer,) for layer in grams))
     return pd.DataFrame([one for part in parts for one in part]).set_index(["layer", "group"])
-
-
-def _ends(name: str, draws: list[float]) -> dict[str, float]:
-    low, high = np.nanquantile(draws, [0.025, 0.975])
-    return {f"{name}_low": low, f"{name}_high": high}
-
-
-def _balanced(right: np.ndarray, cells: np.ndarray) -> float:
-    count = np.bincount(cells)
-    return float(np.mean((np.bincount(cells, right) / np.maximum(count, 1))[count > 0]))

@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, clone
 
 from simba_lab.errors import SimbaError
-from simba_lab.interpretation.questions import Question, fold_numbers
+from simba_lab.interpretation.questions import Question, Split, fold_numbers
 
 PENALTIES = np.logspace(-4, 2, 7)
 
@@ -29,13 +29,13 @@ class RidgeFit(NamedTuple):
 
     @property
     def scale(self) -> np.ndarray:
-        """Standard deviation of the fitted values: with it scores of different folds compare."""
-        return self.fitted.std(axis=0)
+        """Standard deviation of the fitted values (1 where there is none): with it scores of different folds compare."""
+        return _or_one(self.fitted.std(axis=0))
 
     @property
     def norm(self) -> np.ndarray:
-        """Length of each probe's direction."""
-        return np.sqrt(((self.vectors.T @ self.dual) ** 2 * self.spectrum[:, None]).sum(axis=0))
+        """Length of each probe's direction (1 where there is none)."""
+        return _or_one(np.sqrt(((self.vectors.T @ self.dual) ** 2 * self.spectrum[:, None]).sum(axis=0)))
 
     def _across(self, gram: np.ndarray, test: np.ndarray) -> np.ndarray:
         """Inner products of held-out and training rows, both less the training mean of their own context."""
@@ -57,6 +57,11 @@ class RidgeFit(NamedTuple):
         seen = gram[np.ix_(self.train, self.train)]
         cross = (own * gram[np.ix_(test, self.train)]).sum(axis=1)
         return np.diag(gram)[test] - 2 * cross + ((own @ seen) * own).sum(axis=1)
+
+
+def _or_one(sizes: np.ndarray) -> np.ndarray:
+    """Return sizes to divide by."""
+    return np.where(sizes > 0, sizes, 1)
 
 
 def means_within(context: np.ndarray, of: np.ndarray) -> np.ndarray:
@@ -109,7 +114,7 @@ def fit_ridge(
         guess = vectors @ (shrunk[:, None] * projected)
         found = wanted - _without(parts, means, targets - guess, vectors, shrunk)
         size = (found**2).sum(axis=0)
-        scale = np.maximum((wanted * found).sum(axis=0), 0) / np.where(size > 0, size, 1)
+        scale = np.maximum((wanted * found).sum(axis=0), 0) / _or_one(size)
         error = ((wanted - scale * found) ** 2).sum(axis=0)
         better = error < best
         best[better] = error[better]
@@ -181,7 +186,7 @@ def kernel_coordinates(
 
 
 def held_out(
-    gram: np.ndarray, split: list, question: Question, targets: Sequence[np.ndarray], estimator: BaseEstimator | None
+    gram: np.ndarray, split: Split, question: Question, targets: Sequence[np.ndarray], estimator: BaseEstimator | None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Scores and decisions for each of several targets, by probes that did not see the subject.
 
@@ -204,7 +209,7 @@ def held_out(
         if question.kind == "regression":
             scores[test] = predicted + known[test]
             continue
-        scores[test] = predicted / np.where(fit.scale > 0, fit.scale, 1)
+        scores[test] = predicted / fit.scale
         for value in np.unique(context):
             inside, members = np.flatnonzero(context[train] == value), columns[train][context[train] == value]
             # Of rows that were left out: fitted values are pulled to whichever group they have.
@@ -224,7 +229,7 @@ def held_out(
 
 
 def _estimated(
-    gram: np.ndarray, split: list, question: Question, values: np.ndarray, estimator: BaseEstimator
+    gram: np.ndarray, split: Split, question: Question, values: np.ndarray, estimator: BaseEstimator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores and decisions as in `held_out`, by an estimator of scikit-learn on kernel coordinates.
 
@@ -247,5 +252,5 @@ def _estimated(
             raise SimbaError("estimator", type(fitted).__name__, "with decision_function or predict_proba")
         found = np.asarray(getattr(fitted, way)(unseen))
         found = found[:, None] if found.ndim == 1 else found[:, -width:]
-        scores[test] = (found - found.mean(axis=0)) / np.where(found.std(axis=0) > 0, found.std(axis=0), 1)
+        scores[test] = (found - found.mean(axis=0)) / _or_one(found.std(axis=0))
     return scores, decided

@@ -6,24 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 from sklearn.base import BaseEstimator
 from sklearn.metrics import roc_auc_score
-from threadpoolctl import threadpool_limits
 
 from simba_lab.errors import SimbaError
 from simba_lab.interpretation.kernel_ridge import held_out, means_within
-from simba_lab.interpretation.questions import (
-    Grams,
-    Question,
-    checked,
-    clusters_of,
-    folds_of,
-    labellings_of,
-    question_of,
-    resampled,
-    shuffled_within,
-)
+from simba_lab.interpretation.questions import Grams, Question, Split, design_of
+from simba_lab.interpretation.resampling import interval, labellings_of, resampled, shuffled_within
+from simba_lab.interpretation.threads import in_threads
 from simba_lab.rng import stream
 
 
@@ -92,9 +82,8 @@ def probe(
     """
     if not grams:
         raise SimbaError("grams", "no layers", "at least one layer")
-    question = question_of(target, given, kind)
-    clusters = clusters_of(groups, grams, len(question.target))
-    split = folds_of(folds, question.cells, clusters, seed)
+    design = design_of(grams, target, given, kind=kind, folds=folds, groups=groups, seed=seed)
+    question, clusters, split = design.question, design.clusters, design.split
     labellings = [] if types is None else labellings_of(types, split, stream(seed, "probe", "types"))
     generators = [stream(seed, number, "permutation") for number in range(permutations)]
     shuffled = [shuffled_within(question.target, question.context, clusters, generator) for generator in generators]
@@ -103,19 +92,16 @@ def probe(
     plainly = question.without_context()
 
     def row(layer: str) -> dict[str, float]:
-        gram = checked(grams[layer], len(question.target), f"grams[{layer!r}]")
+        gram = design.gram(grams, layer)
         (found, decided), *null = held_out(gram, split, question, [question.target, *shuffled], estimator)
         entry = {name: question.score(question.target, found)}
-        low, high = np.nanquantile([question.score(question.target, found, take) for take in draws], [0.025, 0.975])
-        entry |= {f"{name}_low": low, f"{name}_high": high}
+        entry |= interval(name, [question.score(question.target, found, take) for take in draws])
         chance = np.array([question.score(values, scores) for values, (scores, _) in zip(shuffled, null, strict=True)])
         entry["null_high"] = np.quantile(chance, 0.95) if permutations else np.nan
         entry["p"] = (1 + (chance >= entry[name]).sum()) / (1 + permutations) if permutations else np.nan
         if question.kind != "regression":
-            right = [question.balanced_accuracy(decided, take) for take in draws]
-            low, high = np.nanquantile(right, [0.025, 0.975])
             entry["balanced_accuracy"] = question.balanced_accuracy(decided)
-            entry |= {"balanced_accuracy_low": low, "balanced_accuracy_high": high}
+            entry |= interval("balanced_accuracy", [question.balanced_accuracy(decided, take) for take in draws])
         entry |= _leaks(gram, split, question, plainly, estimator, entry[name])
         if labellings:
             task = Question("binary", labellings[0], np.zeros(len(labellings[0]), int))
@@ -127,7 +113,7 @@ def probe(
             below = []
             for number, other in enumerate(several):
                 if layer in other:
-                    there = checked(other[layer], len(question.target), f"floors[{floor!r}][{number}][{layer!r}]")
+                    there = design.gram(other, layer, f"floors[{floor!r}][{number}][{layer!r}]")
                     ((scores, _),) = held_out(there, split, question, [question.target], estimator)
                     below.append(question.score(question.target, scores))
             entry[f"floor_{floor}"] = np.mean(below) if below else np.nan
@@ -136,17 +122,14 @@ def probe(
                 entry[f"floor_{floor}_max"] = max(below, default=np.nan)
         return entry
 
-    # Decompositions in one thread each: their rounding then does not depend on the machine's number of cores.
-    with threadpool_limits(1):
-        rows = Parallel(n_jobs=-1, prefer="threads")(delayed(row)(layer) for layer in grams)
-    table = pd.DataFrame(rows, index=pd.Index(list(grams), name="layer"))
+    table = pd.DataFrame(in_threads(row, ((layer,) for layer in grams)), index=pd.Index(list(grams), name="layer"))
     if "pixels" in table.index and len(table) > 1:
         table["floor_pixels"] = table.loc["pixels", name]
     return table
 
 
 def _leaks(
-    gram: np.ndarray, split: list, question: Question, plainly: Question, estimator: BaseEstimator | None, score: float
+    gram: np.ndarray, split: Split, question: Question, plainly: Question, estimator: BaseEstimator | None, score: float
 ) -> dict[str, float]:
     """Return what an unconditional probe scores, and what knowledge of the context alone would score there."""
     name, values, context = question.score_name, question.target, question.context

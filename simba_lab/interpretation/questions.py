@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.stats import rankdata
@@ -12,10 +13,8 @@ from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold
 from simba_lab.errors import SimbaError, UnknownNameError
 
 Grams = Mapping[str, np.ndarray]
+Split = list[tuple[np.ndarray, np.ndarray]]
 KINDS = ("auto", "binary", "classes", "regression")
-BOOTSTRAPS = 500
-# Random labellings of the types in a control task.
-LABELLINGS = 10
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,37 @@ class Question:
             right, cells = right[take], cells[take]
         count, good = np.bincount(cells), np.bincount(cells, right)
         return float(np.mean(good[count > 0] / count[count > 0]))
+
+
+@dataclass(frozen=True)
+class Design:
+    """A question, the subjects it is asked of, and the folds in which each of them is held out."""
+
+    question: Question
+    clusters: np.ndarray
+    split: Split
+
+    def __len__(self) -> int:
+        return len(self.clusters)
+
+    @cached_property
+    def folds(self) -> np.ndarray:
+        """The fold in which each row is held out."""
+        return fold_numbers(self.split, len(self))
+
+    def gram(self, grams: Grams, layer: str, name: str | None = None) -> np.ndarray:
+        """Return the Gram matrix of a layer in float64, or raise an error if it is not one of these subjects."""
+        return checked(grams[layer], len(self), name or f"grams[{layer!r}]")
+
+
+def design_of(
+    grams: Grams, target: np.ndarray, given: np.ndarray | None, *, kind: str, folds: int | np.ndarray,
+    groups: np.ndarray | None, seed: int,
+) -> Design:  # fmt: skip
+    """Return the design of a probing experiment; an error says what is wrong with its arguments."""
+    question = question_of(target, given, kind)
+    clusters = clusters_of(groups, grams, len(question.target))
+    return Design(question, clusters, folds_of(folds, question.cells, clusters, seed))
 
 
 def question_of(target: np.ndarray, given: np.ndarray | None, kind: str) -> Question:
@@ -131,9 +161,7 @@ def refuse_twins(grams: Grams) -> None:
         )  # fmt: skip
 
 
-def folds_of(
-    folds: int | np.ndarray, cells: np.ndarray, clusters: np.ndarray, seed: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def folds_of(folds: int | np.ndarray, cells: np.ndarray, clusters: np.ndarray, seed: int) -> Split:
     """Train and test indices of each fold; every cell of target x given must occur in every training part."""
     if np.ndim(folds) == 0:
         smallest = int(min(np.unique(cells, return_counts=True)[1]))
@@ -166,57 +194,12 @@ def folds_of(
     return split
 
 
-def fold_numbers(split: list[tuple[np.ndarray, np.ndarray]], count: int) -> np.ndarray:
+def fold_numbers(split: Split, count: int) -> np.ndarray:
     """Return the fold in which each row is held out."""
     numbers = np.empty(count, int)
     for number, (_, test) in enumerate(split):
         numbers[test] = number
     return numbers
-
-
-def resampled(clusters: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
-    """Rows of each bootstrap sample of subjects."""
-    count = clusters.max() + 1
-    drawn = generator.integers(0, count, (BOOTSTRAPS, count))
-    if count == len(clusters):
-        return list(np.argsort(clusters)[drawn])
-    members = np.split(np.argsort(clusters, kind="stable"), np.cumsum(np.bincount(clusters))[:-1])
-    return [np.concatenate([members[number] for number in one]) for one in drawn]
-
-
-def labellings_of(types: np.ndarray, split: list, generator: np.random.Generator) -> list[np.ndarray]:
-    """Random labels, equal within a type, for half of the types each."""
-    known, coded = np.unique(np.asarray(types), return_inverse=True)
-    if len(coded) != sum(len(test) for _, test in split):
-        raise SimbaError("types", f"{len(coded)} values", "one per volume")
-    if len(known) < 4 or any(set(coded[train]) != set(coded) for train, _ in split):
-        raise SimbaError(
-            "types", f"{len(known)} types", "at least 4 types that occur in every training part", "Use fewer components."
-        )
-    halves = [generator.permutation(np.arange(len(known)) % 2) for _ in range(LABELLINGS)]
-    return [half[coded] for half in halves]
-
-
-def shuffled_within(
-    values: np.ndarray, context: np.ndarray, clusters: np.ndarray, generator: np.random.Generator
-) -> np.ndarray:
-    """Return the values in another order within each context.
-
-    Volumes of one subject keep together: whole subjects change places if all volumes of each have the same value, otherwise
-    volumes change places within their subject.
-    """
-    shuffled = values.copy()
-    first = np.unique(clusters, return_index=True)[1]
-    alike = all(np.array_equal(one, one[first][clusters]) for one in (values, context))
-    if alike:
-        own, inside = values[first], context[first]
-        for value in np.unique(inside):
-            own[inside == value] = generator.permutation(own[inside == value])
-        return own[clusters]
-    for value in np.unique(np.stack([context, clusters]), axis=1).T:
-        here = (context == value[0]) & (clusters == value[1])
-        shuffled[here] = generator.permutation(values[here])
-    return shuffled
 
 
 def octants(components: np.ndarray) -> np.ndarray:

@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 from scipy.stats import norm
-from threadpoolctl import threadpool_limits
 
 from simba_lab.errors import SimbaError, UnknownNameError
 from simba_lab.interpretation.questions import Grams, checked, refuse_twins
+from simba_lab.interpretation.threads import in_threads
 from simba_lab.rng import stream
 
 KERNELS = ("linear", "rbf")
@@ -111,9 +110,7 @@ def cka(
             found["p"] = (1 + (null >= value).sum()) / (1 + len(null))
         return found
 
-    with threadpool_limits(1):
-        rows = Parallel(n_jobs=-1, prefer="threads")(delayed(row)(one, other) for one in first for other in second)
-    return pd.DataFrame(rows).set_index(["first", "second"])
+    return pd.DataFrame(in_threads(row, ((one, other) for one in first for other in second))).set_index(["first", "second"])
 
 
 class _Criterion(NamedTuple):
