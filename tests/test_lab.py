@@ -141,16 +141,25 @@ def test_every_figure_has_a_title_and_labels_and_draws(cohort, template):
     rates = sb.evaluate(sb.SimBANet((2,), seed=0), cohort.test)
     effects = sb.twin_effect(sb.SimBANet((2,), seed=0), cohort.test)
     history = pd.DataFrame({"train_loss": [0.7, 0.6], "validation_loss": [0.7, 0.65], "kept": [False, True]})
-    grams = {"block1": np.diag(np.arange(1.0, 21))}
-    probe = sb.probe(grams, np.arange(20) % 2, floors={"same": grams})
+    grams = {"block1": np.diag(np.arange(1.0, 21)) + np.outer(np.arange(20), np.arange(20))}
+    half, other = np.arange(20) % 2, np.arange(20) // 2 % 2
+    probe = sb.probe(grams, half, floors={"same": [grams, grams]})
+    seeds = pd.MultiIndex.from_product([["biased"], [0, 1]], names=["network", "seed"])
+    over_seeds = pd.DataFrame({"block1": [0.5, 0.6], "block2": [0.7, 0.6]}, index=seeds)
     for figure in (
         figures.rates(rates, title="Rates"),
         figures.intervals(effects.assign(kind="x"), "logit", title="Effect", label="logit"),
         figures.learning(history, title="Loss"),
         figures.probes(probe, title="Probes", floors={"floor_same": "same"}),
+        figures.per_layer(over_seeds, title="Seeds", label="AUC", names={"biased": "biased"}, reference=0.5),
+        figures.learning_curves({"this": sb.learning_curve(grams, half, folds=3)}, "block1", title="Curve"),
+        figures.plane(np.eye(20)[:, :2], half, other, title="Plane", axes_labels=["one", "two"]),
+        figures.groups_on_axis(sb.projections(grams, half, other, folds=3), title="Axis"),
+        figures.arrival({"biased": over_seeds.T.set_axis(["mark", "disease"], axis=1)}, title="Epoch"),
+        figures.alignment({"both": sb.cka_matrix(sb.cka(grams))}, title="CKA"),
     ):
         axes = figure.axes[0]
-        assert axes.get_title() and (axes.get_xlabel() or axes.get_ylabel())
+        assert axes.get_title() and (axes.get_xlabel() or axes.get_ylabel() or axes.images)
         assert figure._repr_png_().startswith(b"\x89PNG")
     brains = figures.brains({"one": cohort.array(0)}, cohort.lattice.affine, (0, 0, 0), title="Brains")
     assert brains._repr_png_().startswith(b"\x89PNG")
