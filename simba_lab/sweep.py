@@ -15,7 +15,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 import yaml
@@ -23,13 +22,13 @@ from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from simba_lab.errors import SimbaError, UnknownNameError
-from simba_lab.synthesis import Cohort, Morphology, Scenario, load_template, synthesise
+from simba_lab.synthesis import Morphology, Scenario, load_template, synthesise
 from simba_lab.synthesis.effects import CLASSES, Effect
 from simba_lab.synthesis.studio import studio
-from simba_lab.training import FitConfig, ResNet3D, SimBANet, disparity, evaluate, fit
+from simba_lab.training import FitConfig, ResNet3D, SimBANet, fit
 from simba_lab.training.arithmetic import deterministic
-from simba_lab.training.evaluation import logits, twin_logits, twin_table
-from simba_lab.training.fitting import cache_folder, code_version
+from simba_lab.training.identity import cache_folder, code_version, sources_digest
+from simba_lab.training.judging import judge, judge_version
 from simba_lab.training.mitigation import mitigation_from
 
 NETWORKS = {"SimBANet": SimBANet, "SimBANet.paper": SimBANet.paper, "ResNet3D": ResNet3D}
@@ -42,8 +41,6 @@ FIELDS = {
     "prevalence": "a bias; values are P(bias group) in the disease class, one less that among controls",
     "d_prime": "a bias; values are the salience that its amplitude or strength is matched to",
 }
-# Test subjects on whom the response to the disease itself is measured, for scale.
-DISEASE_TWINS = 50
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ class Cell:
     def key(self) -> str:
         """Digest of all that the row of the cell follows from."""
         parts = [self.scenario.to_dict(), self.d_prime, self.network, dataclasses.asdict(self.config), self.mitigation]
-        return _digest([*parts, self.seed, code_version(), judge_version(), torch.__version__])
+        return _digest([*parts, self.seed, code_version(), _row_version(), torch.__version__])
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {value}" for name, value in {**self.levels, "seed": self.seed}.items())
@@ -284,7 +281,7 @@ class Sweep:
         text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
         manifest = {
             "cells": len(table), "cells_sha256": hashlib.sha256(text.encode()).hexdigest(), "sweep": self.to_dict(),
-            "fitting_code": code_version(), "judging_code": judge_version(), "torch": torch.__version__,
+            "fitting_code": code_version(), "judging_code": _row_version(), "torch": torch.__version__,
             "python": platform.python_version(), "processor": _processor(), "cores": os.cpu_count(),
             "minutes": round(seconds / 60, 1),
         }  # fmt: skip
@@ -308,65 +305,6 @@ def read_results(folder: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
             "results", str(folder), "as they were written", "cells.csv was changed since; run the sweep again."
         )
     return pd.read_csv(folder / "cells.csv", keep_default_na=False, na_values=[""]), manifest
-
-
-def judge(model: torch.nn.Module, test: Cohort) -> dict[str, float]:
-    """Return what a sweep notes about a network: performance, disparity and twin effects on a test cohort.
-
-    Returns
-    -------
-    dict
-        ``accuracy``, ``balanced_accuracy``, ``auroc``, ``brier``, ``calibration_error``, ``tpr``, ``fpr`` and ``ceiling``
-        (see `evaluate`); ``disease_logit``, the response per unit of the disease; and for each bias, after its name and a
-        dot (a single bias called ``bias`` needs no name):
-
-        - ``tpr_gap`` and ``fpr_gap`` with ``_low`` and ``_high``: the disparity as anybody could measure it (`disparity`);
-        - ``twin_logit`` and ``twin_rate`` with intervals, and ``twin_flips``: what the bias does (`twin_effect`);
-        - ``twin_tpr`` and ``twin_fpr``: by how much the two rates rise when all subjects of a class show the bias instead
-          of none, which is the disparity without the noise of comparing different people;
-        - ``expected_accuracy`` and ``fair_accuracy``: over both twins of everybody, weighted by the prevalence of the bias
-          in each class, or equally, as where the bias tells nothing.
-    """
-    biases, labels = list(test.biases), test["label"]
-    twins = {bias: twin_logits(model, test, without=bias) for bias in biases}
-    if len(biases) == 1:
-        # A subject of a cohort is one of its own two twins.
-        scores = np.where(test.carriers(biases[0]), twins[biases[0]][1], twins[biases[0]][0])
-    else:
-        scores = logits(model, test)
-    overall = evaluate(scores, test, by=None).loc["all"]
-    names = ("accuracy", "balanced_accuracy", "auroc", "brier", "calibration_error", "tpr", "fpr", "ceiling")
-    row = {name: float(overall[name]) for name in names}
-    few = test.where(np.arange(min(DISEASE_TWINS, len(test))))
-    effect = twin_table(*twin_logits(model, few, without="disease"), few, without="disease")
-    row["disease_logit"] = float(effect["per_magnitude"].iloc[0])
-    for bias in biases:
-        prefix = "" if biases == ["bias"] else f"{bias}."
-        gaps = disparity(scores, test, by=bias)
-        for rate in ("tpr", "fpr"):
-            row[f"{prefix}{rate}_gap"] = float(gaps.loc[rate, "difference"])
-            row |= {f"{prefix}{rate}_gap_{end}": float(gaps.loc[rate, end]) for end in ("low", "high")}
-        effect = twin_table(*twins[bias], test, without=bias).iloc[0]
-        for name in ("logit", "logit_low", "logit_high", "rate", "rate_low", "rate_high", "flips"):
-            row[f"{prefix}twin_{name}"] = float(effect[name])
-        off, on = (values > 0 for values in twins[bias])
-        for rate, label in (("tpr", 1), ("fpr", 0)):
-            row[f"{prefix}twin_{rate}"] = float(on[labels == label].mean() - off[labels == label].mean())
-        rates = np.array([test.biases[bias].prevalence[name] for name in CLASSES])[labels]
-        for name, carrying in (("expected_accuracy", rates), ("fair_accuracy", 0.5)):
-            right = carrying * (on == labels) + (1 - carrying) * (off == labels)
-            row[f"{prefix}{name}"] = float(np.mean([right[labels == label].mean() for label in (0, 1)]))
-    return row
-
-
-@cache
-def judge_version() -> str:
-    """Return a digest of the code that judges: this module and the evaluation."""
-    here = Path(__file__)
-    digest = hashlib.sha256()
-    for path in (here, here.with_name("training") / "evaluation.py"):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def _in_parallel(jobs: Parallel, function, arguments: list[tuple], progress: bool, unit: str) -> list:
@@ -447,6 +385,12 @@ def _row(cell: Cell, factors: dict[str, float], cache: Path | bool, memory_gb: f
         return str(error)
     finally:
         studio.cache_clear()  # volumes of this cell serve no other; workers that grow are replaced, which takes long
+
+
+@cache
+def _row_version() -> str:
+    """Return a digest of the code that makes a row of a run: this module, and what judges."""
+    return _digest([sources_digest([Path(__file__)]), judge_version()])[:16]
 
 
 def _size(effect) -> float:

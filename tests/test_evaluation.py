@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 import simba_lab as sb
-from simba_lab.training import evaluation
+from simba_lab.training import evaluation, twins
 from simba_lab.training.networks import GroupRouted
 
 Z = norm.ppf(0.975)
@@ -394,15 +394,15 @@ def test_arbitrary_subjects_have_no_unbiased_control(cohort, rows):
 
 
 def test_a_rate_of_zero_flips_is_not_known_exactly():
-    estimate, low, high = evaluation._paired_rate(0, 0, 240)
+    estimate, low, high = twins._paired_rate(0, 0, 240)
     assert estimate == 0 and low == pytest.approx(-high) and 0.01 < high < 0.03
-    assert evaluation._paired_rate(240, 0, 240)[2] == 1 > evaluation._paired_rate(240, 0, 240)[1] > 0.97
+    assert twins._paired_rate(240, 0, 240)[2] == 1 > twins._paired_rate(240, 0, 240)[1] > 0.97
 
 
 def test_intervals_of_paired_rates_cover():
     generator, truth = np.random.default_rng(0), 0.05
     covered = 0
     for up, down, _ in generator.multinomial(100, [0.08, 0.03, 0.89], size=400):
-        _, low, high = evaluation._paired_rate(up, down, 100)
+        _, low, high = twins._paired_rate(up, down, 100)
         covered += low <= truth <= high
     assert 0.92 <= covered / 400 <= 0.995

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import simba_lab as sb
-from simba_lab.training import checkpoints, fitting
+from simba_lab.training import checkpoints, fitting, identity
 from simba_lab.training.feeding import Feed
 
 SMALL = sb.FitConfig(epochs=3)
@@ -294,7 +294,7 @@ class Bent(torch.nn.Module):
 
 def test_the_cache_knows_somebodys_own_network_by_its_code_and_attributes():
     def digest(model):
-        return fitting._own_code(list(model.modules()))
+        return identity._own_code(list(model.modules()))
 
     class Other(Bent):
         def forward(self, x):
@@ -303,7 +303,7 @@ def test_the_cache_knows_somebodys_own_network_by_its_code_and_attributes():
     first = digest(Bent(1))
     assert digest(Bent(1)) == first
     assert len({first, digest(Bent(2)), digest(Other(1))}) == 3
-    assert digest(sb.SimBANet(seed=0)) == ""
+    assert digest(sb.SimBANet(seed=0)) == identity._own_code([sb.Reweighing()]) == ""
 
 
 def test_what_learns_about_groups_stays_on_one_device(cohort):

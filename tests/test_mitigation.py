@@ -14,8 +14,9 @@ from torch import nn
 import simba_lab as sb
 from simba_lab.training import fitting
 from simba_lab.training.arithmetic import deterministic
-from simba_lab.training.mitigation import MITIGATIONS, Objective, Progress, cell_weights, mitigation_from
+from simba_lab.training.mitigation import MITIGATIONS, mitigation_from
 from simba_lab.training.networks import GroupRouted
+from simba_lab.training.objective import Objective, Progress, cell_weights
 
 # Three steps an epoch: 16, 16 and 8 of 40 subjects.
 SMALL = sb.FitConfig(epochs=2, batch_size=16)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import hashlib
-import inspect
-import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +16,6 @@ import pandas as pd
 import torch
 from filelock import FileLock
 from lightning_fabric import Fabric
-from platformdirs import user_cache_path
 from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
 from tqdm.auto import tqdm
 
@@ -28,8 +24,10 @@ from simba_lab.training import checkpoints
 from simba_lab.training.arithmetic import deterministic
 from simba_lab.training.config import FitConfig
 from simba_lab.training.feeding import Feed
-from simba_lab.training.mitigation import BiasGroupModels, Mitigation, Objective, Progress, mitigation_from
+from simba_lab.training.identity import cache_folder, code_version, content_key, identity_of
+from simba_lab.training.mitigation import BiasGroupModels, mitigation_from
 from simba_lab.training.networks import logit
+from simba_lab.training.objective import Mitigation, Objective, Progress
 from simba_lab.training.runs import Run, routed_by
 
 if TYPE_CHECKING:
@@ -37,8 +35,6 @@ if TYPE_CHECKING:
 
 # A long epoch is not lost as a whole: progress is written at the end of each, and when so much time has passed.
 CHECKPOINT_SECONDS = 60.0
-# The modules of this folder that what a fit gives does not depend on.
-NOT_FITTING = ("evaluation.py", "dose_response.py", "__init__.py")
 
 
 def fit(
@@ -101,7 +97,7 @@ def fit(
     if cache is False:
         return train(checkpoint=checkpoint)
     root = Path(cache) if not isinstance(cache, bool) else cache_folder()
-    folder = root / "runs" / _content_key(_identity(model, cohort, config, mitigation))
+    folder = root / "runs" / content_key(identity_of(model, cohort, config, mitigation))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):  # a second process that wants the same run waits for it
         if not folder.exists():
@@ -133,59 +129,6 @@ def fit_pair(model: torch.nn.Module, cohort: Cohort, config: FitConfig | None = 
         in the other.
     """
     return Pair(fit(model, cohort, config, **options), fit(model, cohort.unbiased(), config, **options))
-
-
-def cache_folder() -> Path:
-    """Return the folder where runs are kept: ``$SIMBA_LAB_CACHE`` or the user's cache folder."""
-    chosen = os.environ.get("SIMBA_LAB_CACHE")
-    return Path(chosen) if chosen else user_cache_path("simba-lab")
-
-
-@cache
-def code_version() -> str:
-    """Return a digest of the code that a run depends on: the sources of synthesis and of fitting."""
-    package = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for folder in ("synthesis", "training"):
-        for path in sorted((package / folder).glob("*.py")):
-            if folder == "synthesis" or path.name not in NOT_FITTING:
-                digest.update(path.read_bytes())
-    digest.update((package / "rng.py").read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _identity(model: torch.nn.Module, cohort: Cohort, config: FitConfig, mitigation: Mitigation | None) -> dict[str, str]:
-    """Return what the result of a fit follows from, part by part, as digests."""
-    rows = pd.util.hash_pandas_object(cohort.table).tolist(), list(cohort.table.columns), sorted(cohort.switches.items())
-    parts = {
-        "network": repr(model) + checkpoints.digest(model.state_dict()) + _own_code(list(model.modules())),
-        "cohort": repr([cohort.identity, rows]),
-        "config": repr(dataclasses.asdict(config)),
-        "mitigation": repr(mitigation and mitigation.to_dict()) + _own_code([mitigation] if mitigation else []),
-        "code": code_version() + torch.__version__,
-    }
-    return {name: hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for name, text in parts.items()}
-
-
-def _own_code(parts: list[object]) -> str:
-    """Return what `repr` and weights do not say of somebody's own classes: their code, and their plain attributes."""
-    classes = {kind for part in parts for kind in type(part).__mro__}
-    foreign = [kind for kind in classes if kind.__module__.split(".")[0] not in ("simba_lab", "torch", "builtins")]
-    texts = []
-    for kind in sorted(foreign, key=lambda kind: (kind.__module__, kind.__qualname__)):
-        try:
-            texts.append(inspect.getsource(kind))
-        except (OSError, TypeError):  # typed into an interpreter
-            codes = [value.__code__ for value in vars(kind).values() if inspect.isfunction(value)]
-            texts.append(repr([(code.co_code, code.co_names, code.co_consts) for code in codes]))
-    plain = (bool, int, float, str, tuple)
-    own = [part for part in parts if type(part) in foreign]
-    texts += [repr(sorted((name, value) for name, value in vars(part).items() if isinstance(value, plain))) for part in own]
-    return "".join(texts)
-
-
-def _content_key(identity: Mapping[str, str]) -> str:
-    return hashlib.blake2b(repr(sorted(identity.items())).encode(), digest_size=16).hexdigest()
 
 
 def _fit(
@@ -281,7 +224,7 @@ def _train(
     fabric: Fabric, model: torch.nn.Module, cohort: Cohort, config: FitConfig, mitigation: Mitigation | None, *,
     checkpoint: Path | None, memory_gb: float, progress: bool,
 ) -> Fitted:  # fmt: skip
-    identity = _identity(model, cohort, config, mitigation)
+    identity = identity_of(model, cohort, config, mitigation)
     with deterministic(config.threads), torch.random.fork_rng():
         train, validation = cohort.train, cohort.validation
         objective = (mitigation.objective if mitigation else Objective)(train, validation)
@@ -456,65 +399,3 @@ def _validate(
     scores = torch.cat([logit(network(part.contiguous(memory_format=layout))).float().cpu() for part in batches])
     accuracy = ((scores > 0) == (labels > 0)).float().mean().item()
     return {"validation_loss": objective.validation_loss(scores, labels), "validation_accuracy": accuracy}
-
-
-def fastest(
-    model: torch.nn.Module, cohort: Cohort, config: FitConfig | None = None, *, steps: int = 6
-) -> tuple[FitConfig, pd.DataFrame]:
-    """Measure which precision and memory layout train a network fastest here, and return settings with them.
-
-    Settings whose network, hardware or arithmetic fails, or whose loss is not finite, are left out. The settings are then
-    fixed: a fit with them is as repeatable as any.
-
-    Parameters
-    ----------
-    model, cohort, config
-        As for `fit`.
-    steps : int
-        Timed steps of each setting, after two for warming up.
-
-    Returns
-    -------
-    FitConfig
-        `config` with the fastest `precision` and `channels_last`.
-    pandas.DataFrame
-        One row per setting: ``precision``, ``channels_last``, ``ms_per_volume`` (median; NaN if it does not work).
-    """
-    config = config or FitConfig()
-    rows = []
-    few = cohort.train.where(np.arange(min(config.batch_size, len(cohort.train))))
-    volumes = torch.from_numpy(few.arrays())[:, None]
-    labels = torch.from_numpy(few["label"].astype(np.float32))
-    for precision in ("32-true", "bf16-mixed"):
-        for channels_last in (True, False):
-            try:
-                seconds = _timed(model, volumes, labels, config, precision, channels_last, steps)
-            except (RuntimeError, ValueError):
-                seconds = np.nan
-            rows.append({"precision": precision, "channels_last": channels_last, "ms_per_volume": 1e3 * seconds / len(few)})
-    table = pd.DataFrame(rows)
-    if table["ms_per_volume"].isna().all():
-        raise SimbaError("model", type(model).__name__, "a network that can be trained on these volumes")
-    best = table.loc[table["ms_per_volume"].idxmin()]
-    return config.replace(precision=best["precision"], channels_last=bool(best["channels_last"])), table
-
-
-def _timed(model, volumes, labels, config: FitConfig, precision: str, channels_last: bool, steps: int) -> float:
-    fabric = Fabric(accelerator=config.accelerator, devices=1, precision=precision)
-    layout = torch.channels_last_3d if channels_last else torch.contiguous_format
-    with deterministic(config.threads), torch.random.fork_rng():
-        body = copy.deepcopy(model).to(memory_format=layout)
-        network, optimiser = fabric.setup(body, torch.optim.AdamW(body.parameters(), lr=config.learning_rate))
-        network.train()
-        x, y = fabric.to_device(volumes).contiguous(memory_format=layout), fabric.to_device(labels)
-        times = []
-        for _ in range(steps + 2):
-            start = time.perf_counter()
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(logit(network(x)).float(), y)
-            optimiser.zero_grad()
-            fabric.backward(loss)
-            optimiser.step()
-            if not np.isfinite(loss.item()):  # also waits for the device
-                raise ValueError("loss is not finite")
-            times.append(time.perf_counter() - start)
-    return float(np.median(times[2:]))
