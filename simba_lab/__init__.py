@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from simba_lab.claims import Claim, check, check_answer, over_seeds
+from simba_lab.claims import Claim, check, check_answer, over_seeds, rank_correlation
 from simba_lab.errors import FoldingError, SimbaError, TemplateError, UnknownNameError
 from simba_lab.interpretation import (
     Attribution,
@@ -149,6 +149,7 @@ __all__ = [
     "projecting_out",
     "projections",
     "prominence",
+    "rank_correlation",
     "read_bids",
     "read_results",
     "read_simba",

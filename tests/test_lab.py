@@ -54,6 +54,27 @@ def test_interval_over_seeds_is_that_of_a_t_test():
         sb.over_seeds([1.0])
 
 
+def test_interval_of_a_rank_correlation_covers_the_truth():
+    """For normal variables with correlation r, Spearman's is 6 / pi * asin(r / 2)."""
+    generator, truth, inside = np.random.default_rng(0), 6 / np.pi * np.arcsin(0.35), 0
+    for _ in range(1000):
+        one, noise = generator.normal(size=(2, 12))
+        value, low, high = sb.rank_correlation(one, 0.7 * one + np.sqrt(0.51) * noise)
+        assert low <= value <= high
+        inside += low <= truth <= high
+    assert 0.92 < inside / 1000 < 0.99
+    assert sb.rank_correlation([1, 2, 3, 4], [2, 3, 5, 9]) == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [([1, 2, 3], [1, 2, 3], "at least 4"), ([1, 2, 3, 4], [1, 2, 3], "as many"), ([1] * 4, [1, 2, 3, 4], "the same for all")],
+)
+def test_what_cannot_be_ranked_is_refused(one, other, message):
+    with pytest.raises(sb.SimbaError, match=message):
+        sb.rank_correlation(one, other)
+
+
 def test_answers_are_told_apart():
     assert sb.check_answer(None, 1, 0.1).startswith("Not answered")
     assert sb.check_answer(1.05, 1, 0.1) == "Right."
