@@ -68,7 +68,11 @@ def test_interval_of_a_rank_correlation_covers_the_truth():
 
 @pytest.mark.parametrize(
     ("one", "other", "message"),
-    [([1, 2, 3], [1, 2, 3], "at least 4"), ([1, 2, 3, 4], [1, 2, 3], "as many"), ([1] * 4, [1, 2, 3, 4], "the same for all")],
+    [
+        ([1, 2, 3], [1, 2, 3], "at least 4"),
+        ([1, 2, 3, 4], [1, 2, 3], "as many"),
+        ([1] * 4, [1, 2, 3, 4], "the same for all"),
+    ],
 )
 def test_what_cannot_be_ranked_is_refused(one, other, message):
     with pytest.raises(sb.SimbaError, match=message):
