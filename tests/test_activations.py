@@ -399,3 +399,10 @@ def test_edits_of_layers_without_a_tensor_are_refused():
     with pytest.raises(sb.SimbaError, match="must be a tensor, got 'tuple'"), sb.edit(model, {"0": lambda x: x}):
         model(torch.zeros(1, 1))
     assert hooks(model) == 0
+
+
+def test_subjects_of_different_seeds_are_no_twins(scenario):
+    one, two = (sb.synthesise(scenario, seed=seed).where(np.arange(4)) for seed in (0, 1))
+    model = sb.SimBANet((2,), seed=0)
+    assert len(set(sb.record(model, [one, two]).subjects)) == 8
+    assert len(set(sb.record(model, [one, one.twin(without="bias")]).subjects)) == 4

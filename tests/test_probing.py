@@ -722,3 +722,15 @@ def test_bad_prominence_is_refused():
         sb.prominence({"layer": np.eye(40)}, np.arange(40) % 3)
     with pytest.raises(sb.SimbaError, match="finite"):
         sb.prominence({"layer": np.full((40, 40), np.inf)}, np.arange(40) % 2)
+
+
+def test_more_folds_than_subjects_of_a_group_are_refused_however_many_volumes_they_have():
+    features, target, _ = planted(n=40)
+    with pytest.raises(sb.SimbaError, match="from 2 to"):
+        sb.probe({"a": gram(features)}, target, folds=30, groups=np.arange(40) // 2 + 100 * target)
+
+
+def test_an_estimator_is_judged_on_folds_of_one_subject():
+    features, target, _ = planted(n=60, strength=4.0)
+    found = sb.probe({"a": gram(features)}, target, folds=np.arange(60), estimator=LogisticRegression(), permutations=0)
+    assert found.loc["a", "auc"] > 0.7

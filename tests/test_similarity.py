@@ -267,3 +267,10 @@ def test_bad_alignments_are_refused(arguments, says):
     arguments = {"first": {"a": gram(np.random.default_rng(0).standard_normal((12, 6)))}} | arguments
     with pytest.raises(sb.SimbaError, match=says):
         sb.cka(**arguments)
+
+
+def test_a_bandwidth_needs_subjects_that_differ():
+    alike = np.zeros((12, 4))
+    alike[:2] = np.random.default_rng(0).normal(size=(2, 4))
+    with pytest.raises(sb.SimbaError, match="the same for most subjects"):
+        sb.cka({"a": alike @ alike.T}, kernel="rbf")

@@ -35,7 +35,7 @@ class Recording(Mapping[str, np.ndarray]):
     features : dict of str to ndarray
         Activations of the layers that were asked for, float32, shape (n, ...) as the layer has them.
     subjects : ndarray or None
-        Whose volumes these are, if they came from cohorts: twins have the same subject.
+        Whose volumes these are, if they came from cohorts: twins (of one seed) have the same subject.
     """
 
     grams: dict[str, np.ndarray]
@@ -243,7 +243,11 @@ def _parts(volumes: Iterable) -> list:
 def _subjects(parts: list) -> np.ndarray | None:
     if not all(hasattr(part, "table") for part in parts):
         return None
-    return np.concatenate([part.table.index.to_numpy() for part in parts])
+    numbers = [part.table.index.to_numpy() for part in parts]
+    seeds = [getattr(part, "seed", 0) for part in parts]
+    if len(set(seeds)) > 1:  # the first subject of one seed is not the first of another
+        numbers = [[f"{seed}/{number}" for number in own] for seed, own in zip(seeds, numbers, strict=True)]
+    return np.concatenate(numbers)
 
 
 def _fitting(model: nn.Module, volume: torch.Tensor, memory_gb: float) -> int:

@@ -228,6 +228,12 @@ def held_out(
     return found
 
 
+def _wide(scores: np.ndarray, width: int) -> np.ndarray:
+    """Return scores as columns, without the one for the first of two classes."""
+    scores = np.asarray(scores)
+    return scores[:, None] if scores.ndim == 1 else scores[:, -width:]
+
+
 def _estimated(
     gram: np.ndarray, split: Split, question: Question, values: np.ndarray, estimator: BaseEstimator
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -250,7 +256,7 @@ def _estimated(
         way = next((name for name in ("decision_function", "predict_proba") if hasattr(fitted, name)), None)
         if way is None:
             raise SimbaError("estimator", type(fitted).__name__, "with decision_function or predict_proba")
-        found = np.asarray(getattr(fitted, way)(unseen))
-        found = found[:, None] if found.ndim == 1 else found[:, -width:]
-        scores[test] = (found - found.mean(axis=0)) / _or_one(found.std(axis=0))
+        known, found = (_wide(getattr(fitted, way)(rows), width) for rows in (seen, unseen))
+        # By the training scores: a fold may hold a single subject.
+        scores[test] = (found - known.mean(axis=0)) / _or_one(known.std(axis=0))
     return scores, decided

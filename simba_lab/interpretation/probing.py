@@ -51,7 +51,8 @@ def probe(
         Whose volume each is, where some are of the same subject (twins): they are held out together. Known by itself for
         recordings of cohorts.
     kind : {"auto", "binary", "classes", "regression"}
-        By default numbers with a fraction are regressed, and anything else is told apart.
+        By default two values are told apart whatever they are, other numbers with a fraction are regressed, and anything
+        else is classes.
     estimator : scikit-learn estimator, optional
         Another probe, such as ``LogisticRegressionCV()``; it is fitted to the kernel coordinates.
     permutations : int

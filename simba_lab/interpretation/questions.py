@@ -164,13 +164,11 @@ def refuse_twins(grams: Grams) -> None:
 def folds_of(folds: int | np.ndarray, cells: np.ndarray, clusters: np.ndarray, seed: int) -> Split:
     """Train and test indices of each fold; every cell of target x given must occur in every training part."""
     if np.ndim(folds) == 0:
-        smallest = int(min(np.unique(cells, return_counts=True)[1]))
+        smallest = min(len(np.unique(clusters[cells == cell])) for cell in np.unique(cells))
         if not isinstance(folds, int | np.integer) or not 2 <= folds <= smallest:
             raise SimbaError(
                 "folds", folds, f"from 2 to {smallest} (the smallest group of target within given)", "Or add subjects."
             )
-        if folds > len(np.unique(clusters)):
-            raise SimbaError("folds", folds, f"at most {len(np.unique(clusters))}, the number of subjects")
         if len(np.unique(clusters)) < len(clusters):
             split = list(StratifiedGroupKFold(int(folds), shuffle=True, random_state=seed).split(cells, cells, clusters))
         elif len(np.unique(cells)) == 1:

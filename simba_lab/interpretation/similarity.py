@@ -126,8 +126,11 @@ def _ready(gram: np.ndarray, *, kernel: str, debiased: bool, bandwidth: float, g
         size = np.diag(gram)
         apart = np.maximum(size[:, None] + size - 2 * gram, 0)
         middle = np.median(apart[np.triu_indices(len(gram), 1)])
-        if middle > 0:
-            gram = np.exp(-apart / (2 * bandwidth**2 * middle))
+        if middle == 0:
+            raise SimbaError(
+                "grams", "the same for most subjects", "a layer in which subjects differ", "Or kernel='linear'."
+            )
+        gram = np.exp(-apart / (2 * bandwidth**2 * middle))
     parts = []
     for rows in groups:
         part = gram[np.ix_(rows, rows)].copy()
