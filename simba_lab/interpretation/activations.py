@@ -187,7 +187,7 @@ def record(
     batch_size : int
         Most volumes at a time; fewer where the activations of so many would take more than half of `memory_gb`.
     memory_gb : float
-        Features above this size go to temporary files.
+        For features of all volumes, less what a batch of large ones takes on its way; the rest go to temporary files.
     device : str
         Where the network runs and matrices are multiplied; ``"auto"`` for a GPU if there is one.
 
@@ -219,11 +219,13 @@ def record(
     there = model if where.type == "cpu" else copy.deepcopy(model).to(where)
     kind = next((value.dtype for value in there.parameters() if value.is_floating_point()), torch.float32)
     with evaluating(there), deterministic(), TemporaryDirectory(prefix="simba-lab-") as folder, torch.no_grad():
-        first = np.asarray(next(source), np.float32)
+        first, taken = np.asarray(next(source), np.float32), 0.0
         if batch_size > 1 and batch_size * first.nbytes > LARGE_BATCH:
             volume = torch.from_numpy(first)[None, None].to(where, kind)
-            batch_size = min(batch_size, _fitting(there, volume, memory_gb))
-        spool = Spool(count, Path(folder), memory_gb, where)
+            needed = _needed(there, volume)
+            batch_size = max(1, min(batch_size, int(memory_gb * 1e9 / 2 // needed)))
+            taken = batch_size * needed / 1e9
+        spool = Spool(count, Path(folder), memory_gb, where, taken)
         with _hooked(there, names, _of_tensors(spool.add)):
             for batch in _batches(chain([first], source), batch_size):
                 if pixels or PIXELS in wanted:
@@ -250,10 +252,10 @@ def _subjects(parts: list) -> np.ndarray | None:
     return np.concatenate(numbers)
 
 
-def _fitting(model: nn.Module, volume: torch.Tensor, memory_gb: float) -> int:
-    """Return how many volumes the network can take at a time: its largest layer decides, with input and output."""
+def _needed(model: nn.Module, volume: torch.Tensor) -> int:
+    """Return the bytes of the largest layer for one volume, with input and output."""
     leaves = [name for name, module in model.named_modules() if name and not any(True for _ in module.children())]
-    largest = 0
+    largest = 1
 
     def size(value: object) -> int:
         return value.nbytes if isinstance(value, torch.Tensor) else 0
@@ -264,7 +266,7 @@ def _fitting(model: nn.Module, volume: torch.Tensor, memory_gb: float) -> int:
 
     with _hooked(model, leaves, call):
         model(volume)
-    return max(1, int(memory_gb * 1e9 / 2 // max(largest, 1)))
+    return largest
 
 
 def _batches(source: Iterable[np.ndarray], size: int) -> Iterator[torch.Tensor]:

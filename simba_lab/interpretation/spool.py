@@ -16,10 +16,10 @@ BLOCK_FEATURES, BLOCK_BYTES = 32768, 128 * 2**20
 
 
 class Spool:
-    """Features of each layer, one row per volume, in memory or in files."""
+    """Features of each layer, one row per volume, in memory or in files; of `memory_gb` some may be `taken` already."""
 
-    def __init__(self, count: int, folder: Path, memory_gb: float, device: torch.device) -> None:
-        self.count, self.folder, self.left, self.device = count, folder, memory_gb * 1e9, device
+    def __init__(self, count: int, folder: Path, memory_gb: float, device: torch.device, taken: float = 0.0) -> None:
+        self.count, self.folder, self.left, self.device = count, folder, (memory_gb - taken) * 1e9, device
         self.memory_gb = memory_gb
         self.stores: dict[str, Rows] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -27,7 +27,8 @@ class Spool:
     def add(self, name: str, output: torch.Tensor) -> None:
         """Keep a batch of activations of a layer, shape (N, ...)."""
         features = output.detach().reshape(len(output), -1).float().cpu().numpy()
-        if not np.isfinite(features).all():
+        # NaN and infinity show in the extremes, which take no memory to find.
+        if not (np.isfinite(features.min()) and np.isfinite(features.max())):
             raise SimbaError(f"activations of {name}", "NaN or infinity", "finite", "Check weights and input volumes.")
         if name not in self.stores:
             needed = 4 * self.count * features.shape[1]

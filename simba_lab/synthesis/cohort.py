@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -18,10 +19,10 @@ from simba_lab.synthesis.design import design
 from simba_lab.synthesis.effects import Effect
 from simba_lab.synthesis.scanner import BACKGROUND
 from simba_lab.synthesis.scenario import Scenario
-from simba_lab.synthesis.studio import MODES, Studio, studio
+from simba_lab.synthesis.studio import MODES, SHELF_BYTES, Studio, studio
 
 # Volumes that are rendered before the first of them is handed on: enough to keep workers busy, few enough for memory.
-BATCH = 16
+BATCH, BATCH_BYTES = 16, 128 * 2**20
 # The switch of a bias that is rendered in those outside its group.
 OTHER = "other"
 
@@ -226,7 +227,7 @@ class Cohort:
             out[index] = volume
         return out
 
-    def volumes(self, *, n_jobs: int = -1, device: str = "cpu", keep: bool = True) -> Iterator[np.ndarray]:
+    def volumes(self, *, n_jobs: int = -1, device: str = "cpu", keep: bool | None = None) -> Iterator[np.ndarray]:
         """Iterate over the subjects in order: float32 arrays, shape (X, Y, Z).
 
         Parameters
@@ -236,9 +237,13 @@ class Cohort:
             not depend on it.
         device : str
             ``cpu``; ``cuda`` (or another device of PyTorch) to render there, equal to rounding; ``auto`` for a GPU, if any.
-        keep : bool
-            As for `array`.
+        keep : bool, optional
+            As for `array`; by default only if all of these volumes fit there. Of more than that the first would be gone
+            before anybody asks again.
         """
+        size = 4 * math.prod(self.lattice.shape)
+        if keep is None:
+            keep = len(self) * size <= SHELF_BYTES
         render = partial(self.array, keep=keep)
         if device != "cpu" and self.source is None:
             from simba_lab.synthesis.accelerated import chosen_device, darkroom
@@ -249,7 +254,7 @@ class Cohort:
                 return room.exposed(*self._person(index), self.magnitudes(index))
 
         _ = self.source or self._studio  # made once, before threads ask for it
-        return _in_batches(render, len(self), n_jobs)
+        return _in_batches(render, len(self), n_jobs, max(1, min(BATCH, BATCH_BYTES // size)))
 
     def volume(self, index: int) -> nib.Nifti1Image:
         """Render one subject as a NIfTI image, for nilearn and for files."""
@@ -316,8 +321,8 @@ def synthesise(scenario: Scenario, *, seed: int = 0) -> Cohort:
     return cohort
 
 
-def _in_batches(render: Callable[[int], np.ndarray], count: int, n_jobs: int) -> Iterator[np.ndarray]:
+def _in_batches(render: Callable[[int], np.ndarray], count: int, n_jobs: int, batch: int) -> Iterator[np.ndarray]:
     # Batches instead of joblib's generators, which not every backend has.
     with Parallel(n_jobs=n_jobs, prefer="threads") as jobs:
-        for start in range(0, count, BATCH):
-            yield from jobs(delayed(render)(index) for index in range(start, min(start + BATCH, count)))
+        for start in range(0, count, batch):
+            yield from jobs(delayed(render)(index) for index in range(start, min(start + batch, count)))
