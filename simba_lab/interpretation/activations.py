@@ -93,7 +93,7 @@ Call = Callable[[str, tuple, object], torch.Tensor | None]
 
 
 @contextmanager
-def _hooked(model: nn.Module, layers: Iterable[str], call: Call) -> Iterator[None]:
+def hooked(model: nn.Module, layers: Iterable[str], call: Call) -> Iterator[None]:
     """Pass inputs and output of each layer to ``call(layer, inputs, output)``; what that returns, if anything, goes on.
 
     Hooks are removed on the way out, whatever happens.
@@ -158,7 +158,7 @@ def edit(model: nn.Module, edits: Mapping[str, Callable[[torch.Tensor], torch.Te
             raise SimbaError(f"edited activations of {name}", given, f"a tensor of shape {tuple(output.shape)}")
         return edited
 
-    with _hooked(model, list(edits), _of_tensors(call)):
+    with hooked(model, list(edits), _of_tensors(call)):
         yield model
 
 
@@ -226,7 +226,7 @@ def record(
             batch_size = max(1, min(batch_size, int(memory_gb * 1e9 / 2 // needed)))
             taken = batch_size * needed / 1e9
         spool = Spool(count, Path(folder), memory_gb, where, taken)
-        with _hooked(there, names, _of_tensors(spool.add)):
+        with hooked(there, names, _of_tensors(spool.add)):
             for batch in _batches(chain([first], source), batch_size):
                 if pixels or PIXELS in wanted:
                     spool.add(PIXELS, batch)
@@ -264,7 +264,7 @@ def _needed(model: nn.Module, volume: torch.Tensor) -> int:
         nonlocal largest
         largest = max(largest, sum(map(size, inputs)) + size(output))
 
-    with _hooked(model, leaves, call):
+    with hooked(model, leaves, call):
         model(volume)
     return largest
 

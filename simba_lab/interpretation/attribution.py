@@ -1,23 +1,32 @@
-"""What the network looks at: Captum's attributions beside the voxels that are known to matter."""
+"""What the network looks at: attributions of any of Captum's kinds beside the voxels that are known to matter."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
-from captum.attr import InputXGradient, IntegratedGradients, Saliency
+from tqdm import tqdm
 
 from simba_lab.errors import SimbaError, UnknownNameError
-from simba_lab.training.arithmetic import deterministic, evaluating
-from simba_lab.training.networks import logit
+from simba_lab.interpretation.attribution_methods import METHODS, Plan, Settings, plan_of
+from simba_lab.interpretation.attribution_scores import scores, truths
+from simba_lab.interpretation.attribution_starts import Starts, starts_of
+from simba_lab.training.arithmetic import deterministic
 
 if TYPE_CHECKING:
-    from simba_lab.synthesis import Cohort
+    from simba_lab.synthesis import Cohort, Lattice
 
-METHODS = ("integrated_gradients", "saliency", "input_x_gradient")
+# Integrated gradients are refined at most so often; each time takes twice the steps.
+REFINEMENTS = 3
+# Methods whose maps add up to the change of the score.
+COMPLETE = ("integrated_gradients", "deep_lift", "shapley")
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,110 +36,183 @@ class Attribution:
     Parameters
     ----------
     maps : ndarray of float32, shape (n, X, Y, Z)
+        In a temporary file (a memory map) if they take more than half of the memory that was allowed.
     table : pandas.DataFrame
-        One row per subject: ``total`` (sum of the map), ``logit_change`` (logit less that of the baseline; integrated
-        gradients only) and ``completeness_error`` (difference of the two, as a share of the mean size of the change); and
-        for each effect ``mass_<effect>``, the share of the absolute attribution that lies on voxels which the effect
-        changes, and ``enrichment_<effect>``, that share over the share of the brain that those voxels are.
+        One row per subject: ``total`` (sum of the map); of methods that compare with a baseline ``logit_change`` (score less
+        that of the baseline), and of those that are complete ``completeness_error`` (difference of the two, as a share of the
+        mean size of the change); of integrated gradients ``steps``; and for each effect the columns of
+        `simba_lab.interpretation.attribution_scores.scores`: ``mass_<effect>``, ``enrichment_<effect>`` and so on.
+    lattice : Lattice
+        Where the voxels are.
+    regions : pandas.DataFrame or None
+        Shapley values: one row per subject, one column per region, ``elsewhere`` for voxels in none.
     """
 
     maps: np.ndarray
     table: pd.DataFrame
+    lattice: Lattice
+    regions: pd.DataFrame | None = field(default=None)
+
+    def image(self, index: int) -> nib.Nifti1Image:
+        """Return the map of one subject as a NIfTI image."""
+        return nib.Nifti1Image(np.asarray(self.maps[index]), self.lattice.affine)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``sub-<number>_attribution.nii.gz`` for each subject and ``attribution.csv`` to a new folder.
+
+        Raises
+        ------
+        SimbaError
+            If the folder exists or cannot be made.
+        """
+        folder = Path(folder)
+        if folder.exists() or not folder.absolute().parent.is_dir():
+            raise SimbaError("folder", str(folder), "a folder that does not exist yet, inside one that does")
+        folder.mkdir()
+        for index, subject in enumerate(self.table.index):
+            nib.save(self.image(index), folder / f"sub-{subject}_attribution.nii.gz")
+        self.table.to_csv(folder / "attribution.csv")
+        if self.regions is not None:
+            self.regions.to_csv(folder / "regions.csv")
 
 
 def attribute(
     model: torch.nn.Module, cohort: Cohort, *, method: str = "integrated_gradients",
-    baseline: Cohort | np.ndarray | float = 0.0, steps: int = 32, batch_size: int = 64,
+    baseline: Cohort | np.ndarray | float | str = 0.0, effect: str | None = None, target: int | None = None,
+    steps: int = 32, tolerance: float | None = 0.01, samples: int = 20, noise: float = 0.2, layer: str | None = None,
+    window_mm: float = 32.0, seed: int = 0, batch_size: int = 64, memory_gb: float = 4.0, device: str = "cpu",
+    scored: bool = True, progress: bool = False,
 ) -> Attribution:  # fmt: skip
     """Return what each voxel contributes to the logit of the disease, and how much of it lies on the known effects.
 
     Parameters
     ----------
     model : torch.nn.Module
+        It is copied; the copy is in evaluation mode and the network itself is left alone.
     cohort : Cohort
-    method : {"integrated_gradients", "saliency", "input_x_gradient"}
-    baseline : Cohort, ndarray of shape (X, Y, Z), or float
-        What integrated gradients starts from. With twins as baseline, ``cohort.twin(without="bias")``, the path changes
-        nothing but the bias, and each map adds up to the twin effect of its subject.
+    method : str
+        ``saliency`` (signed gradient), ``input_x_gradient``, ``smooth_grad``, ``integrated_gradients``, ``deep_lift``,
+        ``guided_backprop``, ``grad_cam``, ``guided_grad_cam``, ``occlusion`` or ``shapley`` (of the template's regions).
+    baseline : Cohort, ndarray of shape (X, Y, Z), float, "zero" or "mean"
+        What integrated gradients and DeepLift start from, and what occlusion and Shapley values put in the place of voxels.
+        With twins as baseline, ``cohort.twin(without="bias")``, the path changes nothing but the bias, and each map adds up
+        to the twin effect of its subject. ``"mean"`` is the mean volume of the cohort.
+    effect : str, optional
+        The one effect in which twins given as baseline have to differ.
+    target : int, optional
+        Output of the network to explain; by default the logit of the disease.
     steps : int
-        Gauss-Legendre points along the path of integrated gradients.
+        Gauss-Legendre points along the path of integrated gradients, to begin with.
+    tolerance : float, optional
+        Subjects whose completeness error is larger get twice the steps, three times at most. None: nobody does.
+    samples : int
+        Noisy copies of SmoothGrad; orders in which regions are added for Shapley values.
+    noise : float
+        Standard deviation of SmoothGrad's noise, as a share of white matter.
+    layer : str, optional
+        What Grad-CAM looks at: a submodule. By default the last block.
+    window_mm : float
+        Edge of the cubes that occlusion hides; they overlap by half.
+    seed : int
+        Of SmoothGrad's noise and the orders of Shapley values, drawn for each subject by itself.
     batch_size : int
-        Volumes evaluated at once; bounds the memory.
+        Most volumes evaluated at once.
+    memory_gb : float
+        What the call may use beyond what the process has already, maps included.
+    device : str
+        Where the network runs; ``"auto"`` for a GPU if there is one.
+    scored : bool
+        Whether to score the maps on the effects of the scenario, which takes two noise-free renderings per effect.
+    progress : bool
+        Show a progress bar.
 
     Returns
     -------
     Attribution
 
+    Raises
+    ------
+    UnknownNameError
+        If there is no such method, layer or effect.
+    SimbaError
+        If no derivative reaches the voxels, a layer works in place where hooks read it, the layer of Grad-CAM has no spatial
+        extent, the network has no such target, the baseline is of another shape or differs in more than one effect, or one
+        volume does not fit in the memory.
+
     References
     ----------
-    Sundararajan et al. (2017), "Axiomatic attribution for deep networks", eq. 1 and proposition 1 (completeness).
+    Sundararajan et al. (2017), "Axiomatic attribution for deep networks", eq. 1 and proposition 1 (completeness). Kokhlikyan
+    et al. (2020), "Captum: a unified and generic model interpretability library for PyTorch". The functions of
+    `attribution_gradients` and `attribution_captum` cite the source of each method.
     """
     if method not in METHODS:
         raise UnknownNameError.among("method", method, METHODS)
     if not len(cohort):
         raise SimbaError("cohort", "0 subjects", "not empty")
-    if not isinstance(steps, int) or steps < 1:
-        raise SimbaError("steps", steps, "an integer of at least 1")
-    shape = cohort.lattice.shape
-    starts = _baselines(baseline, len(cohort), shape)
-
-    def score(x: torch.Tensor) -> torch.Tensor:
-        return logit(model(x))
-
-    maps = np.empty((len(cohort), *shape), np.float32)
-    rows = []
-    with evaluating(model), deterministic():
-        for index, volume in enumerate(cohort.volumes()):
-            image = torch.from_numpy(volume)[None, None]
-            start = torch.from_numpy(np.ascontiguousarray(next(starts), np.float32))[None, None]
-            maps[index], row = _attribute_one(score, image, start, method, steps, batch_size)
-            rows.append(row | _scores(maps[index], cohort, index))
+    settings = Settings(
+        method, target, steps, tolerance, samples, noise, layer, window_mm, seed, batch_size, memory_gb, device
+    )
+    starts = starts_of(baseline, cohort, effect=effect)
+    with deterministic():
+        plan = plan_of(model, cohort, settings, constant=starts.constant is not None)
+        maps = _room_for(len(cohort), cohort.lattice.shape, plan.in_memory)
+        rows: list[dict[str, float]] = [{} for _ in range(len(cohort))]
+        everybody = np.arange(len(cohort))
+        with tqdm(total=len(cohort), disable=not progress, desc=method, unit="volume") as bar:
+            _run(plan, cohort, starts, everybody, steps, maps, rows, bar)
+            if method == "integrated_gradients" and tolerance is not None:
+                for doubled in range(1, REFINEMENTS + 1):
+                    change = np.array([row["logit_change"] for row in rows])
+                    wrong = np.abs(np.array([row["total"] for row in rows]) - change) > tolerance * np.abs(change).mean()
+                    if not wrong.any():
+                        break
+                    _run(plan, cohort, starts, np.flatnonzero(wrong), steps * 2**doubled, maps, rows, None)
+            if scored and cohort.effects:
+                bar.set_description("scores")
+                for index in everybody:
+                    rows[index] |= scores(maps[index], *truths(cohort, int(index)))
+    regions = [row.pop("regions") for row in rows if "regions" in row]
     table = pd.DataFrame(rows, index=cohort.table.index)
-    if method == "integrated_gradients":
+    if method in COMPLETE:
         scale = table["logit_change"].abs().mean()
         table.insert(2, "completeness_error", (table["total"] - table["logit_change"]) / scale if scale else 0.0)
-    return Attribution(maps, table)
+    found = pd.DataFrame(regions, index=table.index).fillna(0.0) if regions else None
+    return Attribution(maps, table, cohort.lattice, found)
 
 
-def _baselines(baseline: Cohort | np.ndarray | float, count: int, shape: tuple[int, ...]):
-    if hasattr(baseline, "volumes"):
-        if len(baseline) != count or baseline.lattice.shape != shape:
-            raise SimbaError(
-                "baseline",
-                f"{len(baseline)} volumes of shape {baseline.lattice.shape}",
-                f"{count} volumes of shape {shape}",
-            )
-        return iter(baseline.volumes())
-    values = np.asarray(baseline, np.float32)
-    if values.shape not in ((), shape):
-        raise SimbaError("baseline", values.shape, f"a number, a cohort, or of shape {shape}")
-    return iter([np.broadcast_to(values, shape)] * count)
+def _run(
+    plan: Plan, cohort: Cohort, starts: Starts, who: np.ndarray, steps: int, maps: np.ndarray, rows: list[dict],
+    bar: tqdm | None,
+) -> None:  # fmt: skip
+    """Attribute some subjects, a group at a time, and write their maps and rows."""
+    chosen = cohort.where(who) if len(who) < len(cohort) else cohort
+    volumes, others = _volumes(chosen, plan.keep), starts.volumes(who, plan.keep)
+    for begin in range(0, len(who), plan.group):
+        places = who[begin : begin + plan.group]
+        images = torch.from_numpy(np.stack([next(volumes) for _ in places]))[:, None].to(plan.device)
+        low = None
+        if plan.compares:
+            low = torch.from_numpy(np.stack([next(others) for _ in places]))[:, None].to(plan.device)
+        values, found = plan.attribute(images, low, cohort, places, steps)
+        for place, value, row in zip(places, values[:, 0].cpu().numpy(), found, strict=True):
+            maps[place] = value
+            rows[place] |= {"total": float(value.sum(dtype=np.float64))} | row
+        if bar is not None:
+            bar.update(len(places))
 
 
-def _attribute_one(score, image, start, method: str, steps: int, batch_size: int) -> tuple[np.ndarray, dict[str, float]]:
-    if method == "integrated_gradients":
-        values = IntegratedGradients(score).attribute(
-            image, start, n_steps=steps, method="gausslegendre", internal_batch_size=batch_size
-        )
-        with torch.no_grad():
-            change = (score(image) - score(start)).item()
-        return values[0, 0].detach().numpy(), {"total": values.double().sum().item(), "logit_change": change}
-    if method == "saliency":
-        values = Saliency(score).attribute(image.requires_grad_(), abs=False)
+def _volumes(cohort: Cohort, keep: bool) -> Iterator[np.ndarray]:
+    """Iterate over volumes: some rendered ahead and kept if they are small, one at a time if they are not."""
+    if keep:
+        yield from cohort.volumes()
     else:
-        values = InputXGradient(score).attribute(image.requires_grad_())
-    return values[0, 0].detach().numpy(), {"total": values.double().sum().item()}
+        for index in range(len(cohort)):
+            yield cohort.array(index, keep=False)
 
 
-def _scores(values: np.ndarray, cohort: Cohort, index: int) -> dict[str, float]:
-    """Mass and enrichment of one map on the voxels that each effect changes in this subject."""
-    size = np.abs(values, dtype=np.float64)
-    total = size.sum()
-    brain = cohort.brain(index)
-    row = {}
-    for name in cohort.effects:
-        changed = cohort.changed(index, name)
-        share = size[changed].sum() / total if total else np.nan
-        row[f"mass_{name}"] = share
-        row[f"enrichment_{name}"] = share / (changed.sum() / brain.sum()) if changed.any() else np.nan
-    return row
+def _room_for(count: int, shape: tuple[int, ...], in_memory: bool) -> np.ndarray:
+    """Return an array for the maps; in a file that nobody sees, gone with the array, if they are large."""
+    if in_memory:
+        return np.empty((count, *shape), np.float32)
+    with TemporaryFile(prefix="simba-lab-") as file:
+        return np.memmap(file, np.float32, "w+", shape=(count, *shape))

@@ -265,6 +265,13 @@ class Cohort:
         mask, lattice = self.template.region(name).astype(np.float32), self.template.lattice
         return self._studio.sampled(mask, lattice, *self._person(index), self.magnitudes(index)) > 0.5
 
+    def positions_mm(self, index: int) -> np.ndarray:
+        """Return where in the template the tissue of each voxel of a subject comes from: float32, shape (3, X, Y, Z), mm.
+
+        With it anything of the template (a label, a mean map) is looked up for a voxel of the subject.
+        """
+        return self._studio.positions(*self._person(index), self.magnitudes(index))
+
     def brain(self, index: int) -> np.ndarray:
         """Return the brain mask of one subject, bool, shape (X, Y, Z)."""
         if self.scenario is None:

@@ -24,6 +24,8 @@ from simba_lab.synthesis.scenario import Scenario
 
 # Memory for rendered volumes, per scenario and seed.
 SHELF_BYTES = 256 * 2**20
+# No voxel is sampled further outside the template than this.
+ROOM_MM = 100.0
 
 
 class _Shelf:
@@ -108,6 +110,15 @@ class Studio:
         local = [(flow.at(value), flow.lattice) for flow, value in reversed(shown)]
         where = None if seen is None else (seen, self.subject)
         return render(image, lattice, coarse, self.subject, local, self.output, seen=where)
+
+    def positions(self, subject: int, leading: np.ndarray, magnitudes: Mapping[str, float]) -> np.ndarray:
+        """Return where in the template each voxel of a subject is sampled, in mm: float32, shape (3, X, Y, Z)."""
+        # Coordinates are linear, so that two nodes an axis hold them exactly: they are sampled as any image is.
+        low, high = self.template.box_mm
+        reach = float((high - low).max()) + 2 * ROOM_MM
+        box = Lattice((2, 2, 2), reach, tuple(float(value) - ROOM_MM for value in low))
+        images = box.points_mm().astype(np.float32)
+        return np.stack([self.sampled(image, box, subject, leading, magnitudes) for image in images])
 
     def tissue(self, subject: int, leading: np.ndarray, magnitudes: Mapping[str, float]) -> np.ndarray:
         """Return a subject before the scanner: white matter about 1, background 0."""
