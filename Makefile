@@ -54,6 +54,7 @@ benchmark: environment
 	@python benchmarks/streaming.py
 	@python benchmarks/training.py
 	@python benchmarks/encoding.py
+	@python benchmarks/attribution.py
 
 clean:
 	@rm -rf _build .venv .pytest_cache .ruff_cache .import_linter_cache

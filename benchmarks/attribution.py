@@ -1,0 +1,158 @@
+"""SmoothGrad and integrated gradients against Captum called volume by volume with its defaults, and peak memory.
+
+Usage: python benchmarks/attribution.py [--quick]
+"""
+
+import argparse
+import multiprocessing
+import os
+import resource
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import torch
+from captum.attr import IntegratedGradients, NoiseTunnel, Saliency
+from measuring import Figure
+
+import simba_lab as sb
+from simba_lab.rng import stream
+from simba_lab.training.arithmetic import deterministic
+from simba_lab.training.networks import logit
+
+STEPS, SAMPLES, NOISE = 50, 20, 0.2  # Captum's default of steps; the published samples and noise
+MEMORY_GB = 4.0
+
+
+class SeededTunnel(NoiseTunnel):
+    """Captum's SmoothGrad with the noise of the lab, so that maps can be compared."""
+
+    subject = 0
+
+    def _add_noise_to_input(self, image: torch.Tensor, stdev: float, count: int) -> torch.Tensor:
+        draws = stream(0, self.subject, "attribution noise")
+        noise = np.stack([draws.standard_normal(image.shape[1:], np.float32) for _ in range(count)])
+        return image.repeat_interleave(count, dim=0) + stdev * torch.from_numpy(noise)
+
+
+def audience(subjects: int, spacing_mm: float) -> sb.Cohort:
+    """Subjects of a biased scenario."""
+    scenario = sb.Scenario(
+        subjects=max(16, subjects), spacing_mm=spacing_mm, disease=sb.Morphology("Insula_L", 2.5),
+        bias=sb.Morphology("Putamen_L", 2.5, prevalence={"disease": 0.8, "control": 0.2}),
+    )  # fmt: skip
+    return sb.synthesise(scenario, seed=0).where(np.arange(subjects))
+
+
+def trained() -> torch.nn.Module:
+    """Return a network that has learnt something: completeness is harder than at initial weights."""
+    return sb.fit(sb.SimBANet(seed=0), audience(160, 4), sb.FitConfig(epochs=8)).model.eval()
+
+
+def against_captum(subjects: int) -> dict[str, float]:
+    """Times of both in turns of ten subjects, so that whatever else the machine does slows down both alike."""
+    cohort, model, found = audience(subjects, 4), trained(), {}
+    volumes = torch.from_numpy(cohort.arrays())[:, None]  # rendered before either starts; the lab keeps its own
+    seconds = dict.fromkeys(("ig", "captum ig", "sg", "captum sg", "default"), 0.0)
+    apart, wrong, size = {"ig": [], "sg": []}, {"ig": [], "captum ig": [], "default": []}, []
+
+    def timed(name: str, run: Callable):
+        start = time.perf_counter()
+        result = run()
+        seconds[name] += time.perf_counter() - start
+        return result
+
+    def score(x: torch.Tensor) -> torch.Tensor:
+        return logit(model(x))
+
+    with deterministic():
+        for begin in range(0, subjects, 10):
+            part, images = cohort.where(np.arange(begin, min(begin + 10, subjects))), volumes[begin : begin + 10]
+            _ = part.arrays()  # on the shelf: rendering is not what is measured
+            theirs = timed(
+                "captum ig", lambda x=images: torch.cat([IntegratedGradients(score).attribute(v[None]) for v in x])
+            )
+            ours = timed("ig", lambda p=part: sb.attribute(model, p, steps=STEPS, tolerance=None, scored=False))
+            default = timed("default", lambda p=part: sb.attribute(model, p, scored=False))
+            with torch.no_grad():
+                change = (score(images) - score(torch.zeros_like(images[:1]))).double().numpy()
+            size += list(np.abs(change))
+            wrong["captum ig"] += list(np.abs(theirs.double().sum((1, 2, 3, 4)).numpy() - change))
+            wrong["ig"] += list(np.abs(ours.table["total"] - change))
+            wrong["default"] += list(np.abs(default.table["total"] - change))
+            apart["ig"] += list(distance(ours.maps, theirs[:, 0].detach().numpy()))
+            ours = timed(
+                "sg", lambda p=part: sb.attribute(model, p, method="smooth_grad", noise=NOISE, samples=SAMPLES, scored=False)
+            )
+            settings = {"nt_samples": SAMPLES, "stdevs": NOISE, "abs": False}
+            timed("captum sg", lambda x=images: [NoiseTunnel(Saliency(score)).attribute(v[None], **settings) for v in x])
+            for row, volume in enumerate(images):
+                tunnel = SeededTunnel(Saliency(score))
+                tunnel.subject = part.table.index[row]
+                same = tunnel.attribute(volume[None], **settings)[0, 0].detach().numpy()
+                apart["sg"] += list(distance(ours.maps[row][None], same[None]))
+    found = {f"seconds {name}": value for name, value in seconds.items()}
+    found |= {f"error {name}": np.mean(values) / np.mean(size) for name, values in wrong.items()}
+    return found | {f"apart {name}": max(values) for name, values in apart.items()}
+
+
+def distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Largest difference of each map, as a share of the largest value."""
+    return np.abs(one - other).max(axis=(1, 2, 3)) / np.abs(other).max(axis=(1, 2, 3))
+
+
+def twins_and_memory(spacing_mm: float, subjects: int, memory_gb: float) -> dict[str, float]:
+    """Completeness with the twin as baseline, and memory beyond what the process had before."""
+    cohort, model = audience(subjects, spacing_mm), sb.SimBANet(seed=0)
+    _ = cohort.array(0, keep=False)
+    sb.logits(model, [np.zeros((32, 32, 32), np.float32)])
+    before = peak_gb()
+    start = time.perf_counter()
+    result = sb.attribute(
+        model, cohort, baseline=cohort.twin(without="bias"), steps=16, memory_gb=memory_gb, scored=False
+    )
+    return {
+        "memory": peak_gb() - before, "seconds": (time.perf_counter() - start) / subjects,
+        "error": float(result.table["completeness_error"].abs().max()),
+    }  # fmt: skip
+
+
+def peak_gb() -> float:
+    """Largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def alone(measure: Callable[..., dict[str, float]], *arguments: float) -> dict[str, float]:
+    """Run in a process of its own, whose memory is that of the measure alone."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, *arguments).result()
+
+
+def main() -> None:
+    """Print every figure beside its target."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few subjects")
+    quick = parser.parse_args().quick
+    print(f"{os.cpu_count()} cores, load before the start {os.getloadavg()[0]:.1f} (times are worth little above 0.3)")
+    subjects = 10 if quick else 200
+    print(f"{subjects} volumes at 4 mm, a trained network of four blocks, blank baseline")
+    found = alone(against_captum, subjects)
+    for name, label in (("ig", f"integrated gradients, {STEPS} steps"), ("sg", f"SmoothGrad, {SAMPLES} samples")):
+        print(Figure(f"{label}: lab", found[f"seconds {name}"], "s"))
+        print(Figure("Captum, volume by volume", found[f"seconds captum {name}"], "s"))
+        print(Figure("Captum / lab", found[f"seconds captum {name}"] / found[f"seconds {name}"], at_least=2.5))
+        print(Figure("largest difference of maps, share of the largest value", found[f"apart {name}"], at_most=1e-3))
+    for name, label in (("ig", "lab"), ("captum ig", "Captum"), ("default", "lab's defaults")):
+        print(Figure(f"completeness error, {label}", found[f"error {name}"], at_most=0.01))
+    print(Figure("Captum / lab's defaults", found["seconds captum ig"] / found["seconds default"], at_least=2.5), flush=True)
+    print("Twin baseline, beyond what the process had")
+    for spacing, count, limit in ((4.0, subjects, 0.5), (1.0, 2 if quick else 8, 1.5), (1.0, 2 if quick else 8, MEMORY_GB)):
+        found = alone(twins_and_memory, spacing, count, limit)
+        print(Figure(f"peak memory at {spacing:g} mm", found["memory"], "GB", at_most=limit))
+        print(Figure("largest completeness error", found["error"], at_most=0.01))
+        print(Figure("a volume", found["seconds"], "s"), flush=True)
+
+
+if __name__ == "__main__":
+    main()
