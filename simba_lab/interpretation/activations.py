@@ -222,7 +222,7 @@ def record(
         first, taken = np.asarray(next(source), np.float32), 0.0
         if batch_size > 1 and batch_size * first.nbytes > LARGE_BATCH:
             volume = torch.from_numpy(first)[None, None].to(where, kind)
-            needed = _needed(there, volume)
+            needed = largest_call(there, volume)
             batch_size = max(1, min(batch_size, int(memory_gb * 1e9 / 2 // needed)))
             taken = batch_size * needed / 1e9
         spool = Spool(count, Path(folder), memory_gb, where, taken)
@@ -252,8 +252,8 @@ def _subjects(parts: list) -> np.ndarray | None:
     return np.concatenate(numbers)
 
 
-def _needed(model: nn.Module, volume: torch.Tensor) -> int:
-    """Return the bytes of the largest layer for one volume, with input and output."""
+def largest_call(model: nn.Module, volume: torch.Tensor) -> int:
+    """Return the bytes of input and output of the largest layer for one volume, shape (1, 1, X, Y, Z)."""
     leaves = [name for name, module in model.named_modules() if name and not any(True for _ in module.children())]
     largest = 1
 
