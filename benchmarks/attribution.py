@@ -66,6 +66,8 @@ def against_captum(subjects: int) -> dict[str, float]:
     def score(x: torch.Tensor) -> torch.Tensor:
         return logit(model(x))
 
+    settings = {"nt_samples": SAMPLES, "stdevs": NOISE, "abs": False}
+    smoothing = {"noise": NOISE, "samples": SAMPLES}
     with deterministic():
         for begin in range(0, subjects, 10):
             part, images = cohort.where(np.arange(begin, min(begin + 10, subjects))), volumes[begin : begin + 10]
@@ -82,10 +84,7 @@ def against_captum(subjects: int) -> dict[str, float]:
             wrong["ig"] += list(np.abs(ours.table["total"] - change))
             wrong["default"] += list(np.abs(default.table["total"] - change))
             apart["ig"] += list(distance(ours.maps, theirs[:, 0].detach().numpy()))
-            ours = timed(
-                "sg", lambda p=part: sb.attribute(model, p, method="smooth_grad", noise=NOISE, samples=SAMPLES, scored=False)
-            )
-            settings = {"nt_samples": SAMPLES, "stdevs": NOISE, "abs": False}
+            ours = timed("sg", lambda p=part: sb.attribute(model, p, method="smooth_grad", **smoothing, scored=False))
             timed("captum sg", lambda x=images: [NoiseTunnel(Saliency(score)).attribute(v[None], **settings) for v in x])
             for row, volume in enumerate(images):
                 tunnel = SeededTunnel(Saliency(score))
@@ -109,9 +108,7 @@ def twins_and_memory(spacing_mm: float, subjects: int, memory_gb: float) -> dict
     sb.logits(model, [np.zeros((32, 32, 32), np.float32)])
     before = peak_gb()
     start = time.perf_counter()
-    result = sb.attribute(
-        model, cohort, baseline=cohort.twin(without="bias"), steps=16, memory_gb=memory_gb, scored=False
-    )
+    result = sb.attribute(model, cohort, baseline=cohort.twin(without="bias"), steps=16, memory_gb=memory_gb, scored=False)
     return {
         "memory": peak_gb() - before, "seconds": (time.perf_counter() - start) / subjects,
         "error": float(result.table["completeness_error"].abs().max()),
@@ -145,9 +142,11 @@ def main() -> None:
         print(Figure("largest difference of maps, share of the largest value", found[f"apart {name}"], at_most=1e-3))
     for name, label in (("ig", "lab"), ("captum ig", "Captum"), ("default", "lab's defaults")):
         print(Figure(f"completeness error, {label}", found[f"error {name}"], at_most=0.01))
-    print(Figure("Captum / lab's defaults", found["seconds captum ig"] / found["seconds default"], at_least=2.5), flush=True)
+    ratio = found["seconds captum ig"] / found["seconds default"]
+    print(Figure("Captum / lab's defaults", ratio, at_least=2.5), flush=True)
     print("Twin baseline, beyond what the process had")
-    for spacing, count, limit in ((4.0, subjects, 0.5), (1.0, 2 if quick else 8, 1.5), (1.0, 2 if quick else 8, MEMORY_GB)):
+    few = 2 if quick else 8
+    for spacing, count, limit in ((4.0, subjects, 0.5), (1.0, few, 1.5), (1.0, few, MEMORY_GB)):
         found = alone(twins_and_memory, spacing, count, limit)
         print(Figure(f"peak memory at {spacing:g} mm", found["memory"], "GB", at_most=limit))
         print(Figure("largest completeness error", found["error"], at_most=0.01))

@@ -38,9 +38,9 @@ class Attribution:
     maps : ndarray of float32, shape (n, X, Y, Z)
         In a temporary file (a memory map) if they take more than half of the memory that was allowed.
     table : pandas.DataFrame
-        One row per subject: ``total`` (sum of the map); of methods that compare with a baseline ``logit_change`` (score less
-        that of the baseline), and of those that are complete ``completeness_error`` (difference of the two, as a share of the
-        mean size of the change); of integrated gradients ``steps``; and for each effect the columns of
+        One row per subject: ``total`` (sum of the map); of methods that compare with a baseline ``logit_change`` (score
+        less that of the baseline), and of those that are complete ``completeness_error`` (difference of the two, as a share
+        of the mean size of the change); of integrated gradients ``steps``; and for each effect the columns of
         `simba_lab.interpretation.attribution_scores.scores`: ``mass_<effect>``, ``enrichment_<effect>`` and so on.
     lattice : Lattice
         Where the voxels are.
@@ -135,14 +135,14 @@ def attribute(
     UnknownNameError
         If there is no such method, layer or effect.
     SimbaError
-        If no derivative reaches the voxels, a layer works in place where hooks read it, the layer of Grad-CAM has no spatial
-        extent, the network has no such target, the baseline is of another shape or differs in more than one effect, or one
+        If no derivative reaches the voxels, a layer works in place where hooks read it, the layer of Grad-CAM has no
+        spatial extent, the network has no such target, the baseline is of another shape or differs in more than one effect, or one
         volume does not fit in the memory.
 
     References
     ----------
-    Sundararajan et al. (2017), "Axiomatic attribution for deep networks", eq. 1 and proposition 1 (completeness). Kokhlikyan
-    et al. (2020), "Captum: a unified and generic model interpretability library for PyTorch". The functions of
+    Sundararajan et al. (2017), "Axiomatic attribution for deep networks", eq. 1 and proposition 1 (completeness).
+    Kokhlikyan et al. (2020), "Captum: a unified and generic model interpretability library for PyTorch". The functions of
     `attribution_gradients` and `attribution_captum` cite the source of each method.
     """
     if method not in METHODS:

@@ -41,7 +41,8 @@ def check_layers(scorer: Scorer, method: str) -> None:
     name = next((name for name, module in modules.items() if getattr(module, "inplace", False)), None)
     if name is not None:
         raise SimbaError(
-            "model", f"layer {name or type(scorer.network).__name__}, which works in place", f"without such layers for {method}",
+            "model", f"layer {name or type(scorer.network).__name__}, which works in place",
+            f"without such layers for {method}",
             f"Set model.get_submodule({name!r}).inplace = False; its results stay the same.",
         )  # fmt: skip
     if method in ("guided_backprop", "guided_grad_cam") and not any(isinstance(m, nn.ReLU) for m in modules.values()):
@@ -77,8 +78,8 @@ def grad_cam_layer(scorer: Scorer, layer: str | None, volume: torch.Tensor) -> s
 def deep_lift(scorer: Scorer, images: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
     """Return DeepLift's contributions (rescale rule), shape (N, 1, X, Y, Z).
 
-    They add up to the change of the score from the start, as far as every non-linear layer is one that Captum has a rule for
-    (ReLU, ELU, leaky ReLU, sigmoid, tanh, softplus, max pooling); others are taken as linear.
+    They add up to the change of the score from the start, as far as every non-linear layer is one that Captum has a rule
+    for (ReLU, ELU, leaky ReLU, sigmoid, tanh, softplus, max pooling); others are taken as linear.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Which method runs how, on how many volumes at a time: settings checked, memory planned, a group of subjects attributed."""
+"""Which method runs how, on how many volumes at a time: settings checked, memory planned, subjects attributed."""
 
 from __future__ import annotations
 

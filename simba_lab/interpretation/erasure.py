@@ -60,9 +60,7 @@ class Erasure:
         return self.left.shape[1]
 
 
-def leace(
-    features: np.ndarray, concept: np.ndarray, *, given: np.ndarray | None = None, shrinkage: bool = True
-) -> Erasure:
+def leace(features: np.ndarray, concept: np.ndarray, *, given: np.ndarray | None = None, shrinkage: bool = True) -> Erasure:
     """Return the erasure of a concept from features: the least change after which no linear probe reads it.
 
     No matrix of features by features is made. All that the fitted volumes tell lies in their span, of at most n - 1
@@ -79,7 +77,7 @@ def leace(
         already from `given`.
     shrinkage : bool
         Shrink the covariance towards that of a sphere, as far as random matrix theory says. Needed where features are more
-        than volumes: without it the least change is fitted to these volumes alone, and the rest of the bias stays in others.
+        than volumes: without it the least change is fitted to these volumes alone, and others keep the rest of the bias.
 
     Notes
     -----

@@ -39,8 +39,8 @@ Regions = Sequence[str] | Mapping[str, np.ndarray] | None
 
 def interchange(
     model: torch.nn.Module, cohort: Cohort | Sequence[Cohort], *, without: str = "bias",
-    layers: Sequence[str] | None = None, by: str = "block", groups: int | None = 8, regions: Regions = None, margin: int = 0,
-    batch_size: int = 16, memory_gb: float = 1.0, device: str = "auto", seed: int = 0,
+    layers: Sequence[str] | None = None, by: str = "block", groups: int | None = 8, regions: Regions = None,
+    margin: int = 0, batch_size: int = 16, memory_gb: float = 1.0, device: str = "auto", seed: int = 0,
 ) -> pd.DataFrame:  # fmt: skip
     """Return how much of the effect of the bias on the prediction passes through each block, channel group or region.
 

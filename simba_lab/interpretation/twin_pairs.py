@@ -48,7 +48,7 @@ def twins_of(cohort: Cohort | Sequence[Cohort], without: str) -> tuple[Cohort, C
     if len(cohort) != 2:
         raise SimbaError("twins", f"{len(cohort)} cohorts", "two: without the effect, and with it")
     off, on = cohort
-    remedy = f"Pass one cohort: its twins are made, by cohort.twin(without={without!r}) and cohort.twin(carrying={without!r})."
+    remedy = f"Pass one cohort; its twins are cohort.twin(without={without!r}) and cohort.twin(carrying={without!r})."
     if off.scenario is None or on.scenario is None:
         raise SimbaError("twins", "imported images", "twins of a scenario", "What was done to these is not known.")
     if without not in off.effects:
@@ -65,7 +65,8 @@ def twins_of(cohort: Cohort | Sequence[Cohort], without: str) -> tuple[Cohort, C
             raise SimbaError("twins", shown, f"without {without} in the first cohort and with it in the second", remedy)
         others = [name for name in before if name != without and before[name] != after[name]]
         if others:
-            raise SimbaError("twins", f"{who} that differs in {', '.join(others)} too", f"different in {without} only", remedy)
+            shown = f"{who} that differs in {', '.join(others)} too"
+            raise SimbaError("twins", shown, f"different in {without} only", remedy)
     return off, on
 
 
@@ -138,7 +139,8 @@ def batch_that_fits(
     need = 2 * volume.nbytes + largest + COPIES * sum(value.nbytes for value in found.values())
     if need > memory_gb * 1e9:
         raise SimbaError(
-            "memory_gb", memory_gb, f"at least {float(f'{1.01 * need / 1e9:.2g}')}: one subject and its activations need it",
+            "memory_gb", memory_gb,
+            f"at least {float(f'{1.01 * need / 1e9:.2g}')}: one subject and its activations need it",
             "Raise it, or name fewer layers.",
         )  # fmt: skip
     return int(min(batch_size, memory_gb * 1e9 // need)), {name: tuple(value.shape[1:]) for name, value in found.items()}
