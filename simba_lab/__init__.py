@@ -6,6 +6,7 @@ from simba_lab.claims import Claim, check, check_answer, over_seeds, rank_correl
 from simba_lab.errors import FoldingError, SimbaError, TemplateError, UnknownNameError
 from simba_lab.interpretation import (
     Attribution,
+    Erasure,
     Recording,
     adding,
     angles,
@@ -15,7 +16,11 @@ from simba_lab.interpretation import (
     code_length,
     components,
     edit,
+    encoding_and_use,
+    erase,
+    interchange,
     kernel_coordinates,
+    leace,
     learning_curve,
     octants,
     probe,
@@ -25,7 +30,7 @@ from simba_lab.interpretation import (
     record,
     replacing,
 )
-from simba_lab.sweep import Sweep, read_results
+from simba_lab.sweep import Sweep, layers_of, read_results
 from simba_lab.synthesis import (
     Cohort,
     CohortDataset,
@@ -91,6 +96,7 @@ __all__ = [
     "Claim",
     "Cohort",
     "CohortDataset",
+    "Erasure",
     "FitConfig",
     "FoldingError",
     "GaussianProcessSubjects",
@@ -130,6 +136,8 @@ __all__ = [
     "components",
     "disparity",
     "edit",
+    "encoding_and_use",
+    "erase",
     "evaluate",
     "export_bids",
     "fastest",
@@ -138,7 +146,10 @@ __all__ = [
     "fit_surface",
     "ideal_shift",
     "inject",
+    "interchange",
     "kernel_coordinates",
+    "layers_of",
+    "leace",
     "learning_curve",
     "load_template",
     "logits",

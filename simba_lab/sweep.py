@@ -15,6 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import yaml
@@ -22,7 +23,8 @@ from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from simba_lab.errors import SimbaError, UnknownNameError
-from simba_lab.synthesis import Morphology, Scenario, load_template, synthesise
+from simba_lab.interpretation import encoding_and_use, encoding_version
+from simba_lab.synthesis import Cohort, Morphology, Scenario, load_template, synthesise
 from simba_lab.synthesis.effects import CLASSES, Effect
 from simba_lab.synthesis.studio import studio
 from simba_lab.training import FitConfig, ResNet3D, SimBANet, fit
@@ -32,6 +34,8 @@ from simba_lab.training.judging import judge, judge_version
 from simba_lab.training.mitigation import mitigation_from
 
 NETWORKS = {"SimBANet": SimBANet, "SimBANet.paper": SimBANet.paper, "ResNet3D": ResNet3D}
+# Looking inside takes new subjects, some of the test subjects, and untrained networks.
+AUDIENCE, AUDIENCE_SEED, TWINS, UNTRAINED = 300, 10_000, 120, 2
 # The first word of a field that an axis may set, and what follows it.
 FIELDS = {
     "scenario": "a field of the scenario, such as scenario.bias.amplitude_mm",
@@ -60,6 +64,8 @@ class Cell:
     mitigation : dict, optional
     seed : int
         Of the cohort, the first weights and the batch order.
+    inside : bool
+        Whether to look inside the network too.
     """
 
     levels: dict[str, Any]
@@ -69,12 +75,13 @@ class Cell:
     config: FitConfig
     mitigation: dict[str, Any] | None
     seed: int
+    inside: bool = False
 
     @property
     def key(self) -> str:
         """Digest of all that the row of the cell follows from."""
         parts = [self.scenario.to_dict(), self.d_prime, self.network, dataclasses.asdict(self.config), self.mitigation]
-        return _digest([*parts, self.seed, code_version(), _row_version(), torch.__version__])
+        return _digest([*parts, self.seed, code_version(), _row_version(self.inside), torch.__version__])
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {value}" for name, value in {**self.levels, "seed": self.seed}.items())
@@ -98,6 +105,9 @@ class Sweep:
         Its seed is replaced. One thread each is fastest for many small networks.
     network : mapping
         ``name`` (SimBANet, SimBANet.paper or ResNet3D) and options.
+    inside : bool
+        Whether to measure for each layer and bias what is encoded there and what is used (`encoding_and_use`). It takes
+        about as long again; mitigations that make several networks have no inside.
 
     Raises
     ------
@@ -115,6 +125,7 @@ class Sweep:
     seeds: Sequence[int] = (0, 1, 2)
     config: FitConfig = field(default_factory=lambda: FitConfig(epochs=8, threads=1))
     network: Mapping[str, Any] = field(default_factory=lambda: {"name": "SimBANet"})
+    inside: bool = False
 
     def __post_init__(self) -> None:
         if not self.axes:
@@ -182,7 +193,11 @@ class Sweep:
             if isinstance(effect, Morphology) and effect.region not in load_template(made.template).regions:
                 raise UnknownNameError.among(f"scenario.{bias}.region", effect.region, load_template(made.template).regions)
         _network(network, seed)
-        return Cell(shown, made, d_prime, network, FitConfig(**config), mitigation, seed)
+        if self.inside and mitigation and mitigation["name"] == "group_models":
+            raise SimbaError(
+                "sweep.inside", True, "False with group_models", "These are two networks, each for its own group."
+            )
+        return Cell(shown, made, d_prime, network, FitConfig(**config), mitigation, seed, self.inside)
 
     def run(
         self, *, n_jobs: int = -1, cache: str | Path | bool = True, memory_gb: float = 4.0, progress: bool = False
@@ -204,7 +219,8 @@ class Sweep:
         Returns
         -------
         pandas.DataFrame
-            The axes and ``seed``; for each bias its ``size`` (amplitude in mm, or strength); then what `judge` measured.
+            The axes and ``seed``; for each bias its ``size`` (amplitude in mm, or strength); then what `judge` measured,
+            and the columns of `encoding_and_use`, if asked, after ``bias.layer.`` (see `layers_of`).
 
         Raises
         ------
@@ -238,7 +254,7 @@ class Sweep:
         del config["seed"]
         return {
             "scenario": self.scenario.to_dict(), "axes": axes, "seeds": list(self.seeds), "config": config,
-            "network": dict(self.network),
+            "network": dict(self.network), "inside": self.inside,
         }  # fmt: skip
 
     @classmethod
@@ -281,7 +297,7 @@ class Sweep:
         text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
         manifest = {
             "cells": len(table), "cells_sha256": hashlib.sha256(text.encode()).hexdigest(), "sweep": self.to_dict(),
-            "fitting_code": code_version(), "judging_code": _row_version(), "torch": torch.__version__,
+            "fitting_code": code_version(), "judging_code": _row_version(self.inside), "torch": torch.__version__,
             "python": platform.python_version(), "processor": _processor(), "cores": os.cpu_count(),
             "minutes": round(seconds / 60, 1),
         }  # fmt: skip
@@ -375,6 +391,8 @@ def _row(cell: Cell, factors: dict[str, float], cache: Path | bool, memory_gb: f
             model = _network(cell.network, cell.seed)
             run = fit(model, cohort, cell.config, mitigation=cell.mitigation, cache=cache, memory_gb=memory_gb)
             found = judge(run.model, cohort.test)
+            if cell.inside:
+                found |= _inside(run.model, cell, cohort)
         sizes = {f"{name}.size" if several else "size": _size(effect) for name, effect in biases.items()}
         kept = run.history.index[run.history["kept"]]
         return sizes | found | {"kept_epoch": int(kept[0]), "seconds": round(time.perf_counter() - start, 1)}
@@ -387,10 +405,52 @@ def _row(cell: Cell, factors: dict[str, float], cache: Path | bool, memory_gb: f
         studio.cache_clear()  # volumes of this cell serve no other; workers that grow are replaced, which takes long
 
 
+def _inside(model: torch.nn.Module, cell: Cell, cohort: Cohort) -> dict[str, float]:
+    """Return what is encoded and what is used, for each bias and layer."""
+    # Seeds far from those of sweeps: neither subjects nor first weights are those of another cell.
+    audience = synthesise(cohort.scenario.unbiased().replace(subjects=AUDIENCE), seed=AUDIENCE_SEED + cell.seed)
+    test = cohort.test.where(np.arange(min(TWINS, len(cohort.test))))
+    untrained = [_network(cell.network, AUDIENCE_SEED + number) for number in range(UNTRAINED)]
+    found = {}
+    for bias in cohort.biases:
+        table = encoding_and_use(model, audience, test, bias=bias, untrained=untrained, seed=cell.seed)
+        for layer, row in table.iterrows():
+            found |= {f"{bias}.{layer}.{column}": float(value) for column, value in row.items()}
+    return found
+
+
+def layers_of(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns that a sweep with ``inside`` noted, one row per cell, bias and layer.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From `Sweep.run` or `read_results`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``bias``, ``layer``, the axes and ``seed``, then the columns of `encoding_and_use`.
+    """
+    inside = [str(name).rsplit(".", 2) for name in table if str(name).endswith(".above_floor")]
+    if not inside:
+        raise SimbaError("table", "without columns of layers", "of a sweep with inside: true")
+    axes = list(table.columns[: list(table.columns).index("seed") + 1])
+    parts = []
+    for bias, layer, _ in inside:
+        start = f"{bias}.{layer}."
+        own = {name: name.removeprefix(start) for name in table if str(name).startswith(start)}
+        part = table[[*axes, *own]].rename(columns=own)
+        part.insert(0, "bias", bias)
+        part.insert(1, "layer", layer)
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
 @cache
-def _row_version() -> str:
-    """Return a digest of the code that makes a row of a run: this module, and what judges."""
-    return _digest([sources_digest([Path(__file__)]), judge_version()])[:16]
+def _row_version(inside: bool = False) -> str:
+    """Return a digest of the code that makes a row of a run: this module, what judges, and what looks inside."""
+    return _digest([sources_digest([Path(__file__)]), judge_version(), encoding_version() if inside else ""])[:16]
 
 
 def _size(effect) -> float:

@@ -4,7 +4,10 @@ from simba_lab.interpretation.activations import Recording, edit, record
 from simba_lab.interpretation.attribution import Attribution, attribute
 from simba_lab.interpretation.ease import code_length, learning_curve, prominence
 from simba_lab.interpretation.edits import adding, projecting_out, replacing
+from simba_lab.interpretation.encoding_and_use import encoding_and_use, encoding_version
+from simba_lab.interpretation.erasure import Erasure, erase, leace
 from simba_lab.interpretation.geometry import angles, components, projections
+from simba_lab.interpretation.interchange import interchange
 from simba_lab.interpretation.kernel_ridge import kernel_coordinates
 from simba_lab.interpretation.probing import probe
 from simba_lab.interpretation.questions import octants
@@ -12,6 +15,7 @@ from simba_lab.interpretation.similarity import cka, cka_matrix
 
 __all__ = [
     "Attribution",
+    "Erasure",
     "Recording",
     "adding",
     "angles",
@@ -21,7 +25,12 @@ __all__ = [
     "code_length",
     "components",
     "edit",
+    "encoding_and_use",
+    "encoding_version",
+    "erase",
+    "interchange",
     "kernel_coordinates",
+    "leace",
     "learning_curve",
     "octants",
     "probe",

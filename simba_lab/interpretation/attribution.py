@@ -136,8 +136,8 @@ def attribute(
         If there is no such method, layer or effect.
     SimbaError
         If no derivative reaches the voxels, a layer works in place where hooks read it, the layer of Grad-CAM has no
-        spatial extent, the network has no such target, the baseline is of another shape or differs in more than one effect, or one
-        volume does not fit in the memory.
+        spatial extent, the network has no such target, the baseline is of another shape or differs in more than one effect,
+        or one volume does not fit in the memory.
 
     References
     ----------
