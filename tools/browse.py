@@ -22,7 +22,8 @@ def visit(page, path: Path, pictures: Path | None) -> list[str]:
         figure = slider.evaluate_handle("element => element.closest('figure').querySelector('.picture')")
         before = slider.get_attribute("aria-valuetext"), figure.evaluate("e => getComputedStyle(e).backgroundPositionY")
         slider.focus()
-        page.keyboard.press("ArrowRight")
+        at_end = slider.evaluate("element => element.value === element.max")
+        page.keyboard.press("ArrowLeft" if at_end else "ArrowRight")
         after = slider.get_attribute("aria-valuetext"), figure.evaluate("e => getComputedStyle(e).backgroundPositionY")
         if before[0] == after[0] or before[1] == after[1]:
             found.append(f"slider {number} does not move by keyboard")
