@@ -66,7 +66,7 @@ def encoding_and_use(
         ``effect``, the change of the logit that the bias makes; ``removed``, by how much it falls when the bias is erased
         in this layer, with a 95 % interval over subjects, and ``removed_random``, the same for a random direction;
         ``disease``, the change of the logit that the disease makes between the mean control and the mean patient, for
-        scale; ``use``, removed / disease, with interval.
+        scale; ``use``, removed / disease, with interval (NaN if the network ignores the disease).
 
     Raises
     ------
@@ -104,6 +104,8 @@ def encoding_and_use(
     # Least squares through zero: the response to one unit of the disease, times the distance between the classes.
     scale = gap * (magnitudes * disease)[draws].mean(axis=1) / (magnitudes**2)[draws].mean(axis=1)
     whole = gap * float(magnitudes @ disease / (magnitudes @ magnitudes))
+    if abs(whole) < 1e-6:  # nothing to compare with
+        scale, whole = np.full(BOOTSTRAPS, np.nan), np.nan
     concepts = {concept: twin_concepts(audience, concept, seed) for concept in (bias, "random")}
     twins = list(twins_of(audience, bias))
     rows = []

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from concept_erasure import LeaceFitter
+from sklearn.covariance import ledoit_wolf
 
 from simba_lab.errors import SimbaError
 from simba_lab.interpretation.activations import edit, record
@@ -76,8 +77,9 @@ def leace(features: np.ndarray, concept: np.ndarray, *, given: np.ndarray | None
         Features and concept are taken less their means within its values: the concept is erased where it is not known
         already from `given`.
     shrinkage : bool
-        Shrink the covariance towards that of a sphere, as far as random matrix theory says. Needed where features are more
-        than volumes: without it the least change is fitted to these volumes alone, and others keep the rest of the bias.
+        Shrink the covariance towards that of a sphere, as far as Ledoit and Wolf estimate to be best. Needed where features
+        are more than volumes: without it the least change is fitted to these volumes alone, and others keep the rest of the
+        bias.
 
     Notes
     -----
@@ -88,8 +90,8 @@ def leace(features: np.ndarray, concept: np.ndarray, *, given: np.ndarray | None
 
     References
     ----------
-    Belrose et al. (2023), "LEACE: perfect linear concept erasure in closed form", NeurIPS, theorem 4.3; Bodnar et al.
-    (2014), J. Multivar. Anal. 132:215-228 (shrinkage).
+    Belrose et al. (2023), "LEACE: perfect linear concept erasure in closed form", NeurIPS, theorem 4.3; Ledoit and
+    Wolf (2004), "A well-conditioned estimator for large-dimensional covariance matrices", J. Multivar. Anal. 88:365-411.
     """
     return leaces(features, [concept], given=given, shrinkage=shrinkage)[0]
 
@@ -116,13 +118,17 @@ def leaces(
     # Unit variance in all, so that the tolerance of the fitter means the same in every layer.
     scores = torch.from_numpy(vectors * (sizes / np.sqrt((sizes**2).sum() / len(flat) / len(sizes))))
     rotation, found = torch.from_numpy(np.ascontiguousarray(basis)), []
+    # Ledoit and Wolf's covariance is positive definite however many features there are; the fitter's own shrinkage is not.
+    covariance = torch.from_numpy(ledoit_wolf(scores.numpy(), assume_centered=True)[0]) if shrinkage else None
     for wanted in asked:
+        # A constraint of the trace would mix in a projection that leaves some of the concept.
         fitter = LeaceFitter(
-            len(sizes), wanted.shape[1], dtype=torch.float64, shrinkage=shrinkage and len(sizes) > 1,
-            # A constraint of the trace would mix in a projection that leaves some of the concept.
-            constrain_cov_trace=False, svd_tol=1e-9,
-        )  # fmt: skip
-        eraser = fitter.update(scores, torch.from_numpy(wanted / np.abs(wanted).max())).eraser
+            len(sizes), wanted.shape[1], dtype=torch.float64, shrinkage=False, constrain_cov_trace=False, svd_tol=1e-9
+        )
+        fitter.update(scores, torch.from_numpy(wanted / np.abs(wanted).max()))
+        if covariance is not None:
+            fitter.sigma_xx_ = covariance * (len(flat) - 1)
+        eraser = fitter.eraser
         kept = eraser.proj_left.norm(dim=0) > 0
         found.append(Erasure(rotation @ eraser.proj_left[:, kept], eraser.proj_right[kept] @ rotation.T, mean))
     return found
