@@ -2,6 +2,8 @@
 
 from simba_lab.interpretation.activations import Recording, edit, record
 from simba_lab.interpretation.attribution import Attribution, attribute
+from simba_lab.interpretation.attribution_alignment import aligned, group_map
+from simba_lab.interpretation.attribution_checks import compare_attributions, faithfulness, sanity_checks
 from simba_lab.interpretation.ease import code_length, learning_curve, prominence
 from simba_lab.interpretation.edits import adding, projecting_out, replacing
 from simba_lab.interpretation.encoding_and_use import encoding_and_use, encoding_version
@@ -18,16 +20,20 @@ __all__ = [
     "Erasure",
     "Recording",
     "adding",
+    "aligned",
     "angles",
     "attribute",
     "cka",
     "cka_matrix",
     "code_length",
+    "compare_attributions",
     "components",
     "edit",
     "encoding_and_use",
     "encoding_version",
     "erase",
+    "faithfulness",
+    "group_map",
     "interchange",
     "kernel_coordinates",
     "leace",
@@ -39,4 +45,5 @@ __all__ = [
     "prominence",
     "record",
     "replacing",
+    "sanity_checks",
 ]
