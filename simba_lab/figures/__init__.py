@@ -2,8 +2,17 @@
 
 from simba_lab.figures.brains import brains, montage, montage_marks, outlined, tinted
 from simba_lab.figures.canvas import COLOURS, GROUP_COLOURS, new, picture
-from simba_lab.figures.layers import alignment, arrival, groups_on_axis, learning_curves, per_layer, plane, probes
-from simba_lab.figures.results import intervals, learning, rates, responses
+from simba_lab.figures.layers import (
+    alignment,
+    arrival,
+    encoding_and_use,
+    groups_on_axis,
+    learning_curves,
+    per_layer,
+    plane,
+    probes,
+)
+from simba_lab.figures.results import enrichments, intervals, learning, rates, responses
 
 __all__ = [
     "COLOURS",
@@ -11,6 +20,8 @@ __all__ = [
     "alignment",
     "arrival",
     "brains",
+    "encoding_and_use",
+    "enrichments",
     "groups_on_axis",
     "intervals",
     "learning",

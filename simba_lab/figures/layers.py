@@ -194,3 +194,48 @@ def groups_on_axis(table: pd.DataFrame, *, title: str, limit: float = 1.6) -> Fi
     axes.invert_yaxis()
     legend(axes)
     return figure
+
+
+def encoding_and_use(
+    tables: Mapping[str, pd.DataFrame], *, title: str, limits: tuple[tuple[float, float], tuple[float, float]] | None = None
+) -> Figure:
+    """Return what is encoded against what is used: one point per condition, with intervals over seeds.
+
+    Parameters
+    ----------
+    tables : mapping of legend text to DataFrame
+        Up to four kinds, such as marks that training made useful and marks that it did not. Indexed by condition, whose
+        name stands beside the point, with columns ``above_floor`` and ``removed`` and both with ``_low`` and ``_high``.
+    title : str
+    limits : pair of (low, high), optional
+        Ends of the horizontal and the vertical axis.
+    """
+    figure = new(figsize=(7.2, 4.8), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(0, color="0.6", linewidth=1)
+    axes.axvline(0, color="0.6", linewidth=1)
+    for (text, table), (colour, style) in zip(tables.items(), STYLES, strict=False):
+        errors = {
+            axis: [table[column] - table[f"{column}_low"], table[f"{column}_high"] - table[column]]
+            for axis, column in (("xerr", "above_floor"), ("yerr", "removed"))
+        }
+        axes.errorbar(
+            table["above_floor"], table["removed"], **errors, fmt=style[0], color=COLOURS[colour], elinewidth=0.9,
+            label=text,
+        )  # fmt: skip
+        for name, row in table.iterrows():
+            where = (row["above_floor"], row["removed"])
+            axes.annotate(str(name), where, (5, 4), textcoords="offset points", fontsize=8, color=COLOURS[colour])
+    axes.set(
+        xlabel="encoded: AUC of the probe, above untrained networks",
+        ylabel="used: effect on the answer that goes\nwith what is erased here (logit)", title=title,
+    )  # fmt: skip
+    if limits is not None:
+        axes.set(xlim=limits[0], ylim=limits[1])
+    for x, y, words in ((0.02, 0.98, "used"), (0.98, 0.98, "encoded and used"), (0.98, 0.02, "encoded and ignored")):
+        axes.text(
+            x, y, words, transform=axes.transAxes, ha="left" if x < 0.5 else "right", va="top" if y > 0.5 else "bottom",
+            fontsize=8, color="0.35", style="italic",
+        )  # fmt: skip
+    figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=2)
+    return figure

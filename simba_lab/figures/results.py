@@ -119,3 +119,34 @@ def responses(
     axes.set(xlabel=words[along[0]], ylabel="rise of the share called diseased", title=title, ylim=(-0.08, limit))
     legend(axes)
     return drawn
+
+
+def enrichments(tables: Mapping[str, pd.DataFrame], *, title: str) -> Figure:
+    """Return by how many times its share each method of attribution favours some voxels, for several kinds of network.
+
+    Parameters
+    ----------
+    tables : mapping of legend text to DataFrame
+        Indexed by method, with columns ``mean``, ``low`` and ``high``.
+    title : str
+    """
+    names = list(next(iter(tables.values())).index)
+    figure = new(figsize=(7.2, 0.9 + 0.42 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(1, color="0.5", linewidth=1, linestyle=":", label="chance")
+    for number, ((text, table), colour, marker) in enumerate(
+        zip(tables.items(), ("vermilion", "blue", "green"), "os^", strict=False)
+    ):
+        place = np.arange(len(names)) + 0.22 * (number - (len(tables) - 1) / 2)
+        errors = [table["mean"] - table["low"], table["high"] - table["mean"]]
+        axes.errorbar(table["mean"], place, xerr=errors, fmt=marker, capsize=3, color=COLOURS[colour], label=text)
+    axes.set(
+        yticks=range(len(names)),
+        yticklabels=names,
+        xlabel="enrichment (share of attribution / share of brain)",
+        title=title,
+    )
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlim(left=min(0, axes.get_xlim()[0]))
+    legend(axes)
+    return figure
