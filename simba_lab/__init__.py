@@ -20,6 +20,7 @@ from simba_lab.interpretation import (
     edit,
     encoding_and_use,
     erase,
+    erasure_audit,
     faithfulness,
     group_map,
     interchange,
@@ -34,6 +35,7 @@ from simba_lab.interpretation import (
     record,
     replacing,
     sanity_checks,
+    tcav,
 )
 from simba_lab.sweep import Sweep, layers_of, read_results
 from simba_lab.synthesis import (
@@ -145,6 +147,7 @@ __all__ = [
     "edit",
     "encoding_and_use",
     "erase",
+    "erasure_audit",
     "evaluate",
     "export_bids",
     "faithfulness",
@@ -181,6 +184,7 @@ __all__ = [
     "sanity_checks",
     "save_cohort",
     "synthesise",
+    "tcav",
     "twin_effect",
     "twin_logits",
     "twin_table",

@@ -4,6 +4,8 @@ from simba_lab.interpretation.activations import Recording, edit, record
 from simba_lab.interpretation.attribution import Attribution, attribute
 from simba_lab.interpretation.attribution_alignment import aligned, group_map
 from simba_lab.interpretation.attribution_checks import compare_attributions, faithfulness, sanity_checks
+from simba_lab.interpretation.audit import erasure_audit
+from simba_lab.interpretation.concepts import tcav
 from simba_lab.interpretation.ease import code_length, learning_curve, prominence
 from simba_lab.interpretation.edits import adding, projecting_out, replacing
 from simba_lab.interpretation.encoding_and_use import encoding_and_use, encoding_version
@@ -32,6 +34,7 @@ __all__ = [
     "encoding_and_use",
     "encoding_version",
     "erase",
+    "erasure_audit",
     "faithfulness",
     "group_map",
     "interchange",
@@ -46,4 +49,5 @@ __all__ = [
     "record",
     "replacing",
     "sanity_checks",
+    "tcav",
 ]

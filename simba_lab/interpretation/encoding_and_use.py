@@ -132,4 +132,5 @@ def encoding_and_use(
 @cache
 def encoding_version() -> str:
     """Return a digest of the code that this measure follows from."""
-    return sources_digest(sorted(Path(__file__).parent.glob("*.py")))
+    modules = "activations encoding_and_use erasure kernel_ridge probing questions resampling spool twin_pairs"
+    return sources_digest([Path(__file__).with_name(f"{name}.py") for name in modules.split()])

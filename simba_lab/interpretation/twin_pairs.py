@@ -140,7 +140,7 @@ def batch_that_fits(
     if need > memory_gb * 1e9:
         raise SimbaError(
             "memory_gb", memory_gb,
-            f"at least {float(f'{1.01 * need / 1e9:.2g}')}: one subject and its activations need it",
+            f"at least {float(f'{1.01 * need / 1e9:.3g}')}: one subject and its activations need it",
             "Raise it, or name fewer layers.",
         )  # fmt: skip
     return int(min(batch_size, memory_gb * 1e9 // need)), {name: tuple(value.shape[1:]) for name, value in found.items()}
