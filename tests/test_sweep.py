@@ -215,13 +215,22 @@ def test_a_random_cell_of_the_stored_tables_comes_out_again(folder):
     table, manifest = sb.read_results(folder)
     number = random.SystemRandom().randrange(len(table))
     row, cell = table.iloc[number], sb.Sweep.from_dict(manifest["sweep"]).cells()[number]
-    bias = cell.scenario.bias
-    factor = row["size"] / (bias.amplitude_mm if isinstance(bias, sb.Morphology) else bias.strength)
-    found = module._row(cell, dict.fromkeys(cell.d_prime, factor), False)
+    biases = cell.scenario.biases
+    prefix = {name: "" if list(biases) == ["bias"] else f"{name}." for name in biases}
+    factors = {}
+    for name in cell.d_prime:
+        effect = biases[name]
+        size = effect.amplitude_mm if isinstance(effect, sb.Morphology) else effect.strength
+        factors[name] = row[f"{prefix[name]}size"] / size
+    found = module._row(cell, factors, False)
     said = f"cell {number} of {folder.name}: {cell}"
-    assert found["twin_logit"] == pytest.approx(row["twin_logit"], abs=max(0.5, 0.5 * abs(row["twin_logit"]))), said
-    assert found["fair_accuracy"] == pytest.approx(row["fair_accuracy"], abs=0.12), said
+    for start in prefix.values():
+        effect = row[f"{start}twin_logit"]
+        assert found[f"{start}twin_logit"] == pytest.approx(effect, abs=max(0.5, 0.5 * abs(effect))), said
+        assert found[f"{start}fair_accuracy"] == pytest.approx(row[f"{start}fair_accuracy"], abs=0.12), said
     assert found["auroc"] == pytest.approx(row["auroc"], abs=0.08), said
+    for name in [name for name in row.index if name.endswith(".removed")]:
+        assert found[name] == pytest.approx(row[name], abs=max(0.5, 0.5 * abs(row[name]))), said
 
 
 def test_the_ideal_shift_is_what_a_simulated_reader_finds():
