@@ -43,7 +43,7 @@ unit:
 
 chapters:
 	@echo "Chapters"
-	@pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -n 2 --dist loadfile -q book/*.ipynb
+	@pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=1800 -n 2 --dist loadfile -q book/*.ipynb
 
 # Opens every page in Chromium with the network blocked; needs Chromium and the extra "browser".
 browse:
