@@ -35,6 +35,7 @@ from simba_lab.interpretation import (
     record,
     replacing,
     sanity_checks,
+    split_change,
     tcav,
 )
 from simba_lab.sweep import Sweep, layers_of, read_results
@@ -183,6 +184,7 @@ __all__ = [
     "salience",
     "sanity_checks",
     "save_cohort",
+    "split_change",
     "synthesise",
     "tcav",
     "twin_effect",

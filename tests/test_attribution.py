@@ -79,8 +79,17 @@ def test_integrated_gradients_are_complete_and_equal_those_of_captum(carriers):
     np.testing.assert_allclose(ours.table["logit_change"], change, atol=1e-5)
     assert sb.attribute(model, carriers).table["completeness_error"].abs().max() < 0.01
     for row, volume in enumerate(torch.from_numpy(carriers.arrays())[:, None, None]):
-        theirs = IntegratedGradients(lambda x: model(x)[:, 0]).attribute(volume, n_steps=50)[0, 0].detach().numpy()
-        np.testing.assert_allclose(ours.maps[row], theirs, atol=1e-3 * np.abs(theirs).max())
+        explain = IntegratedGradients(lambda x: model(x)[:, 0]).attribute
+        theirs = explain(volume, n_steps=50, method="riemann_middle")[0, 0].detach().numpy()
+        np.testing.assert_allclose(ours.maps[row], theirs, atol=1e-4 * np.abs(theirs).max())
+
+
+def test_a_refined_map_is_that_of_as_many_steps_at_once(carriers):
+    model = net().eval()
+    refined = sb.attribute(model, carriers, steps=2, tolerance=1e-9)
+    assert (refined.table["steps"] == 54).all()
+    at_once = sb.attribute(model, carriers, steps=54, tolerance=None)
+    np.testing.assert_allclose(refined.maps, at_once.maps, atol=1e-5 * np.abs(at_once.maps).max())
 
 
 def test_the_zero_start_equals_no_start_and_the_mean_is_another(carriers):

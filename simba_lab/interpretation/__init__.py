@@ -5,6 +5,7 @@ from simba_lab.interpretation.attribution import Attribution, attribute
 from simba_lab.interpretation.attribution_alignment import aligned, group_map
 from simba_lab.interpretation.attribution_checks import compare_attributions, faithfulness, sanity_checks
 from simba_lab.interpretation.audit import erasure_audit
+from simba_lab.interpretation.change import split_change
 from simba_lab.interpretation.concepts import tcav
 from simba_lab.interpretation.ease import code_length, learning_curve, prominence
 from simba_lab.interpretation.edits import adding, projecting_out, replacing
@@ -49,5 +50,6 @@ __all__ = [
     "record",
     "replacing",
     "sanity_checks",
+    "split_change",
     "tcav",
 ]

@@ -16,7 +16,7 @@ from simba_lab.errors import SimbaError
 from simba_lab.interpretation.activations import layer_names
 from simba_lab.interpretation.attribution import attribute
 from simba_lab.interpretation.attribution_gradients import seeded
-from simba_lab.interpretation.attribution_methods import METHODS, Settings, plan_of
+from simba_lab.interpretation.attribution_methods import METHODS, Settings, middles, plan_of
 from simba_lab.interpretation.resampling import BOOTSTRAPS
 from simba_lab.rng import stream
 
@@ -229,7 +229,7 @@ def _noisy(scorer: torch.nn.Module, volume: torch.Tensor, noise: float) -> torch
 def _explaining(plan, cohort: Cohort, place: np.ndarray, steps: int) -> Callable:
     def explain(x: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
         x = x[0] if isinstance(x, tuple) else x
-        maps = [plan.attribute(one[None], torch.zeros_like(one[None]), cohort, place, steps)[0] for one in x]
+        maps = [plan.attribute(one[None], torch.zeros_like(one[None]), cohort, place, middles(steps))[0] for one in x]
         return torch.cat(maps).detach()
 
     return explain

@@ -39,6 +39,10 @@ class Scorer(nn.Module):
         super().__init__()
         self.network, self.target = copy.deepcopy(model), target
         self.eval().requires_grad_(False)
+        _simplify_norms(self)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv3d):  # a third faster
+                layer.to(memory_format=torch.channels_last_3d)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the score of each volume, shape (N,)."""
@@ -49,6 +53,31 @@ class Scorer(nn.Module):
         if not 0 <= self.target < columns:
             raise SimbaError("target", self.target, f"an integer from 0 to {columns - 1}, an output of the network")
         return output[:, self.target] if output.ndim == 2 else output
+
+
+class _Affine(nn.Module):
+    """What batch normalisation does when its statistics are fixed; its derivative needs no activations."""
+
+    def __init__(self, norm: nn.BatchNorm3d) -> None:
+        super().__init__()
+        scale = torch.rsqrt(norm.running_var + norm.eps)
+        shift = -norm.running_mean * scale
+        if norm.affine:
+            scale, shift = scale * norm.weight, shift * norm.weight + norm.bias
+        self.register_buffer("scale", scale.detach().view(-1, 1, 1, 1))
+        self.register_buffer("shift", shift.detach().view(-1, 1, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.addcmul(self.shift, x, self.scale)
+
+
+def _simplify_norms(parent: nn.Module) -> None:
+    for name, child in parent.named_children():
+        watched = child._forward_hooks or child._forward_pre_hooks
+        if type(child) is nn.BatchNorm3d and child.running_var is not None and not watched:
+            parent._modules[name] = _Affine(child)
+        else:
+            _simplify_norms(child)
 
 
 class _StandIn(nn.Module):
@@ -224,25 +253,34 @@ def saliency(reader: Reader, images: torch.Tensor) -> torch.Tensor:
 
 
 def integrated_gradients(
-    reader: Reader, images: torch.Tensor, starts: torch.Tensor, *, steps: int, chunk: int
+    reader: Reader, images: torch.Tensor, starts: torch.Tensor, *, points: np.ndarray, chunk: int
 ) -> torch.Tensor:
-    """Return integrated gradients by the Gauss-Legendre rule with `steps` points, shape (N, 1, X, Y, Z).
+    """Return the mean of integrated gradients over points of the path, shape (N, 1, X, Y, Z).
+
+    Parameters
+    ----------
+    reader : Reader
+    images, starts : tensor, shape (N, 1, X, Y, Z)
+    points : ndarray, shape (steps,)
+        From 0 at the start to 1 at the image. The middles of equal parts give the integral by the midpoint rule; gradients
+        of networks with kinks are too rough for Gauss-Legendre's, which spreads points thinly in the middle, to pay.
+    chunk : int
+        Gradients in one pass.
 
     References
     ----------
     Sundararajan et al. (2017), "Axiomatic attribution for deep networks", eq. 1.
     """
-    points, weights = (torch.from_numpy(a).float().to(images.device) for a in np.polynomial.legendre.leggauss(steps))
-    points, weights = (1 + points) / 2, weights / 2
+    places = torch.from_numpy(points).float().to(images.device)
     with torch.no_grad():
         low = reader.head(starts)
         span = reader.head(images) - low
     total = torch.zeros_like(span)
     axes = (1,) * (span.ndim - 1)
-    for subject, step in _pairs(len(images), steps, chunk, images.device):
-        gradient = reader.gradient(low[subject] + points[step].view(-1, *axes) * span[subject])
-        total.index_add_(0, subject, weights[step].view(-1, *axes) * gradient)
-    return (images - starts) * reader.back(images, total)
+    for subject, step in _pairs(len(images), len(points), chunk, images.device):
+        gradient = reader.gradient(torch.addcmul(low[subject], places[step].view(-1, *axes), span[subject]))
+        total.index_add_(0, subject, gradient)
+    return (images - starts) * reader.back(images, total / len(points))
 
 
 def smooth_gradients(
@@ -250,26 +288,30 @@ def smooth_gradients(
 ) -> torch.Tensor:
     """Return the mean derivative over noisy copies of each volume, shape (N, 1, X, Y, Z).
 
-    The noise of a subject comes from its own stream, whatever else is in the batch.
+    Noise comes in pairs of opposite sign, which saves half of the draws and averages out what is linear in it. That of a
+    subject comes from its own stream, whatever else is in the batch.
 
     References
     ----------
-    Smilkov et al. (2017), "SmoothGrad: removing noise by adding noise", eq. 2 of section 3.
+    Smilkov et al. (2017), "SmoothGrad: removing noise by adding noise", eq. 2 of section 3; antithetic variates as in
+    Owen (2013), "Monte Carlo theory, methods and examples", section 8.2.
     """
     drawn = [stream(seed, subject, "attribution noise") for subject in subjects]
-    total = None
-    for subject, _ in _pairs(len(images), samples, chunk, images.device):
-        noisy = images[subject]
-        for row, number in enumerate(subject.tolist()):
-            added = drawn[number].standard_normal(noisy.shape[1:], np.float32)
-            noisy[row] += torch.from_numpy(added).to(noisy.device).mul_(noise)
-        with torch.no_grad():
-            hidden = reader.head(noisy)
-        gradient = reader.gradient(hidden)
-        if total is None:
-            total = gradient.new_zeros(len(images), *gradient.shape[1:])
-        total.index_add_(0, subject, gradient / samples)
-    return reader.back(images, total)
+    with torch.no_grad():
+        clean = reader.head(images)
+    total, opposite = torch.zeros_like(clean), torch.empty_like(clean)
+    for subject, sample in _pairs(len(images), samples, chunk, images.device):
+        hidden = clean[subject]
+        for row, (number, odd) in enumerate(zip(subject.tolist(), (sample % 2).tolist(), strict=True)):
+            if odd:
+                hidden[row] = opposite[number]
+                continue
+            added = torch.from_numpy(drawn[number].standard_normal(images.shape[1:], np.float32)).to(images.device)
+            with torch.no_grad():
+                hidden[row] = reader.head(images[number : number + 1] + noise * added)[0]
+            torch.sub(2 * clean[number], hidden[row], out=opposite[number])
+        total.index_add_(0, subject, reader.gradient(hidden))
+    return reader.back(images, total / samples)
 
 
 def _pairs(count: int, steps: int, chunk: int, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

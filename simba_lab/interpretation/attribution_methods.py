@@ -109,9 +109,12 @@ class Plan:
         return self.settings.method in COMPARING
 
     def attribute(
-        self, images: torch.Tensor, starts: torch.Tensor | None, cohort: Cohort, places: np.ndarray, steps: int
+        self, images: torch.Tensor, starts: torch.Tensor | None, cohort: Cohort, places: np.ndarray, points: np.ndarray
     ) -> tuple[torch.Tensor, list[dict]]:
-        """Return maps of shape (N, 1, X, Y, Z) and what the table says of each subject."""
+        """Return maps of shape (N, 1, X, Y, Z) and what the table says of each subject.
+
+        `points` are those of the path of integrated gradients; other methods have none.
+        """
         rows: list[dict] = [{} for _ in places]
         if self.compares:
             with torch.no_grad():
@@ -123,8 +126,7 @@ class Plan:
         settings, scorer = self.settings, self.reader.scorer
         match settings.method:
             case "integrated_gradients":
-                maps = integrated_gradients(self.reader, images, starts, steps=steps, chunk=self.chunk)
-                rows = [row | {"steps": steps} for row in rows]
+                maps = integrated_gradients(self.reader, images, starts, points=points, chunk=self.chunk)
             case "saliency":
                 maps = saliency(self.reader, images)
             case "input_x_gradient":
@@ -164,6 +166,11 @@ class Plan:
             )  # fmt: skip
             rows[row]["regions"] = {names[number]: value for number, value in regional.items()}
         return maps
+
+
+def middles(parts: int) -> np.ndarray:
+    """Return the middles of equal parts of a path from 0 to 1, shape (parts,)."""
+    return (np.arange(parts) + 0.5) / parts
 
 
 def regions_of(cohort: Cohort, index: int) -> np.ndarray:
