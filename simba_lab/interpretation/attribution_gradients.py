@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -299,18 +300,16 @@ def smooth_gradients(
     drawn = [stream(seed, subject, "attribution noise") for subject in subjects]
     with torch.no_grad():
         clean = reader.head(images)
-    total, opposite = torch.zeros_like(clean), torch.empty_like(clean)
-    for subject, sample in _pairs(len(images), samples, chunk, images.device):
-        hidden = clean[subject]
-        for row, (number, odd) in enumerate(zip(subject.tolist(), (sample % 2).tolist(), strict=True)):
-            if odd:
-                hidden[row] = opposite[number]
-                continue
-            added = torch.from_numpy(drawn[number].standard_normal(images.shape[1:], np.float32)).to(images.device)
-            with torch.no_grad():
-                hidden[row] = reader.head(images[number : number + 1] + noise * added)[0]
-            torch.sub(2 * clean[number], hidden[row], out=opposite[number])
-        total.index_add_(0, subject, reader.gradient(hidden))
+    total = torch.zeros_like(clean)
+    for subject, draw in _pairs(len(images), math.ceil(samples / 2), chunk, images.device):
+        added = np.stack([drawn[number].standard_normal(images.shape[1:], np.float32) for number in subject.tolist()])
+        with torch.no_grad():
+            noisy = reader.head(torch.from_numpy(added).to(images.device).mul_(noise).add_(images[subject]))
+        total.index_add_(0, subject, reader.gradient(noisy))
+        paired = draw < samples // 2  # the last of an odd number has no opposite
+        if paired.any():
+            subject, noisy = subject[paired], noisy[paired]
+            total.index_add_(0, subject, reader.gradient(2 * clean[subject] - noisy))
     return reader.back(images, total / samples)
 
 
