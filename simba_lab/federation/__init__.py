@@ -1,0 +1,25 @@
+"""Many hospitals: a cohort split over sites with scanners of their own, and strategies that train across them."""
+
+from simba_lab.federation.clients import LocalClient, SiteError, VisitConfig
+from simba_lab.federation.sites import Federation, Site, hospitals, open_site, save_sites, study_sites, with_scanners
+from simba_lab.federation.strategies import Step, fedavg, fedprox, fedtm, follow, local, travelling
+
+__all__ = [
+    "Federation",
+    "LocalClient",
+    "Site",
+    "SiteError",
+    "Step",
+    "VisitConfig",
+    "fedavg",
+    "fedprox",
+    "fedtm",
+    "follow",
+    "hospitals",
+    "local",
+    "open_site",
+    "save_sites",
+    "study_sites",
+    "travelling",
+    "with_scanners",
+]

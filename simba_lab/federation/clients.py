@@ -1,0 +1,177 @@
+"""A site as the strategies see it: it says how many subjects it has, and trains weights that visit it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from simba_lab.errors import SimbaError
+from simba_lab.rng import stream
+from simba_lab.synthesis import Cohort
+from simba_lab.training.arithmetic import THREADS, deterministic
+from simba_lab.training.feeding import Feed
+from simba_lab.training.networks import logit
+
+Weights = dict[str, torch.Tensor]
+
+
+class SiteError(SimbaError):
+    """A site that gave no usable answer; `field` is its name."""
+
+
+@dataclass(frozen=True)
+class VisitConfig:
+    """How a site trains the weights that visit it.
+
+    The optimiser (AdamW) starts afresh at each visit: a site sends weights and counts alone.
+
+    Parameters
+    ----------
+    epochs : int
+        Passes over the site's subjects in one visit.
+    batch_size : int
+    learning_rate : float
+        Before the decay of the strategy.
+    weight_decay : float
+    threads : int
+        As in `simba_lab.FitConfig`.
+    channels_last : bool
+        False for networks that look at the memory of their activations.
+    """
+
+    epochs: int = 1
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    threads: int = THREADS
+    channels_last: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "threads"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise SimbaError(f"config.{name}", value, "an integer of at least 1")
+        if not isinstance(self.learning_rate, int | float) or not 0 < self.learning_rate < 1:
+            raise SimbaError("config.learning_rate", self.learning_rate, "above 0 and below 1", "1e-3 works for SimBANet.")
+        if not isinstance(self.weight_decay, int | float) or not 0 <= self.weight_decay < math.inf:
+            raise SimbaError("config.weight_decay", self.weight_decay, "finite and at least 0")
+
+
+class Client(Protocol):
+    """What a strategy needs of a site, wherever that is."""
+
+    name: str
+
+    def info(self) -> dict[str, Any]:
+        """Return ``subjects``, the number of training subjects."""
+
+    def train(self, weights: Weights, *, seed: int, visit: int, rate: float = 1.0, proximal: float = 0.0) -> dict[str, Any]:
+        """Return ``weights`` after training here, ``subjects`` and the mean ``loss``.
+
+        Parameters
+        ----------
+        weights : dict of str to tensor
+            Not changed.
+        seed, visit : int
+            Name the order in which subjects are seen: the same numbers give the same weights.
+        rate : float
+            Factor on the learning rate.
+        proximal : float
+            Weight of the squared distance from the weights that came in (FedProx's mu).
+        """
+
+
+class LocalClient:
+    """A site in this process.
+
+    Parameters
+    ----------
+    name : str
+    model : torch.nn.Module
+        Its architecture; a copy is trained.
+    cohort : Cohort
+        The site's training subjects. Their volumes are brought when the first visit comes.
+    config : VisitConfig, optional
+    memory_gb : float
+        Volumes beyond this size are not kept in memory.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: torch.nn.Module,
+        cohort: Cohort,
+        config: VisitConfig | None = None,
+        *,
+        memory_gb: float = 4.0,
+    ) -> None:
+        if len(cohort) == 0:
+            raise SiteError(name, "no subjects", "a site with at least one")
+        self.name, self.cohort, self.config, self.memory_gb = name, cohort, config or VisitConfig(), memory_gb
+        self._network = copy.deepcopy(model)
+        self._feed: Feed | None = None
+
+    def info(self) -> dict[str, Any]:
+        """Return the number of training subjects."""
+        return {"subjects": len(self.cohort)}
+
+    def train(self, weights: Weights, *, seed: int, visit: int, rate: float = 1.0, proximal: float = 0.0) -> dict[str, Any]:
+        """Train a copy of the weights on this site's subjects, see `Client.train`."""
+        config, network = self.config, self._network
+        network.load_state_dict(weights)
+        layout = torch.channels_last_3d if config.channels_last else torch.contiguous_format
+        network = network.to(memory_format=layout).train()
+        parameters = [value for value in network.parameters() if value.requires_grad]
+        start = [value.detach().clone() for value in parameters] if proximal else []
+        draws, total = stream(seed, self.name, f"visit {visit}"), 0.0
+        with deterministic(config.threads), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(draws.integers(2**62)))  # dropout
+            if self._feed is None:
+                self._feed = Feed(self.cohort, torch.device("cpu"), memory_gb=self.memory_gb)
+            labels = torch.from_numpy(self.cohort["label"].astype(np.float32))
+            optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate * rate, weight_decay=config.weight_decay)
+            for _ in range(config.epochs):
+                batches = torch.from_numpy(draws.permutation(len(labels))).split(config.batch_size)
+                for rows, volumes in zip(batches, self._feed.batches(batches), strict=True):
+                    scores = logit(network(volumes.contiguous(memory_format=layout)))
+                    loss = binary_cross_entropy_with_logits(scores.float(), labels[rows])
+                    total += loss.item() * len(rows)
+                    pulls = zip(parameters, start, strict=bool(start))
+                    if start:
+                        loss = loss + proximal / 2 * sum(((value - before) ** 2).sum() for value, before in pulls)
+                    optimiser.zero_grad()
+                    loss.backward()
+                    optimiser.step()
+        after = {name: value.detach().clone().contiguous() for name, value in network.state_dict().items()}
+        return {"weights": after, "subjects": len(labels), "loss": total / (len(labels) * config.epochs)}
+
+
+def checked(reply: object, weights: Weights, site: str) -> dict[str, Any]:
+    """Return the reply of a site if it can be used.
+
+    Raises
+    ------
+    SiteError
+        If it lacks a part, if weights have other names or shapes than those that were sent, or are not finite.
+    """
+    if not isinstance(reply, dict) or not {"weights", "subjects", "loss"} <= set(reply):
+        raise SiteError(site, type(reply).__name__, "a reply with weights, subjects and loss")
+    if not isinstance(reply["subjects"], int) or reply["subjects"] < 1:
+        raise SiteError(site, reply["subjects"], "a reply with a number of subjects above 0")
+    found = reply["weights"]
+    if set(found) != set(weights):
+        strange = sorted(set(found) ^ set(weights))[0]
+        raise SiteError(site, strange, "a reply with the weights that were sent", "It runs another network.")
+    for name, value in weights.items():
+        if found[name].shape != value.shape or found[name].dtype != value.dtype:
+            shape = f"{name}: {tuple(found[name].shape)}, {found[name].dtype}"
+            raise SiteError(site, shape, f"a reply of shape {tuple(value.shape)} and type {value.dtype}")
+        if not torch.isfinite(found[name]).all():
+            raise SiteError(site, f"{name}: not finite", "a reply of finite weights", "Look at its data and learning rate.")
+    return reply
