@@ -7,6 +7,8 @@ before it and on numbers alone (`seed` and the place of the step), so any of the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -215,19 +217,36 @@ def average(replies: Sequence[dict[str, Any]]) -> Weights:
 
 def _ask(clients: Sequence[Client], weights: Weights, faults: str, **visit: Any) -> tuple[dict[str, dict], dict[str, str]]:
     """Let sites train from the same weights; return the replies in the order of the sites, and what went wrong."""
-    replies, broken = {}, {}
-    for client in clients:
+
+    def answer(client: Client) -> dict[str, Any] | SiteError:
         try:
             sent = {name: value.clone() for name, value in weights.items()}  # nobody writes to what others are sent
-            replies[client.name] = checked(client.train(sent, **visit), weights, client.name)
+            return checked(client.train(sent, **visit), weights, client.name)
         except SiteError as error:
-            if faults == "stop":
-                raise
-            broken[client.name] = str(error)
-        except (RuntimeError, OSError, ValueError) as error:
-            if faults == "stop":
-                raise SiteError(client.name, type(error).__name__, "able to train", str(error)) from error
-            broken[client.name] = str(error)
+            return error
+        except Exception as error:  # whatever a site, or the way to it, may raise
+            named = SiteError(client.name, type(error).__name__, "able to train", str(error))
+            named.__cause__ = error
+            return named
+
+    if len(clients) > 1 and all(getattr(client, "remote", False) for client in clients):
+        with ThreadPoolExecutor(len(clients)) as pool:  # they wait for other machines
+            calls = [pool.submit(copy_context().run, answer, client) for client in clients]
+            answers = [call.result() for call in calls]
+    else:
+        answers = []
+        for client in clients:
+            answers.append(answer(client))
+            if isinstance(answers[-1], SiteError) and faults == "stop":
+                break
+    replies, broken = {}, {}
+    for client, given in zip(clients, answers, strict=False):
+        if not isinstance(given, SiteError):
+            replies[client.name] = given
+        elif faults == "stop":
+            raise given
+        else:
+            broken[client.name] = str(given)
     return replies, broken
 
 
