@@ -1,4 +1,4 @@
-"""The command line: ``simba-lab regions | synthesise | export | fit | probe | sweep``."""
+"""The command line: ``simba-lab regions | synthesise | export | fit | probe | sweep | federate``."""
 
 from __future__ import annotations
 
@@ -53,6 +53,17 @@ def _parser() -> argparse.ArgumentParser:
         "--memory-gb", type=float, default=4.0, help="for the volumes of each process; beyond it they stream"
     )
     sweep.set_defaults(command=_sweep)
+    federate = commands.add_parser("federate", help="train over hospitals: here, or deployed; an interrupted call resumes")
+    federate.add_argument("study", type=Path, help="YAML file (examples: data/federations/)")
+    federate.add_argument("folder", type=Path, help="folder for steps and weights, or for stores and start-up kits")
+    how = federate.add_mutually_exclusive_group(required=True)
+    how.add_argument("--local", action="store_true", help="all sites in this process")
+    how.add_argument("--provision", action="store_true", help="write stores and start-up kits, and say who starts what")
+    how.add_argument("--submit", action="store_true", help="start the training once all roles run")
+    federate.add_argument("--host", default="localhost", help="name under which sites reach the server")
+    federate.add_argument("--port", type=int, default=8002, help="of the server; the next one is the administrator's")
+    federate.add_argument("--timeout", type=float, default=3600, help="seconds that one visit may take")
+    federate.set_defaults(command=_federate)
     return parser
 
 
@@ -133,6 +144,61 @@ def _sweep(options: argparse.Namespace) -> None:
     table = sweep.run(n_jobs=options.jobs, memory_gb=options.memory_gb, progress=True)
     sweep.save(table, options.folder, seconds=time.perf_counter() - start)
     print(f"{len(table)} cells in {options.folder}")
+
+
+def _federate(options: argparse.Namespace) -> None:
+    from simba_lab.federation import Study
+
+    study = Study.from_yaml(options.study)
+    (_federate_here if options.local else _provision if options.provision else _submit)(study, options)
+
+
+def _federate_here(study, options: argparse.Namespace) -> None:
+    from tqdm.auto import tqdm
+
+    from simba_lab.federation import Ledger, LocalClient
+    from simba_lab.training import evaluate, twin_effect
+
+    plan, federation, ledger = study.plan, study.federation, Ledger(options.folder, study.plan)
+    model, (weights, done) = plan.model(), ledger.resume()
+    clients = [LocalClient(name, model, federation.at(name), plan.visit) for name in plan.sites]
+    for step in tqdm(plan.steps(clients, weights, done=done), initial=done, unit="step"):
+        ledger(step)
+    model.load_state_dict(ledger.resume()[0])
+    print(evaluate(model, federation.test, by="site").round(3).to_string())
+    for effect in federation.cohort.effects:
+        print(twin_effect(model, federation.test, without=effect).round(3).to_string())
+
+
+def _engine():
+    try:
+        from simba_lab.federation import engine
+    except ModuleNotFoundError as error:
+        remedy = "Install it: pip install 'simba-lab[federation]'."
+        raise SimbaError("federation", "NVIDIA FLARE is missing", "installed for deployment", remedy) from error
+    return engine
+
+
+def _provision(study, options: argparse.Namespace) -> None:
+    from simba_lab.federation import save_sites
+
+    engine = _engine()
+    folder = _new(options.folder)
+    folder.mkdir()
+    kits = engine.provision(study.plan.sites, folder / "kits", host=options.host, port=options.port)
+    stores = save_sites(study.federation, folder / "stores", progress=True)
+    print("Each kit holds a private key: give it, with the store, to its own machine alone. There:")
+    for role, own in [("server", folder / "ledger"), *zip(study.plan.sites, stores, strict=True)]:
+        print(f"{role}:  {engine.FOLDER}={own.absolute()} {(kits[role] / 'startup' / 'start.sh').absolute()}")
+    print(f"admin:  simba-lab federate {options.study} {options.folder} --submit")
+
+
+def _submit(study, options: argparse.Namespace) -> None:
+    engine = _engine()
+    ended = engine.submit(engine.kits(options.folder / "kits")["admin"], study.plan, timeout=options.timeout)
+    if ended != "FINISHED:COMPLETED":
+        raise SimbaError("training", ended, "FINISHED:COMPLETED", "The server's ledger says why; call again: it resumes.")
+    print("done; the weights are in the server's ledger")
 
 
 if __name__ == "__main__":

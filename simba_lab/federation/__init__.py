@@ -4,6 +4,7 @@ from simba_lab.federation.clients import LocalClient, SiteError, VisitConfig
 from simba_lab.federation.plan import Ledger, Plan
 from simba_lab.federation.sites import Federation, Site, hospitals, open_site, save_sites, study_sites, with_scanners
 from simba_lab.federation.strategies import Step, fedavg, fedprox, fedtm, follow, local, travelling
+from simba_lab.federation.study import Study
 
 __all__ = [
     "Federation",
@@ -13,6 +14,7 @@ __all__ = [
     "Site",
     "SiteError",
     "Step",
+    "Study",
     "VisitConfig",
     "fedavg",
     "fedprox",

@@ -161,16 +161,26 @@ def provision(sites: Sequence[str], folder: str | Path, *, host: str = "localhos
     (folder / "project.yml").write_text(yaml.safe_dump(project, sort_keys=False), encoding="utf-8")
     command = [sys.executable, "-m", "nvflare.cli", "provision", "-p", "project.yml", "-w", "kits"]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    kits = folder / "kits" / "simba-lab" / "prod_00"
-    if result.returncode or not kits.is_dir():
+    if result.returncode:
         raise SimbaError("sites", list(sites), "what the engine can provision", (result.stdout + result.stderr)[-500:])
-    roles = {"server": kits / host} | {name: kits / name for name in sites}
-    for kit in roles.values():
-        local = kit / "local"
+    made = kits(folder)
+    for role in made.keys() - {"admin"}:
+        local = made[role] / "local"
         resources = json.loads((local / "resources.json.default").read_text(encoding="utf-8"))
         resources["class_allow_list"] = [*resources["class_allow_list"], *COLLAB]
         (local / "resources.json").write_text(json.dumps(resources, indent=1), encoding="utf-8")
-    return roles | {"admin": kits / ADMIN}
+    return made
+
+
+def kits(folder: str | Path) -> dict[str, Path]:
+    """Return the kits that `provision` made in a folder: ``server``, ``admin`` and each site."""
+    folder = Path(folder)
+    if not (folder / "project.yml").is_file():
+        raise SimbaError("folder", str(folder), "the folder of `provision`", "Provision the federation first.")
+    project = yaml.safe_load((folder / "project.yml").read_text(encoding="utf-8"))
+    made = folder / "kits" / project["name"] / "prod_00"
+    roles = {one["name"]: one["type"] for one in project["participants"]}
+    return {name if role == "client" else role: made / name for name, role in roles.items()}
 
 
 def start(kit: Path, folder: Path, *, log: Path | None = None) -> subprocess.Popen:

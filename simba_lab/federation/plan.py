@@ -123,6 +123,9 @@ class Ledger:
             raise SimbaError("folder", str(folder), "new, or the ledger of this very plan", "Nothing is overwritten.")
         else:
             _write(written, json.dumps(plan.to_dict(), indent=1).encode())
+        if self._steps_file.is_file() and not self._steps_file.read_bytes().endswith(b"\n"):
+            with self._steps_file.open("a", encoding="utf-8") as file:
+                file.write("\n")  # after a line that was being written at a kill
 
     @property
     def _plan_file(self) -> Path:
