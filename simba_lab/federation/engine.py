@@ -7,18 +7,21 @@ ledger where that of the server says; no path travels. What travels is weights, 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from nvflare.collab import CollabRecipe, collab
-from nvflare.recipe import ProdEnv
+from nvflare.fuel.flare_api.api_spec import NoClientsAvailable, NoConnection
+from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from simba_lab.errors import SimbaError
 from simba_lab.federation.clients import LocalClient, SiteError, Weights
@@ -168,8 +171,22 @@ def provision(sites: Sequence[str], folder: str | Path, *, host: str = "localhos
         local = made[role] / "local"
         resources = json.loads((local / "resources.json.default").read_text(encoding="utf-8"))
         resources["class_allow_list"] = [*resources["class_allow_list"], *COLLAB]
+        if role == "server":
+            _own_storage(resources, made[role].absolute())
         (local / "resources.json").write_text(json.dumps(resources, indent=1), encoding="utf-8")
     return made
+
+
+def _own_storage(resources: dict[str, Any], kit: Path) -> None:
+    """Keep jobs inside the kit, and try a job that waits for a site every few seconds.
+
+    By default all federations of a machine share one folder in /tmp, and a job that found a site missing waits up to ten
+    minutes.
+    """
+    resources["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = str(kit / "snapshots")
+    arguments = {one["id"]: one.setdefault("args", {}) for one in resources["components"]}
+    arguments["job_manager"]["uri_root"] = str(kit / "jobs")
+    arguments["job_scheduler"] |= {"min_schedule_interval": 2.0, "max_schedule_interval": 5.0, "max_schedule_count": 100}
 
 
 def kits(folder: str | Path) -> dict[str, Path]:
@@ -209,7 +226,9 @@ class _Installed(CollabRecipe):
         return []
 
 
-def submit(kit: Path, plan: Plan, *, timeout: float = 3600, wait: float | None = None) -> str:
+def submit(
+    kit: Path, plan: Plan, *, timeout: float = 3600, wait: float | None = None, patience: float = 60
+) -> str:
     """Submit a plan with the administrator's kit, wait until it is over, and return FLARE's word for how it ended.
 
     Parameters
@@ -220,6 +239,14 @@ def submit(kit: Path, plan: Plan, *, timeout: float = 3600, wait: float | None =
         Seconds that one visit may take.
     wait : float, optional
         Seconds to wait for the end; for ever by default.
+    patience : float
+        Seconds to wait until the server and every site of the plan answer.
+
+    Raises
+    ------
+    SimbaError
+        If the server or a site does not answer (the sites are named), if the server is lost on the way, or if the training
+        takes longer than `wait`. It can be submitted again, and goes on from its last step.
     """
     from simba_lab.federation import engine  # the module under its own name, also if it was started as a script
 
@@ -227,12 +254,48 @@ def submit(kit: Path, plan: Plan, *, timeout: float = 3600, wait: float | None =
     recipe.set_server_prop("plan", plan.to_dict())
     recipe.set_server_prop("timeout", timeout)
     recipe.set_client_prop("plan", plan.to_dict())
-    run = recipe.execute(ProdEnv(startup_kit_location=str(kit), username=ADMIN, login_timeout=30))
-    begun = time.monotonic()
-    while wait is None or time.monotonic() - begun < wait:
-        status = run.get_status()
-        if status and status.startswith(("FINISHED", "FAILED", "ABORTED")):
-            return status
-        time.sleep(0.5)
-    run.abort()
+    with tempfile.TemporaryDirectory() as folder, _session(kit, patience) as session:
+        _until_present(session, plan.sites, patience)
+        recipe.export(folder)
+        job = session.submit_job(str(Path(folder) / "simba-lab"))
+        begun = time.monotonic()
+        while wait is None or time.monotonic() - begun < wait:
+            status = session.get_job_status(job)
+            if status and status.startswith(("FINISHED", "FAILED", "ABORTED")):
+                return status
+            time.sleep(0.5)
+        session.abort_job(job)
     raise SimbaError("wait", wait, "long enough for the training", "It was stopped; what is done is in the ledger.")
+
+
+@contextlib.contextmanager
+def _session(kit: Path, patience: float) -> Iterator[Session]:
+    server = json.loads((kit / "startup" / "fed_admin.json").read_text(encoding="utf-8"))["admin"]
+    address = f"{server['host']}:{server['port']}"
+    try:
+        session = new_secure_session(ADMIN, str(kit), timeout=patience)
+    except NoConnection as error:
+        raise SimbaError("server", address, f"running, and answering within {patience:g} s", "Start it.") from error
+    try:
+        yield session
+    except NoConnection as error:
+        hint = "It was lost. Start it again and submit again: the training goes on from its last step."
+        raise SimbaError("server", address, "there until the training is over", hint) from error
+    finally:
+        with contextlib.suppress(NoConnection):
+            session.close()
+
+
+def _until_present(session: Session, sites: Sequence[str], patience: float) -> None:
+    end = time.monotonic() + patience
+    while True:
+        answering: set[str] = set()
+        with contextlib.suppress(NoClientsAvailable):
+            rows = session.get_client_job_status() or []
+            answering = {row["client_name"] for row in rows if row["status"] != "no_reply"}
+        missing = [name for name in sites if name not in answering]
+        if not missing:
+            return
+        if time.monotonic() > end:
+            raise SimbaError("sites", missing, f"running, and answering within {patience:g} s", "Start them.")
+        time.sleep(0.5)
