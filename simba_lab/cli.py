@@ -53,6 +53,11 @@ def _parser() -> argparse.ArgumentParser:
         "--memory-gb", type=float, default=4.0, help="for the volumes of each process; beyond it they stream"
     )
     sweep.set_defaults(command=_sweep)
+    compare = commands.add_parser("compare", help="compare strategies over sizes of sites; an interrupted call resumes")
+    compare.add_argument("comparison", type=Path, help="YAML file (example: data/comparisons/samples_per_site.yaml)")
+    compare.add_argument("folder", type=Path, help="folder to write cells.csv and manifest.json to")
+    compare.add_argument("--jobs", type=int, default=-1, help="processes; -1 is one per core")
+    compare.set_defaults(command=_compare)
     federate = commands.add_parser("federate", help="train over hospitals: here, or deployed; an interrupted call resumes")
     federate.add_argument("study", type=Path, help="YAML file (examples: data/federations/)")
     federate.add_argument("folder", type=Path, help="folder for steps and weights, or for stores and start-up kits")
@@ -143,6 +148,15 @@ def _sweep(options: argparse.Namespace) -> None:
     sweep, start = Sweep.from_yaml(options.sweep), time.perf_counter()
     table = sweep.run(n_jobs=options.jobs, memory_gb=options.memory_gb, progress=True)
     sweep.save(table, options.folder, seconds=time.perf_counter() - start)
+    print(f"{len(table)} cells in {options.folder}")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from simba_lab.federation import Comparison
+
+    comparison, start = Comparison.from_yaml(options.comparison), time.perf_counter()
+    table = comparison.run(n_jobs=options.jobs, progress=True)
+    comparison.save(table, options.folder, seconds=time.perf_counter() - start)
     print(f"{len(table)} cells in {options.folder}")
 
 

@@ -14,7 +14,8 @@ from simba_lab.cli import main
 from simba_lab.training import dose_response
 
 ROOT = Path(__file__).parents[1]
-RESULTS = sorted(path.parent for path in (ROOT / "data" / "results").glob("*/manifest.json"))
+MANIFESTS = sorted((ROOT / "data" / "results").glob("*/manifest.json"))
+RESULTS = [path.parent for path in MANIFESTS if "sweep" in json.loads(path.read_text())]
 CONFIG = sb.FitConfig(epochs=1, threads=1)
 NETWORK = {"name": "SimBANet", "widths": [4, 8]}
 PREVALENCES = {"prevalence.bias": [0.5, 0.9]}

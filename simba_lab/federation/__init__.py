@@ -1,12 +1,15 @@
 """Many hospitals: a cohort split over sites with scanners of their own, and strategies that train across them."""
 
 from simba_lab.federation.clients import LocalClient, SiteError, VisitConfig
+from simba_lab.federation.comparison import Comparison
 from simba_lab.federation.plan import Ledger, Plan
 from simba_lab.federation.sites import Federation, Site, hospitals, open_site, save_sites, study_sites, with_scanners
 from simba_lab.federation.strategies import Step, fedavg, fedprox, fedtm, follow, local, travelling
 from simba_lab.federation.study import Study
+from simba_lab.federation.travel_log import TravelLog
 
 __all__ = [
+    "Comparison",
     "Federation",
     "Ledger",
     "LocalClient",
@@ -15,6 +18,7 @@ __all__ = [
     "SiteError",
     "Step",
     "Study",
+    "TravelLog",
     "VisitConfig",
     "fedavg",
     "fedprox",

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from simba_lab.errors import SimbaError
+from simba_lab.errors import SimbaError, UnknownNameError
 from simba_lab.rng import stream
 from simba_lab.synthesis import Cohort
 from simba_lab.training.arithmetic import THREADS, deterministic
 from simba_lab.training.feeding import Feed
 from simba_lab.training.networks import logit
 
+OPTIMISERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 Weights = dict[str, torch.Tensor]
 
 
@@ -29,7 +30,9 @@ class SiteError(SimbaError):
 class VisitConfig:
     """How a site trains the weights that visit it.
 
-    The optimiser (AdamW) starts afresh at each visit: a site sends weights and counts alone.
+    The optimiser starts afresh at each visit: a site sends weights and counts alone. AdamW loses its moments with that, and
+    with one subject a site they are all that it has: its steps then keep only the signs of the gradient. Plain gradient
+    descent has nothing to lose.
 
     Parameters
     ----------
@@ -39,6 +42,7 @@ class VisitConfig:
     learning_rate : float
         Before the decay of the strategy.
     weight_decay : float
+    optimiser : {"adamw", "sgd"}
     threads : int
         As in `simba_lab.FitConfig`.
     channels_last : bool
@@ -49,6 +53,7 @@ class VisitConfig:
     batch_size: int = 8
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
+    optimiser: str = "adamw"
     threads: int = THREADS
     channels_last: bool = True
 
@@ -59,6 +64,8 @@ class VisitConfig:
                 raise SimbaError(f"config.{name}", value, "an integer of at least 1")
         if not isinstance(self.learning_rate, int | float) or not 0 < self.learning_rate < 1:
             raise SimbaError("config.learning_rate", self.learning_rate, "above 0 and below 1", "1e-3 works for SimBANet.")
+        if self.optimiser not in OPTIMISERS:
+            raise UnknownNameError.among("config.optimiser", self.optimiser, OPTIMISERS)
         if not isinstance(self.weight_decay, int | float) or not 0 <= self.weight_decay < math.inf:
             raise SimbaError("config.weight_decay", self.weight_decay, "finite and at least 0")
 
@@ -135,7 +142,8 @@ class LocalClient:
             if self._feed is None:
                 self._feed = Feed(self.cohort, torch.device("cpu"), memory_gb=self.memory_gb)
             labels = torch.from_numpy(self.cohort["label"].astype(np.float32))
-            optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate * rate, weight_decay=config.weight_decay)
+            make = OPTIMISERS[config.optimiser]
+            optimiser = make(parameters, lr=config.learning_rate * rate, weight_decay=config.weight_decay)
             for _ in range(config.epochs):
                 batches = torch.from_numpy(draws.permutation(len(labels))).split(config.batch_size)
                 for rows, volumes in zip(batches, self._feed.batches(batches), strict=True):

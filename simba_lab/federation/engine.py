@@ -226,9 +226,7 @@ class _Installed(CollabRecipe):
         return []
 
 
-def submit(
-    kit: Path, plan: Plan, *, timeout: float = 3600, wait: float | None = None, patience: float = 60
-) -> str:
+def submit(kit: Path, plan: Plan, *, timeout: float = 3600, wait: float | None = None, patience: float = 60) -> str:
     """Submit a plan with the administrator's kit, wait until it is over, and return FLARE's word for how it ended.
 
     Parameters

@@ -1,0 +1,247 @@
+"""Comparison: strategies against the number of volumes a site, over the same subjects, tuned alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from joblib import Parallel, delayed
+from tqdm.auto import tqdm
+
+from simba_lab.errors import SimbaError, UnknownNameError
+from simba_lab.federation.clients import LocalClient, VisitConfig, Weights
+from simba_lab.federation.plan import NETWORKS
+from simba_lab.federation.sites import Federation, Site, hospitals
+from simba_lab.federation.strategies import fedavg, fedtm, follow, local, travelling
+from simba_lab.synthesis import Scenario
+from simba_lab.training import evaluate, logits
+from simba_lab.training.arithmetic import deterministic
+from simba_lab.training.identity import cache_folder, code_version, sources_digest
+
+STRATEGIES = ("central", "travelling", "fedtm", "fedavg", "local")
+LOCAL_SITES = 12  # of which local networks are trained: all are alike
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The same subjects over few large sites or many small ones, and each strategy on them.
+
+    Every strategy sees every subject `passes` times and may choose its learning rate among the same ones: the one with the
+    largest AUROC on validation subjects, for each size and seed. Test subjects are looked at once, after that.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        Without bias: what is asked is how well the disease is learnt.
+    subjects : int
+        Training subjects of all sites together; a multiple of twice each size.
+    per_site : sequence of int
+        Training subjects a site.
+    strategies : sequence of str
+        Of central, travelling, fedtm, fedavg and local. Central has one site with all subjects, whatever `per_site`.
+    passes : int
+        Rounds, or cycles. FedTM has a quarter of them as rounds, then cycles.
+    learning_rates : sequence of float
+    seeds : sequence of int
+        Of the subjects, the first weights and the order of visits.
+    network : mapping
+        ``name`` and options.
+    visit : VisitConfig
+        Its learning rate is replaced.
+    validation, test : int
+    """
+
+    scenario: Scenario
+    subjects: int = 240
+    per_site: Sequence[int] = (1, 2, 5, 10, 20)
+    strategies: Sequence[str] = STRATEGIES
+    passes: int = 20
+    learning_rates: Sequence[float] = (0.01, 0.03, 0.1, 0.3)
+    seeds: Sequence[int] = (0, 1, 2)
+    network: Mapping[str, Any] = field(default_factory=lambda: {"name": "SimBANet", "norm": "group"})
+    visit: VisitConfig = field(default_factory=lambda: VisitConfig(optimiser="sgd", weight_decay=1e-4, threads=1))
+    validation: int = 100
+    test: int = 400
+
+    def __post_init__(self) -> None:
+        for name in self.strategies:
+            if name not in STRATEGIES:
+                raise UnknownNameError.among("comparison.strategies", name, STRATEGIES)
+        for size in self.per_site:
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1 or self.subjects % (2 * size):
+                allowed = f"a number whose double divides {self.subjects}, the subjects"
+                raise SimbaError("comparison.per_site", size, allowed, "So all sizes have the same subjects.")
+        if self.passes < 4:
+            raise SimbaError("comparison.passes", self.passes, "at least 4")
+        for name in ("per_site", "strategies", "learning_rates", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise SimbaError(f"comparison.{name}", list(values), "at least one, and none twice")
+
+    def federation(self, per_site: int, seed: int) -> Federation:
+        """Return the sites of one size: balanced, or where the size is odd, in turn with one more of either class."""
+        count = self.subjects // per_site
+        sick = [per_site // 2 + (per_site % 2) * (number % 2) for number in range(count)]
+        width = len(str(count))
+        sites = [Site(f"site-{number + 1:0{width}d}", per_site, share / per_site) for number, share in enumerate(sick)]
+        return hospitals(self.scenario, sites, validation=self.validation, test=self.test, seed=seed)
+
+    def cells(self) -> list[tuple[str, int, int]]:
+        """Return strategy, subjects a site and seed of every row, the slow ones first."""
+        cells = [
+            (name, size, seed)
+            for name in self.strategies
+            for size in ([self.subjects] if name == "central" else self.per_site)
+            for seed in self.seeds
+        ]
+        return sorted(cells, key=lambda cell: cell[1])
+
+    def run(self, *, n_jobs: int = -1, cache: str | Path | bool = True, progress: bool = False) -> pd.DataFrame:
+        """Run all cells that were not run before.
+
+        Parameters
+        ----------
+        n_jobs : int
+            Processes; -1 is one per core. The numbers do not depend on it.
+        cache : bool or path
+            Where rows are kept: True for the user's cache folder. An interrupted call goes on from there.
+        progress : bool
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``strategy``, ``per_site``, ``seed``; ``sites``; ``learning_rate`` as chosen and its ``validation`` AUROC; the
+            columns of `evaluate` on test subjects. For ``local``: means over the first twelve sites.
+        """
+        root = cache_folder() / "comparisons" if cache is True else (Path(cache) if cache else None)
+        calls = [delayed(_remembered)(self, cell, root) for cell in self.cells()]
+        rows = Parallel(n_jobs=n_jobs, return_as="generator")(calls)
+        frame = pd.DataFrame(list(tqdm(rows, total=len(calls), disable=not progress, unit="cell")))
+        order = {name: place for place, name in enumerate(self.strategies)}
+        frame = frame.sort_values(["strategy", "per_site", "seed"], key=lambda one: one.map(order).fillna(one))
+        return frame.reset_index(drop=True)
+
+    def row(self, strategy: str, per_site: int, seed: int) -> dict[str, Any]:
+        """Return the row of a cell: choose the learning rate on validation subjects, then judge on test subjects."""
+        federation, start = self.federation(per_site, seed), time.perf_counter()
+        with deterministic(self.visit.threads):
+            trained = {rate: self._train(strategy, federation, seed, rate) for rate in self.learning_rates}
+            scores = {
+                rate: np.mean([self._judged(one, federation.validation)["auroc"] for one in several])
+                for rate, several in trained.items()
+            }
+            best = max(scores, key=lambda rate: scores[rate])
+            found = pd.DataFrame([self._judged(one, federation.test) for one in trained[best]]).mean()
+        return {
+            "strategy": strategy, "per_site": per_site, "seed": seed, "sites": len(federation.sites),
+            "learning_rate": best, "validation": float(scores[best]), **found.drop("n").astype(float).to_dict(),
+            "seconds": round(time.perf_counter() - start, 1),
+        }  # fmt: skip
+
+    def _model(self, seed: int) -> torch.nn.Module:
+        options = {name: tuple(value) if isinstance(value, list) else value for name, value in self.network.items()}
+        name = options.pop("name", "SimBANet")
+        if name not in NETWORKS:
+            raise UnknownNameError.among("comparison.network.name", name, NETWORKS)
+        return NETWORKS[name](**{**options, "seed": seed})
+
+    def _train(self, strategy: str, federation: Federation, seed: int, rate: float) -> list[Weights]:
+        model, config = self._model(seed), dataclasses.replace(self.visit, learning_rate=rate)
+        names = federation.names[:LOCAL_SITES] if strategy == "local" else federation.names
+        clients = [LocalClient(name, model, federation.at(name), config) for name in names]
+        weights, passes = model.state_dict(), self.passes
+        if strategy == "local":
+            return list(local(clients, weights, cycles=passes, seed=seed).values())
+        if strategy == "fedavg":
+            steps = fedavg(clients, weights, rounds=passes, seed=seed)
+        elif strategy == "fedtm":
+            steps = fedtm(clients, weights, rounds=passes // 4, cycles=passes - passes // 4, least=1, seed=seed)
+        else:  # central is a travelling model that has one site to go to
+            steps = travelling(clients, weights, cycles=passes, seed=seed)
+        return [follow(steps).weights]
+
+    def _judged(self, weights: Weights, cohort) -> pd.Series:
+        model = self._model(0)
+        model.load_state_dict(weights)
+        scores = logits(model, cohort)
+        if not np.isfinite(scores).all():  # a rate that was too large: a network that says nothing
+            scores = np.zeros(len(cohort))
+        return evaluate(scores, cohort, by=None).loc["all"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the comparison as plain dictionaries, lists and numbers."""
+        values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        values |= {"scenario": self.scenario.to_dict(), "visit": dataclasses.asdict(self.visit)}
+        return json.loads(json.dumps(values))
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Comparison:
+        """Read a comparison from a YAML file; unknown fields are errors."""
+        path = Path(path)
+        if not path.is_file():
+            raise SimbaError("comparison", str(path), "an existing YAML file", "Examples are in data/comparisons/.")
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise SimbaError("comparison", str(path), "valid YAML", str(error)) from error
+        if not isinstance(values, Mapping) or not isinstance(values.get("scenario"), Mapping):
+            raise SimbaError("comparison", str(path), "a mapping with a scenario")
+        known = [entry.name for entry in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                raise UnknownNameError.among(f"comparison.{name}", name, known)
+        visit, settings = values.get("visit", {}), [entry.name for entry in dataclasses.fields(VisitConfig)]
+        for name in visit:
+            if name not in settings:
+                raise UnknownNameError.among(f"comparison.visit.{name}", name, settings)
+        scenario = Scenario.from_dict({"subjects": 16, **values["scenario"]})
+        return cls(**{**values, "scenario": scenario, **({"visit": VisitConfig(**visit)} if visit else {})})
+
+    def save(self, table: pd.DataFrame, folder: str | Path, *, seconds: float) -> None:
+        """Write ``cells.csv`` and ``manifest.json``, as `simba_lab.read_results` reads them."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        manifest = {
+            "cells": len(table), "cells_sha256": hashlib.sha256(text.encode()).hexdigest(), "comparison": self.to_dict(),
+            "code": _code(), "torch": torch.__version__, "cores": os.cpu_count(), "minutes": round(seconds / 60, 1),
+        }  # fmt: skip
+        for name, content in (("cells.csv", text), ("manifest.json", json.dumps(manifest, indent=1) + "\n")):
+            part = folder / f".{name}.part{os.getpid()}"
+            part.write_text(content, encoding="utf-8")
+            part.replace(folder / name)
+
+
+def _code() -> str:
+    here = Path(__file__).parent
+    own = [here / name for name in ("clients.py", "comparison.py", "sites.py", "strategies.py")]
+    return f"{code_version()}-{sources_digest(own)}"
+
+
+def _remembered(comparison: Comparison, cell: tuple[str, int, int], root: Path | None) -> dict[str, Any]:
+    if root is None:
+        return comparison.row(*cell)
+    values = comparison.to_dict()
+    for name in ("per_site", "strategies", "seeds"):  # a row does not depend on which others there are
+        del values[name]
+    parts = json.dumps([values, cell, _code(), torch.__version__], sort_keys=True)
+    path = root / f"{hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()}.json"
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    row = comparison.row(*cell)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part{os.getpid()}")
+    part.write_text(json.dumps(row), encoding="utf-8")
+    part.replace(path)
+    return row

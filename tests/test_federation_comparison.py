@@ -1,0 +1,105 @@
+"""Comparisons of strategies: equal subjects, equal passes, learning rates chosen on validation subjects."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import simba_lab as sb
+from simba_lab.cli import main
+from simba_lab.federation import Comparison, LocalClient, VisitConfig, fedavg, follow
+from simba_lab.training import logits
+
+ROOT = Path(__file__).parents[1]
+SAVED = ROOT / "data" / "results" / "samples_per_site"
+
+
+@pytest.fixture(scope="module")
+def small() -> Comparison:
+    return Comparison(
+        sb.Scenario(subjects=16, spacing_mm=8.0, disease=sb.Morphology("Insula_L", 2.5)),
+        subjects=12, per_site=(1, 3), strategies=("central", "travelling", "fedavg", "local"), passes=4,
+        learning_rates=(0.01, 0.1), seeds=(0,), network={"name": "SimBANet", "widths": [4, 8], "norm": "group"},
+        validation=8, test=8,
+    )  # fmt: skip
+
+
+def test_every_size_has_the_same_subjects_and_both_classes_in_equal_number(small):
+    one, three = (small.federation(size, seed=1).cohort.train for size in (1, 3))
+    np.testing.assert_array_equal(one.table.index, three.table.index)
+    assert one["label"].mean() == 0.5
+    np.testing.assert_array_equal(one.array(0), three.array(0))
+    sizes = three.table.groupby("site")["label"].agg(["size", "sum"])
+    assert set(sizes["size"]) == {3}
+    assert sorted(sizes["sum"]) == [1, 1, 2, 2]
+
+
+def test_a_row_is_what_a_plain_training_gives_with_the_rate_that_validation_chose(small):
+    row = small.row("fedavg", 3, 0)
+    federation, found = small.federation(3, 0), {}
+    for rate in small.learning_rates:
+        model = sb.SimBANet((4, 8), norm="group", seed=0)
+        visit = dataclasses.replace(small.visit, learning_rate=rate)
+        clients = [LocalClient(name, model, federation.at(name), visit) for name in federation.names]
+        model.load_state_dict(follow(fedavg(clients, model.state_dict(), rounds=4, seed=0)).weights)
+        found[rate] = [sb.evaluate(logits(model, part), part, by=None).loc["all", "auroc"]
+                       for part in (federation.validation, federation.test)]  # fmt: skip
+    assert row["validation"] == max(score for score, _ in found.values()) == found[row["learning_rate"]][0]
+    assert row["auroc"] == found[row["learning_rate"]][1]
+
+
+def test_rows_are_kept_and_one_site_is_central(small, tmp_path, monkeypatch):
+    table = small.run(n_jobs=1, cache=tmp_path)
+    assert list(table["strategy"]) == ["central", "travelling", "travelling", "fedavg", "fedavg", "local", "local"]
+    assert list(table["sites"]) == [1, 12, 4, 12, 4, 12, 4]
+    monkeypatch.setattr(Comparison, "row", None)  # nothing is computed again
+    assert small.run(n_jobs=1, cache=tmp_path).equals(table)
+    assert (
+        dataclasses.replace(small, strategies=("local",))
+        .run(n_jobs=1, cache=tmp_path)["auroc"]
+        .equals(table.loc[table["strategy"] == "local", "auroc"].reset_index(drop=True))
+    )
+
+
+def test_a_rate_that_is_too_large_gives_chance_and_not_a_crash(small):
+    wild = dataclasses.replace(small, visit=VisitConfig(optimiser="sgd", threads=1), learning_rates=(0.99,))
+    row = wild.row("travelling", 3, 0)
+    assert np.isfinite(row["auroc"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"per_site": (5,)}, "per_site"), ({"per_site": ()}, "per_site"), ({"strategies": ("fedavgg",)}, "fedavg"),
+        ({"passes": 3}, "passes"), ({"seeds": (1, 1)}, "seeds"),
+    ],
+)  # fmt: skip
+def test_bad_comparisons_are_refused(small, change, message):
+    with pytest.raises(sb.SimbaError, match=message):
+        dataclasses.replace(small, **change)
+
+
+def test_from_the_command_line_and_unknown_fields(tmp_path):
+    text = "scenario: {spacing_mm: 8.0, disease: {region: Insula_L, amplitude_mm: 2.5}}\nsubjects: 12\nper_site: [3]\n"
+    text += "strategies: [fedavg]\npasses: 4\nlearning_rates: [0.1]\nseeds: [0]\nvalidation: 8\ntest: 8\n"
+    (tmp_path / "good.yaml").write_text(text + "network: {name: SimBANet, widths: [4, 8]}\n")
+    assert main(["compare", str(tmp_path / "good.yaml"), str(tmp_path / "out"), "--jobs", "1"]) == 0
+    table, manifest = sb.read_results(tmp_path / "out")
+    assert len(table) == 1
+    assert Comparison.from_yaml(tmp_path / "good.yaml").to_dict() == manifest["comparison"]
+    (tmp_path / "bad.yaml").write_text(text + "per_sight: [1]\n")
+    with pytest.raises(sb.SimbaError, match="per_site"):
+        Comparison.from_yaml(tmp_path / "bad.yaml")
+
+
+@pytest.mark.slow
+def test_saved_results_are_what_this_code_gives():
+    table, manifest = sb.read_results(SAVED)
+    comparison = Comparison.from_yaml(ROOT / "data" / "comparisons" / "samples_per_site.yaml")
+    assert manifest["comparison"] == json.loads(json.dumps(comparison.to_dict()))
+    assert len(table) == len(comparison.cells())
+    saved = table.set_index(["strategy", "per_site", "seed"]).loc[("fedavg", 20, 0)]
+    row = comparison.row("fedavg", 20, 0)
+    assert row["auroc"] == pytest.approx(saved["auroc"], abs=0.02)
