@@ -47,8 +47,10 @@ def test_a_row_is_what_a_plain_training_gives_with_the_rate_that_validation_chos
 
 def test_rows_are_kept_and_one_site_is_central(small, tmp_path, monkeypatch):
     table = small.run(n_jobs=1, cache=tmp_path)
-    assert list(table["strategy"]) == ["central", "travelling", "travelling", "fedavg", "fedavg", "local", "local"]
-    assert list(table["sites"]) == [1, 12, 4, 12, 4, 12, 4]
+    assert list(table["strategy"]) == [name for name in small.strategies for _ in range(2)]
+    assert list(table["sites"]) == [1, 1, 12, 4, 12, 4, 12, 4]
+    # Sizes 1 and 3, four passes over 12 subjects.
+    assert list(table["updates"]) == [48, 16, 48, 16, 4, 4, 4, 4]
     monkeypatch.setattr(Comparison, "row", None)  # nothing is computed again
     assert small.run(n_jobs=1, cache=tmp_path).equals(table)
     assert (
@@ -62,6 +64,18 @@ def test_a_rate_that_is_too_large_gives_chance_and_not_a_crash(small):
     wild = dataclasses.replace(small, visit=VisitConfig(optimiser="sgd", threads=1), learning_rates=(0.99,))
     row = wild.row("travelling", 3, 0)
     assert np.isfinite(row["auroc"])
+
+
+def test_with_one_batch_a_visit_travelling_by_gradient_descent_is_central_training_in_another_order(small):
+    """Both do the same number of steps, from the same weights, over the same subjects once a pass."""
+    federation = small.federation(1, 0)
+    (central,) = small._train("central", federation, 1, 0, 1e-3)
+    (travelled,) = small._train("travelling", federation, 1, 0, 1e-3)
+    start = small._model(0).state_dict()
+    moved = {name: (central[name] - start[name]).norm() for name in start}
+    apart = {name: (central[name] - travelled[name]).norm() for name in start}
+    assert sum(moved.values()) > 0
+    assert sum(apart.values()) < 0.1 * sum(moved.values())  # to first order in the rate, the order does not matter
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -49,7 +50,8 @@ class Comparison:
     per_site : sequence of int
         Training subjects a site.
     strategies : sequence of str
-        Of central, travelling, fedtm, fedavg and local. Central has one site with all subjects, whatever `per_site`.
+        Of central, travelling, fedtm, fedavg and local. Central has one site with all subjects, and no batch larger than
+        `per_site`: as many updates as the travelling model has.
     passes : int
         Rounds, or cycles. FedTM has a quarter of them as rounds, then cycles.
     learning_rates : sequence of float
@@ -99,12 +101,7 @@ class Comparison:
 
     def cells(self) -> list[tuple[str, int, int]]:
         """Return strategy, subjects a site and seed of every row, the slow ones first."""
-        cells = [
-            (name, size, seed)
-            for name in self.strategies
-            for size in ([self.subjects] if name == "central" else self.per_site)
-            for seed in self.seeds
-        ]
+        cells = [(name, size, seed) for name in self.strategies for size in self.per_site for seed in self.seeds]
         return sorted(cells, key=lambda cell: cell[1])
 
     def run(self, *, n_jobs: int = -1, cache: str | Path | bool = True, progress: bool = False) -> pd.DataFrame:
@@ -121,12 +118,13 @@ class Comparison:
         Returns
         -------
         pandas.DataFrame
-            ``strategy``, ``per_site``, ``seed``; ``sites``; ``learning_rate`` as chosen and its ``validation`` AUROC; the
-            columns of `evaluate` on test subjects. For ``local``: means over the first twelve sites.
+            ``strategy``, ``per_site``, ``seed``; ``sites``; ``updates``, the gradient steps that follow one another on the
+            way to a network; ``learning_rate`` as chosen and its ``validation`` AUROC; the columns of `evaluate` on test
+            subjects. For ``local``: means over the first twelve sites.
         """
         root = cache_folder() / "comparisons" if cache is True else (Path(cache) if cache else None)
         calls = [delayed(_remembered)(self, cell, root) for cell in self.cells()]
-        rows = Parallel(n_jobs=n_jobs, return_as="generator")(calls)
+        rows = Parallel(n_jobs=n_jobs, return_as="generator_unordered")(calls)
         frame = pd.DataFrame(list(tqdm(rows, total=len(calls), disable=not progress, unit="cell")))
         order = {name: place for place, name in enumerate(self.strategies)}
         frame = frame.sort_values(["strategy", "per_site", "seed"], key=lambda one: one.map(order).fillna(one))
@@ -136,7 +134,7 @@ class Comparison:
         """Return the row of a cell: choose the learning rate on validation subjects, then judge on test subjects."""
         federation, start = self.federation(per_site, seed), time.perf_counter()
         with deterministic(self.visit.threads):
-            trained = {rate: self._train(strategy, federation, seed, rate) for rate in self.learning_rates}
+            trained = {rate: self._train(strategy, federation, per_site, seed, rate) for rate in self.learning_rates}
             scores = {
                 rate: np.mean([self._judged(one, federation.validation)["auroc"] for one in several])
                 for rate, several in trained.items()
@@ -144,7 +142,8 @@ class Comparison:
             best = max(scores, key=lambda rate: scores[rate])
             found = pd.DataFrame([self._judged(one, federation.test) for one in trained[best]]).mean()
         return {
-            "strategy": strategy, "per_site": per_site, "seed": seed, "sites": len(federation.sites),
+            "strategy": strategy, "per_site": per_site, "seed": seed,
+            "sites": 1 if strategy == "central" else len(federation.sites), "updates": self._updates(strategy, per_site),
             "learning_rate": best, "validation": float(scores[best]), **found.drop("n").astype(float).to_dict(),
             "seconds": round(time.perf_counter() - start, 1),
         }  # fmt: skip
@@ -156,10 +155,21 @@ class Comparison:
             raise UnknownNameError.among("comparison.network.name", name, NETWORKS)
         return NETWORKS[name](**{**options, "seed": seed})
 
-    def _train(self, strategy: str, federation: Federation, seed: int, rate: float) -> list[Weights]:
+    def _updates(self, strategy: str, per_site: int) -> int:
+        batches, sites = self.visit.epochs * math.ceil(per_site / self.visit.batch_size), self.subjects // per_site
+        if strategy == "central":
+            return self.visit.epochs * self.passes * math.ceil(self.subjects / min(per_site, self.visit.batch_size))
+        travelled = {"travelling": self.passes, "fedtm": self.passes - self.passes // 4}.get(strategy, 0)
+        return batches * (self.passes - travelled + travelled * sites)
+
+    def _train(self, strategy: str, federation: Federation, per_site: int, seed: int, rate: float) -> list[Weights]:
         model, config = self._model(seed), dataclasses.replace(self.visit, learning_rate=rate)
-        names = federation.names[:LOCAL_SITES] if strategy == "local" else federation.names
-        clients = [LocalClient(name, model, federation.at(name), config) for name in names]
+        if strategy == "central":
+            config = dataclasses.replace(config, batch_size=min(per_site, config.batch_size))
+            clients = [LocalClient("all", model, federation.pooled, config)]
+        else:
+            names = federation.names[:LOCAL_SITES] if strategy == "local" else federation.names
+            clients = [LocalClient(name, model, federation.at(name), config) for name in names]
         weights, passes = model.state_dict(), self.passes
         if strategy == "local":
             return list(local(clients, weights, cycles=passes, seed=seed).values())
