@@ -78,6 +78,32 @@ def test_with_one_batch_a_visit_travelling_by_gradient_descent_is_central_traini
     assert sum(apart.values()) < 0.1 * sum(moved.values())  # to first order in the rate, the order does not matter
 
 
+def test_rates_that_diverge_are_passed_over_and_mistakes_are_not(small, monkeypatch):
+    plain = dataclasses.replace(small, learning_rates=(0.01,)).row("fedavg", 3, 0)
+    train = LocalClient.train
+
+    def fails(self, weights, **visit):
+        reply = train(self, weights, **visit)
+        if self.config.learning_rate == 0.1:
+            reply["weights"]["readout.bias"].fill_(np.nan)
+        return reply
+
+    monkeypatch.setattr(LocalClient, "train", fails)
+    row = small.row("fedavg", 3, 0)
+    assert row["learning_rate"] == 0.01
+    assert row["auroc"] == plain["auroc"]
+    with pytest.raises(sb.SimbaError, match=r"learning_rates.*smaller"):
+        dataclasses.replace(small, learning_rates=(0.1,)).row("fedavg", 3, 0)
+    monkeypatch.setattr(LocalClient, "train", lambda *_, **__: 1 / 0)
+    with pytest.raises(sb.SimbaError, match="division by zero"):
+        small.row("fedavg", 3, 0)
+
+
+def test_options_that_a_network_does_not_have_are_one_clear_error(small):
+    with pytest.raises(sb.SimbaError, match=r"comparison\.network.*widhts"):
+        dataclasses.replace(small, network={"name": "SimBANet", "widhts": [4]}).row("fedavg", 3, 0)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

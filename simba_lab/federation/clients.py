@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,6 +14,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from simba_lab.errors import SimbaError, UnknownNameError
+from simba_lab.federation.reading import check_names
 from simba_lab.rng import stream
 from simba_lab.synthesis import Cohort
 from simba_lab.training.arithmetic import THREADS, deterministic
@@ -68,6 +71,12 @@ class VisitConfig:
             raise UnknownNameError.among("config.optimiser", self.optimiser, OPTIMISERS)
         if not isinstance(self.weight_decay, int | float) or not 0 <= self.weight_decay < math.inf:
             raise SimbaError("config.weight_decay", self.weight_decay, "finite and at least 0")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], name: str = "visit") -> VisitConfig:
+        """Build settings from a mapping; unknown fields are errors."""
+        check_names(values, name, [entry.name for entry in dataclasses.fields(cls)])
+        return cls(**values)
 
 
 class Client(Protocol):

@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from simba_lab.errors import SimbaError, UnknownNameError
-from simba_lab.federation.clients import LocalClient, VisitConfig, Weights
-from simba_lab.federation.plan import NETWORKS
+from simba_lab.federation.clients import LocalClient, SiteError, VisitConfig, Weights
+from simba_lab.federation.reading import network_from, read_yaml
 from simba_lab.federation.sites import Federation, Site, hospitals
 from simba_lab.federation.strategies import fedavg, fedtm, follow, local, travelling
 from simba_lab.synthesis import Scenario
@@ -134,7 +133,16 @@ class Comparison:
         """Return the row of a cell: choose the learning rate on validation subjects, then judge on test subjects."""
         federation, start = self.federation(per_site, seed), time.perf_counter()
         with deterministic(self.visit.threads):
-            trained = {rate: self._train(strategy, federation, per_site, seed, rate) for rate in self.learning_rates}
+            trained = {}
+            for rate in self.learning_rates:
+                try:
+                    trained[rate] = self._train(strategy, federation, per_site, seed, rate)
+                except SiteError as error:
+                    if error.__cause__:  # no word of a site about its weights, but a mistake on the way to them
+                        raise
+            if not trained:
+                hint = "With all of them the weights stop being finite."
+                raise SimbaError("comparison.learning_rates", list(self.learning_rates), "with smaller ones", hint)
             scores = {
                 rate: np.mean([self._judged(one, federation.validation)["auroc"] for one in several])
                 for rate, several in trained.items()
@@ -149,11 +157,7 @@ class Comparison:
         }  # fmt: skip
 
     def _model(self, seed: int) -> torch.nn.Module:
-        options = {name: tuple(value) if isinstance(value, list) else value for name, value in self.network.items()}
-        name = options.pop("name", "SimBANet")
-        if name not in NETWORKS:
-            raise UnknownNameError.among("comparison.network.name", name, NETWORKS)
-        return NETWORKS[name](**{**options, "seed": seed})
+        return network_from({**self.network, "seed": seed}, "comparison.network")
 
     def _updates(self, strategy: str, per_site: int) -> int:
         batches, sites = self.visit.epochs * math.ceil(per_site / self.visit.batch_size), self.subjects // per_site
@@ -198,25 +202,12 @@ class Comparison:
     @classmethod
     def from_yaml(cls, path: str | Path) -> Comparison:
         """Read a comparison from a YAML file; unknown fields are errors."""
-        path = Path(path)
-        if not path.is_file():
-            raise SimbaError("comparison", str(path), "an existing YAML file", "Examples are in data/comparisons/.")
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise SimbaError("comparison", str(path), "valid YAML", str(error)) from error
-        if not isinstance(values, Mapping) or not isinstance(values.get("scenario"), Mapping):
-            raise SimbaError("comparison", str(path), "a mapping with a scenario")
         known = [entry.name for entry in dataclasses.fields(cls)]
-        for name in values:
-            if name not in known:
-                raise UnknownNameError.among(f"comparison.{name}", name, known)
-        visit, settings = values.get("visit", {}), [entry.name for entry in dataclasses.fields(VisitConfig)]
-        for name in visit:
-            if name not in settings:
-                raise UnknownNameError.among(f"comparison.visit.{name}", name, settings)
+        values = read_yaml(path, "comparison", needed=["scenario"], known=known, examples="data/comparisons/")
+        if "visit" in values:
+            values["visit"] = VisitConfig.from_dict(values["visit"], "comparison.visit")
         scenario = Scenario.from_dict({"subjects": 16, **values["scenario"]})
-        return cls(**{**values, "scenario": scenario, **({"visit": VisitConfig(**visit)} if visit else {})})
+        return cls(**{**values, "scenario": scenario})
 
     def save(self, table: pd.DataFrame, folder: str | Path, *, seconds: float) -> None:
         """Write ``cells.csv`` and ``manifest.json``, as `simba_lab.read_results` reads them."""
@@ -227,15 +218,13 @@ class Comparison:
             "cells": len(table), "cells_sha256": hashlib.sha256(text.encode()).hexdigest(), "comparison": self.to_dict(),
             "code": _code(), "torch": torch.__version__, "cores": os.cpu_count(), "minutes": round(seconds / 60, 1),
         }  # fmt: skip
-        for name, content in (("cells.csv", text), ("manifest.json", json.dumps(manifest, indent=1) + "\n")):
-            part = folder / f".{name}.part{os.getpid()}"
-            part.write_text(content, encoding="utf-8")
-            part.replace(folder / name)
+        _write(folder / "cells.csv", text)
+        _write(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
 
 
 def _code() -> str:
     here = Path(__file__).parent
-    own = [here / name for name in ("clients.py", "comparison.py", "sites.py", "strategies.py")]
+    own = [here / name for name in ("clients.py", "comparison.py", "reading.py", "sites.py", "strategies.py")]
     return f"{code_version()}-{sources_digest(own)}"
 
 
@@ -251,7 +240,11 @@ def _remembered(comparison: Comparison, cell: tuple[str, int, int], root: Path |
         return json.loads(path.read_text(encoding="utf-8"))
     row = comparison.row(*cell)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part{os.getpid()}")
-    part.write_text(json.dumps(row), encoding="utf-8")
-    part.replace(path)
+    _write(path, json.dumps(row))
     return row
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)

@@ -16,10 +16,9 @@ from safetensors.torch import save_file
 
 from simba_lab.errors import SimbaError, UnknownNameError
 from simba_lab.federation.clients import Client, VisitConfig, Weights
+from simba_lab.federation.reading import NETWORKS, check_names, network_from
 from simba_lab.federation.strategies import Step, fedavg, fedprox, fedtm, travelling
-from simba_lab.training import ResNet3D, SimBANet
 
-NETWORKS = {"SimBANet": SimBANet, "ResNet3D": ResNet3D}
 STRATEGIES: dict[str, Callable[..., Iterator[Step]]] = {
     "fedavg": fedavg, "fedprox": fedprox, "travelling": travelling, "fedtm": fedtm,
 }  # fmt: skip
@@ -61,8 +60,7 @@ class Plan:
 
     def model(self) -> torch.nn.Module:
         """Return the network with its initial weights."""
-        options = {name: tuple(value) if isinstance(value, list) else value for name, value in self.network.items()}
-        return NETWORKS[options.pop("name")](**options)
+        return network_from(self.network, "plan.network")
 
     def steps(self, clients: Sequence[Client], weights: Weights | None = None, *, done: int = 0) -> Iterator[Step]:
         """Go through the training with these clients, wherever they are; from a step that is `done`, with its weights."""
@@ -81,15 +79,9 @@ class Plan:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
         """Build a plan from what `to_dict` returns; unknown fields are errors."""
-        known = [entry.name for entry in dataclasses.fields(cls)]
-        for name in values:
-            if name not in known:
-                raise UnknownNameError.among(f"plan.{name}", name, known)
-        visit, settings = values.get("visit", {}), [entry.name for entry in dataclasses.fields(VisitConfig)]
-        for name in visit:
-            if name not in settings:
-                raise UnknownNameError.among(f"plan.visit.{name}", name, settings)
-        return cls(**({**values, "sites": tuple(values.get("sites", ())), "visit": VisitConfig(**visit)}))
+        check_names(values, "plan", [entry.name for entry in dataclasses.fields(cls)])
+        visit = VisitConfig.from_dict(values.get("visit", {}), "plan.visit")
+        return cls(**({**values, "sites": tuple(values.get("sites", ())), "visit": visit}))
 
 
 class Ledger:

@@ -9,10 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from simba_lab.errors import SimbaError, UnknownNameError
+from simba_lab.errors import SimbaError
 from simba_lab.federation.plan import Plan
+from simba_lab.federation.reading import check_names, read_yaml
 from simba_lab.federation.sites import Federation, Site, hospitals, study_sites, with_scanners
 from simba_lab.synthesis import Scenario
 
@@ -53,18 +52,8 @@ class Study:
         SimbaError
             If a field is unknown or out of range; the message names it.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise SimbaError("study", str(path), "an existing YAML file", "Examples are in data/federations/.")
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise SimbaError("study", str(path), "valid YAML", str(error)) from error
-        if not isinstance(values, Mapping) or not {"scenario", "sites", "strategy"} <= set(values):
-            raise SimbaError("study", str(path), "a mapping with scenario, sites and strategy")
-        for name in values:
-            if name not in FIELDS:
-                raise UnknownNameError.among(f"study.{name}", name, FIELDS)
+        needed = ("scenario", "sites", "strategy")
+        values = read_yaml(path, "study", needed=needed, known=FIELDS, examples="data/federations/")
         sites = _sites(values["sites"])
         scenario = Scenario.from_dict({"subjects": 16, **values["scenario"]})
         if any(site.scanner for site in sites):
@@ -78,9 +67,7 @@ class Study:
 def _sites(values: Any) -> tuple[Site, ...]:
     if isinstance(values, Mapping):
         known = ("count", "median", "largest", "single_class", "scanner", "seed")
-        for name in values:
-            if name not in known:
-                raise UnknownNameError.among(f"study.sites.{name}", name, known)
+        check_names(values, "study.sites", known)
         return study_sites(**values)
     if not isinstance(values, list) or not values:
         raise SimbaError("study.sites", values, "a list of sites, or a mapping with count", "Each has a name and subjects.")
@@ -88,7 +75,5 @@ def _sites(values: Any) -> tuple[Site, ...]:
     for place, one in enumerate(values):
         if not isinstance(one, Mapping) or not {"name", "subjects"} <= set(one):
             raise SimbaError(f"study.sites[{place}]", one, "a mapping with name and subjects")
-        for name in one:
-            if name not in known:
-                raise UnknownNameError.among(f"study.sites[{place}].{name}", name, known)
+        check_names(one, f"study.sites[{place}]", known)
     return tuple(Site(**one) for one in values)

@@ -1,0 +1,51 @@
+"""Reading what somebody wrote by hand: YAML files, names of fields, networks by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from simba_lab.errors import SimbaError, UnknownNameError
+from simba_lab.training import ResNet3D, SimBANet
+
+NETWORKS = {"SimBANet": SimBANet, "ResNet3D": ResNet3D}
+
+
+def read_yaml(path: str | Path, name: str, *, needed: Iterable[str], known: Iterable[str], examples: str) -> dict[str, Any]:
+    """Return the mapping in a YAML file; an error says if it is none, lacks a field or has one that nobody knows."""
+    path, needed = Path(path), list(needed)
+    if not path.is_file():
+        raise SimbaError(name, str(path), "an existing YAML file", f"Examples are in {examples}.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise SimbaError(name, str(path), "valid YAML", str(error)) from error
+    if not isinstance(values, Mapping) or not set(needed) <= set(values):
+        words = " and ".join(filter(None, [", ".join(needed[:-1]), needed[-1]]))
+        raise SimbaError(name, str(path), f"a mapping with {words}")
+    check_names(values, name, known)
+    return dict(values)
+
+
+def check_names(values: Iterable[str], name: str, known: Iterable[str]) -> None:
+    """Raise an error that names the first field which is not known."""
+    known = list(known)
+    for one in values:
+        if one not in known:
+            raise UnknownNameError.among(f"{name}.{one}", one, known)
+
+
+def network_from(options: Mapping[str, Any], name: str) -> torch.nn.Module:
+    """Return the network that a mapping of ``name`` and options describes."""
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    kind = given.pop("name", None)
+    if kind not in NETWORKS:
+        raise UnknownNameError.among(f"{name}.name", kind, NETWORKS)
+    try:
+        return NETWORKS[kind](**given)
+    except TypeError as error:
+        raise SimbaError(name, dict(options), f"options of {kind}", str(error)) from error
