@@ -60,6 +60,16 @@ def test_rows_are_kept_and_one_site_is_central(small, tmp_path, monkeypatch):
     )
 
 
+def test_the_control_with_as_many_updates_is_added_where_asked_and_averages_more_often(small):
+    both = dataclasses.replace(small, strategies=("fedavg",), long=(3,), passes=4, learning_rates=(0.1,))
+    assert sorted(both.cells()) == [("fedavg", 1, 0), ("fedavg", 3, 0), ("fedavg_long", 3, 0)]
+    row = both.row("fedavg_long", 3, 0)
+    # Four sites: four times the four rounds, one update in each.
+    assert row["updates"] == 16 == both.row("fedavg", 3, 0)["updates"] * 4
+    longer = dataclasses.replace(both, long=(), passes=16).row("fedavg", 3, 0)
+    assert row["auroc"] == longer["auroc"]
+
+
 def test_a_rate_that_is_too_large_gives_chance_and_not_a_crash(small):
     wild = dataclasses.replace(small, visit=VisitConfig(optimiser="sgd", threads=1), learning_rates=(0.99,))
     row = wild.row("travelling", 3, 0)
@@ -108,7 +118,7 @@ def test_options_that_a_network_does_not_have_are_one_clear_error(small):
     ("change", "message"),
     [
         ({"per_site": (5,)}, "per_site"), ({"per_site": ()}, "per_site"), ({"strategies": ("fedavgg",)}, "fedavg"),
-        ({"passes": 3}, "passes"), ({"seeds": (1, 1)}, "seeds"),
+        ({"passes": 3}, "passes"), ({"seeds": (1, 1)}, "seeds"), ({"long": (20,)}, "long"),
     ],
 )  # fmt: skip
 def test_bad_comparisons_are_refused(small, change, message):

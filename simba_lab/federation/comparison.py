@@ -30,6 +30,7 @@ from simba_lab.training.arithmetic import deterministic
 from simba_lab.training.identity import cache_folder, code_version, sources_digest
 
 STRATEGIES = ("central", "travelling", "fedtm", "fedavg", "local")
+LONG = "fedavg_long"
 LOCAL_SITES = 12  # of which local networks are trained: all are alike
 
 
@@ -60,6 +61,9 @@ class Comparison:
         ``name`` and options.
     visit : VisitConfig
         Its learning rate is replaced.
+    long : sequence of int
+        Sizes at which a strategy ``fedavg_long`` is added: FedAvg with as many rounds as it takes for as many updates as
+        travelling has. It sees every subject as many times more as there are sites; the others share their passes.
     validation, test : int
     """
 
@@ -72,6 +76,7 @@ class Comparison:
     seeds: Sequence[int] = (0, 1, 2)
     network: Mapping[str, Any] = field(default_factory=lambda: {"name": "SimBANet", "norm": "group"})
     visit: VisitConfig = field(default_factory=lambda: VisitConfig(optimiser="sgd", weight_decay=1e-4, threads=1))
+    long: Sequence[int] = ()
     validation: int = 100
     test: int = 400
 
@@ -83,6 +88,9 @@ class Comparison:
             if isinstance(size, bool) or not isinstance(size, int) or size < 1 or self.subjects % (2 * size):
                 allowed = f"a number whose double divides {self.subjects}, the subjects"
                 raise SimbaError("comparison.per_site", size, allowed, "So all sizes have the same subjects.")
+        for size in self.long:
+            if size not in self.per_site:
+                raise SimbaError("comparison.long", size, f"one of per_site, {list(self.per_site)}")
         if self.passes < 4:
             raise SimbaError("comparison.passes", self.passes, "at least 4")
         for name in ("per_site", "strategies", "learning_rates", "seeds"):
@@ -101,7 +109,8 @@ class Comparison:
     def cells(self) -> list[tuple[str, int, int]]:
         """Return strategy, subjects a site and seed of every row, the slow ones first."""
         cells = [(name, size, seed) for name in self.strategies for size in self.per_site for seed in self.seeds]
-        return sorted(cells, key=lambda cell: cell[1])
+        cells += [(LONG, size, seed) for size in self.long for seed in self.seeds]
+        return sorted(cells, key=lambda cell: (cell[0] != LONG, cell[1]))
 
     def run(self, *, n_jobs: int = -1, cache: str | Path | bool = True, progress: bool = False) -> pd.DataFrame:
         """Run all cells that were not run before.
@@ -125,7 +134,7 @@ class Comparison:
         calls = [delayed(_remembered)(self, cell, root) for cell in self.cells()]
         rows = Parallel(n_jobs=n_jobs, return_as="generator_unordered")(calls)
         frame = pd.DataFrame(list(tqdm(rows, total=len(calls), disable=not progress, unit="cell")))
-        order = {name: place for place, name in enumerate(self.strategies)}
+        order = {name: place for place, name in enumerate([*self.strategies, LONG])}
         frame = frame.sort_values(["strategy", "per_site", "seed"], key=lambda one: one.map(order).fillna(one))
         return frame.reset_index(drop=True)
 
@@ -163,7 +172,7 @@ class Comparison:
         batches, sites = self.visit.epochs * math.ceil(per_site / self.visit.batch_size), self.subjects // per_site
         if strategy == "central":
             return self.visit.epochs * self.passes * math.ceil(self.subjects / min(per_site, self.visit.batch_size))
-        travelled = {"travelling": self.passes, "fedtm": self.passes - self.passes // 4}.get(strategy, 0)
+        travelled = {"travelling": self.passes, LONG: self.passes, "fedtm": self.passes - self.passes // 4}.get(strategy, 0)
         return batches * (self.passes - travelled + travelled * sites)
 
     def _train(self, strategy: str, federation: Federation, per_site: int, seed: int, rate: float) -> list[Weights]:
@@ -179,6 +188,8 @@ class Comparison:
             return list(local(clients, weights, cycles=passes, seed=seed).values())
         if strategy == "fedavg":
             steps = fedavg(clients, weights, rounds=passes, seed=seed)
+        elif strategy == LONG:
+            steps = fedavg(clients, weights, rounds=passes * len(clients), seed=seed)
         elif strategy == "fedtm":
             steps = fedtm(clients, weights, rounds=passes // 4, cycles=passes - passes // 4, least=1, seed=seed)
         else:  # central is a travelling model that has one site to go to
@@ -232,7 +243,7 @@ def _remembered(comparison: Comparison, cell: tuple[str, int, int], root: Path |
     if root is None:
         return comparison.row(*cell)
     values = comparison.to_dict()
-    for name in ("per_site", "strategies", "seeds"):  # a row does not depend on which others there are
+    for name in ("per_site", "strategies", "seeds", "long"):  # a row does not depend on which others there are
         del values[name]
     parts = json.dumps([values, cell, _code(), torch.__version__], sort_keys=True)
     path = root / f"{hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()}.json"
