@@ -178,7 +178,7 @@ def _federate_here(study, options: argparse.Namespace) -> None:
     clients = [LocalClient(name, model, federation.at(name), plan.visit) for name in plan.sites]
     for step in tqdm(plan.steps(clients, weights, done=done), initial=done, unit="step"):
         ledger(step)
-    model.load_state_dict(ledger.resume()[0])
+    model.load_state_dict(ledger.network())
     print(evaluate(model, federation.test, by="site").round(3).to_string())
     for effect in federation.cohort.effects:
         print(twin_effect(model, federation.test, without=effect).round(3).to_string())

@@ -13,10 +13,12 @@ from simba_lab.federation import (
     fedprox,
     fedtm,
     follow,
+    harmonised,
     hospitals,
     local,
     travelling,
 )
+from simba_lab.federation.harmony import ScannerHead, initial_head
 from simba_lab.rng import stream
 from simba_lab.training.arithmetic import deterministic
 
@@ -105,12 +107,94 @@ def test_any_step_can_be_taken_up_again(clients, model):
         (fedavg, {"rounds": 3}),
         (travelling, {"cycles": 2, "decay": 0.7}),
         (fedtm, {"rounds": 2, "cycles": 1, "least": 5}),
+        (harmonised, {"cycles": 2, "decay": 0.7}),
     ):
         steps = list(strategy(clients, model.state_dict(), seed=2, **options))
         for step in steps[:-1]:
-            again = list(strategy(clients, step.weights, seed=2, done=step.number, **options))
+            again = list(strategy(clients, step.weights | step.head, seed=2, done=step.number, **options))
             assert [one.number for one in again] == list(range(step.number + 1, len(steps) + 1))
-            assert same(again[-1].weights, steps[-1].weights)
+            assert same(again[-1].weights | again[-1].head, steps[-1].weights | steps[-1].head)
+
+
+def test_harmonised_at_strength_0_is_travelling_and_its_head_learns_the_scanners(clients, model):
+    plain = follow(travelling(clients, model.state_dict(), cycles=3, seed=5, decay=0.9))
+    found = follow(harmonised(clients, model.state_dict(), cycles=3, seed=5, decay=0.9, strength=0.0))
+    assert same(found.weights, plain.weights)
+    first = initial_head(model.state_dict(), 3, width=32, seed=5)
+    assert set(found.head) == set(first)
+    assert not same(found.head, first)
+    assert not plain.head
+    felt = follow(harmonised(clients, model.state_dict(), cycles=3, seed=5, decay=0.9, strength=1.0))
+    assert not same(felt.weights, plain.weights)
+
+
+def test_a_harmonised_visit_is_a_plain_loop_bit_for_bit(federation, model, clients):
+    """The second cycle, written out: head first, then the network against the head as it is now."""
+    steps = list(harmonised(clients, model.state_dict(), cycles=2, seed=5, shuffled=False, width=8, strength=2.0))
+    before, found, name = steps[2], steps[3], "site-1"
+    network, head = sb.SimBANet((4, 8), seed=9), torch.nn.Sequential(
+        torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
+    )  # fmt: skip
+    network.load_state_dict(before.weights)
+    head.load_state_dict({key.removeprefix("scanner_head."): value for key, value in before.head.items()})
+    network = network.to(memory_format=torch.channels_last_3d)
+    cohort = federation.at(name)
+    volumes, labels = torch.from_numpy(cohort.arrays())[:, None], torch.tensor(cohort["label"], dtype=torch.float32)
+    options = {"lr": CONFIG.learning_rate, "weight_decay": CONFIG.weight_decay}
+    own, other = (torch.optim.AdamW(one.parameters(), **options) for one in (network, head))
+    draws = stream(5, name, "visit 4")
+    draws.integers(2**62)
+    weight = 2.0 * (2 / (1 + np.exp(-10 * 1 / 2)) - 1)
+    with deterministic():
+        for _ in range(CONFIG.epochs):
+            for rows in torch.from_numpy(draws.permutation(len(labels))).split(CONFIG.batch_size):
+                features = network.features(volumes[rows].contiguous(memory_format=torch.channels_last_3d))
+                other.zero_grad()
+                torch.nn.functional.cross_entropy(
+                    head(features.detach()), torch.zeros(len(rows), dtype=torch.long)
+                ).backward()
+                other.step()
+                own.zero_grad()
+                even = -torch.log_softmax(head(features), dim=1).mean() - np.log(3)
+                (binary_cross_entropy_with_logits(network.readout(features)[:, 0], labels[rows]) + weight * even).backward()
+                own.step()
+    assert same(found.weights, {key: value.contiguous() for key, value in network.state_dict().items()})
+    assert same(found.head, {f"scanner_head.{key}": value for key, value in head.state_dict().items()})
+
+
+def test_confusion_is_least_for_even_guesses_and_does_not_teach_the_head():
+    features = torch.from_numpy(np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)).requires_grad_()
+    weights = initial_head({"readout.weight": torch.zeros(1, 4)}, 3, width=6, seed=0)
+    head = ScannerHead(weights)
+    head.confusion(features).backward()
+    assert features.grad.abs().sum() > 0
+    assert all(value.grad is None for value in head.parameters())
+    features.grad = None
+    head.mistakes(features, 1).backward()
+    assert features.grad is None
+    assert all(value.grad is not None for value in head.parameters())
+    assert head.confusion(features) > 0
+    even = ScannerHead({name: value * 0 for name, value in weights.items()})
+    assert even.confusion(features).item() == pytest.approx(0, abs=1e-6)
+    assert same(head.weights(), weights)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scanners": {"site-1": "old", "site-2": "new"}}, "site-3 has none"),
+        ({"scanners": dict.fromkeys(("site-1", "site-2", "site-3"), "one")}, "at least two different"),
+        ({"strength": -1.0}, "strength"), ({"width": 0}, "width"),
+    ],
+)  # fmt: skip
+def test_bad_harmonisation_is_refused(clients, model, options, message):
+    with pytest.raises(sb.SimbaError, match=message):
+        follow(harmonised(clients, model.state_dict(), cycles=1, **options))
+
+
+def test_a_network_without_a_read_out_cannot_be_harmonised(clients):
+    with pytest.raises(sb.SimbaError, match="readout"):
+        follow(harmonised(clients, {"weight": torch.zeros(3)}, cycles=1))
 
 
 def test_fedtm_averages_large_sites_and_then_visits_all(clients, model):

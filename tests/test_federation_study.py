@@ -58,6 +58,26 @@ def test_a_study_runs_from_the_command_line_and_resumes(path, tmp_path, capsys):
     assert all(torch.equal(value, expected[name]) for name, value in stopped.resume()[0].items())
 
 
+def test_a_harmonised_study_keeps_its_head_and_goes_on_with_it(path, tmp_path):
+    path.write_text(SMALL.replace("strategy: travelling", "strategy: harmonised"))
+    assert main(["federate", str(path), str(tmp_path / "run"), "--local"]) == 0
+    study = Study.from_yaml(path)
+    clients = [
+        LocalClient(name, study.plan.model(), study.federation.at(name), study.plan.visit) for name in ("north", "south")
+    ]
+    stopped = Ledger(tmp_path / "stopped", study.plan)
+    with pytest.raises(sb.SimbaError, match="has not begun"):
+        stopped.network()
+    steps = study.plan.steps(clients)
+    for _ in range(2):
+        stopped(next(steps))
+    assert main(["federate", str(path), str(tmp_path / "stopped"), "--local"]) == 0
+    whole = Ledger(tmp_path / "run", study.plan)
+    assert all(torch.equal(value, stopped.resume()[0][name]) for name, value in whole.resume()[0].items())
+    assert len(whole.resume()[0]) == len(whole.network()) + 4
+    assert set(whole.network()) == set(study.plan.model().state_dict())
+
+
 def test_a_ledger_of_another_plan_and_a_damaged_one_are_refused(path, tmp_path):
     plan = Study.from_yaml(path).plan
     Ledger(tmp_path / "ledger", plan)

@@ -4,7 +4,7 @@ from simba_lab.federation.clients import LocalClient, SiteError, VisitConfig
 from simba_lab.federation.comparison import Comparison
 from simba_lab.federation.plan import Ledger, Plan
 from simba_lab.federation.sites import Federation, Site, hospitals, open_site, save_sites, study_sites, with_scanners
-from simba_lab.federation.strategies import Step, fedavg, fedprox, fedtm, follow, local, travelling
+from simba_lab.federation.strategies import Step, fedavg, fedprox, fedtm, follow, harmonised, local, travelling
 from simba_lab.federation.study import Study
 from simba_lab.federation.travel_log import TravelLog
 
@@ -24,6 +24,7 @@ __all__ = [
     "fedprox",
     "fedtm",
     "follow",
+    "harmonised",
     "hospitals",
     "local",
     "open_site",

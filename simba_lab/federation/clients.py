@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from simba_lab.errors import SimbaError, UnknownNameError
+from simba_lab.federation.harmony import ScannerHead, Weights, divided
 from simba_lab.federation.reading import check_names
 from simba_lab.rng import stream
 from simba_lab.synthesis import Cohort
@@ -22,7 +23,6 @@ from simba_lab.training.feeding import Feed
 from simba_lab.training.networks import logit
 
 OPTIMISERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-Weights = dict[str, torch.Tensor]
 
 
 class SiteError(SimbaError):
@@ -87,19 +87,26 @@ class Client(Protocol):
     def info(self) -> dict[str, Any]:
         """Return ``subjects``, the number of training subjects."""
 
-    def train(self, weights: Weights, *, seed: int, visit: int, rate: float = 1.0, proximal: float = 0.0) -> dict[str, Any]:
+    def train(
+        self, weights: Weights, *, seed: int, visit: int, rate: float = 1.0, proximal: float = 0.0, scanner: int = 0,
+        confusion: float = 0.0,
+    ) -> dict[str, Any]:  # fmt: skip
         """Return ``weights`` after training here, ``subjects`` and the mean ``loss``.
 
         Parameters
         ----------
         weights : dict of str to tensor
-            Not changed.
+            Not changed. A scanner head among them (`simba_lab.federation.harmony`) is trained too.
         seed, visit : int
             Name the order in which subjects are seen: the same numbers give the same weights.
         rate : float
             Factor on the learning rate.
         proximal : float
             Weight of the squared distance from the weights that came in (FedProx's mu).
+        scanner : int
+            Which one is used here, for the head.
+        confusion : float
+            Weight with which features are learnt that the head cannot read.
         """
 
 
@@ -137,10 +144,15 @@ class LocalClient:
         """Return the number of training subjects."""
         return {"subjects": len(self.cohort)}
 
-    def train(self, weights: Weights, *, seed: int, visit: int, rate: float = 1.0, proximal: float = 0.0) -> dict[str, Any]:
+    def train(
+        self, weights: Weights, *, seed: int, visit: int, rate: float = 1.0, proximal: float = 0.0, scanner: int = 0,
+        confusion: float = 0.0,
+    ) -> dict[str, Any]:  # fmt: skip
         """Train a copy of the weights on this site's subjects, see `Client.train`."""
         config, network = self.config, self._network
-        network.load_state_dict(weights)
+        own, of_head = divided(weights)
+        network.load_state_dict(own)
+        head = ScannerHead(of_head) if of_head else None
         layout = torch.channels_last_3d if config.channels_last else torch.contiguous_format
         network = network.to(memory_format=layout).train()
         parameters = [value for value in network.parameters() if value.requires_grad]
@@ -151,22 +163,39 @@ class LocalClient:
             if self._feed is None:
                 self._feed = Feed(self.cohort, torch.device("cpu"), memory_gb=self.memory_gb)
             labels = torch.from_numpy(self.cohort["label"].astype(np.float32))
-            make = OPTIMISERS[config.optimiser]
-            optimiser = make(parameters, lr=config.learning_rate * rate, weight_decay=config.weight_decay)
+            optimiser, teacher = (
+                self._optimiser(parameters, rate),
+                self._optimiser(head.parameters(), rate) if head else None,
+            )
             for _ in range(config.epochs):
                 batches = torch.from_numpy(draws.permutation(len(labels))).split(config.batch_size)
                 for rows, volumes in zip(batches, self._feed.batches(batches), strict=True):
-                    scores = logit(network(volumes.contiguous(memory_format=layout)))
+                    volumes = volumes.contiguous(memory_format=layout)
+                    features = network.features(volumes) if head else None
+                    scores = logit(network.readout(features) if head else network(volumes))
                     loss = binary_cross_entropy_with_logits(scores.float(), labels[rows])
                     total += loss.item() * len(rows)
-                    pulls = zip(parameters, start, strict=bool(start))
                     if start:
+                        pulls = zip(parameters, start, strict=True)
                         loss = loss + proximal / 2 * sum(((value - before) ** 2).sum() for value, before in pulls)
-                    optimiser.zero_grad()
-                    loss.backward()
-                    optimiser.step()
+                    if head:
+                        _descend(teacher, head.mistakes(features, scanner))
+                        loss = loss + confusion * head.confusion(features)
+                    _descend(optimiser, loss)
         after = {name: value.detach().clone().contiguous() for name, value in network.state_dict().items()}
+        after |= head.weights() if head else {}
         return {"weights": after, "subjects": len(labels), "loss": total / (len(labels) * config.epochs)}
+
+    def _optimiser(self, parameters: Iterable[torch.nn.Parameter], rate: float) -> torch.optim.Optimizer:
+        config = self.config
+        make = OPTIMISERS[config.optimiser]
+        return make(parameters, lr=config.learning_rate * rate, weight_decay=config.weight_decay)
+
+
+def _descend(optimiser: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
 
 
 def checked(reply: object, weights: Weights, site: str) -> dict[str, Any]:

@@ -62,9 +62,12 @@ def info() -> dict[str, Any]:
 
 
 @collab.publish
-def train(weights: dict, seed: int, visit: int, rate: float = 1.0, proximal: float = 0.0) -> dict[str, Any]:
+def train(
+    weights: dict, seed: int, visit: int, rate: float = 1.0, proximal: float = 0.0, scanner: int = 0, confusion: float = 0.0
+) -> dict[str, Any]:
     """Train weights on this site's subjects."""
-    return _here().train(weights, seed=seed, visit=visit, rate=rate, proximal=proximal)
+    asked = {"rate": rate, "proximal": proximal, "scanner": scanner, "confusion": confusion}
+    return _here().train(weights, seed=seed, visit=visit, **asked)
 
 
 # At the server ----------------------------------------------------------------------------------------------------------

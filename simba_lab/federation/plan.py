@@ -16,11 +16,13 @@ from safetensors.torch import save_file
 
 from simba_lab.errors import SimbaError, UnknownNameError
 from simba_lab.federation.clients import Client, VisitConfig, Weights
+from simba_lab.federation.harmony import divided
 from simba_lab.federation.reading import NETWORKS, check_names, network_from
-from simba_lab.federation.strategies import Step, fedavg, fedprox, fedtm, travelling
+from simba_lab.federation.strategies import Step, fedavg, fedprox, fedtm, harmonised, travelling
 
 STRATEGIES: dict[str, Callable[..., Iterator[Step]]] = {
     "fedavg": fedavg, "fedprox": fedprox, "travelling": travelling, "fedtm": fedtm,
+    "harmonised": harmonised,
 }  # fmt: skip
 
 
@@ -30,7 +32,7 @@ class Plan:
 
     Parameters
     ----------
-    strategy : {"fedavg", "fedprox", "travelling", "fedtm"}
+    strategy : {"fedavg", "fedprox", "travelling", "fedtm", "harmonised"}
     sites : sequence of str
         Who takes part; their order is that of sums.
     options : mapping
@@ -132,7 +134,7 @@ class Ledger:
         return self.folder / "steps.jsonl"
 
     def resume(self) -> tuple[Weights | None, int]:
-        """Return the weights of the last step and its number; None and 0 before the first."""
+        """Return the weights of the last step, a head's among them, and its number; None and 0 before the first."""
         if not self._weights_file.is_file():
             return None, 0
         try:
@@ -140,6 +142,13 @@ class Ledger:
                 return {name: file.get_tensor(name) for name in file.keys()}, int(file.metadata()["step"])  # noqa: SIM118
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise SimbaError("ledger", str(self._weights_file), "as it was written", f"It is damaged: {error}") from error
+
+    def network(self) -> Weights:
+        """Return the weights of the network after the last step."""
+        weights, _ = self.resume()
+        if weights is None:
+            raise SimbaError("ledger", str(self.folder), "with at least one step", "The training has not begun.")
+        return divided(weights)[0]
 
     def history(self) -> list[dict[str, Any]]:
         """Return number, phase, sites, losses and faults of every step."""
@@ -171,13 +180,14 @@ class Ledger:
     def __call__(self, step: Step) -> None:
         """Write a step."""
         self._reason_file.unlink(missing_ok=True)
-        row = {name: value for name, value in vars(step).items() if name != "weights"}
+        row = {name: value for name, value in vars(step).items() if name not in ("weights", "head")}
         with self._steps_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
         part = self._weights_file.with_suffix(".part")
-        save_file({name: value.contiguous() for name, value in step.weights.items()}, part, {"step": str(step.number)})
+        whole = step.weights | step.head
+        save_file({name: value.contiguous() for name, value in whole.items()}, part, {"step": str(step.number)})
         part.replace(self._weights_file)
 
 

@@ -6,14 +6,16 @@ before it and on numbers alone (`seed` and the place of the step), so any of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from simba_lab.errors import SimbaError
 from simba_lab.federation.clients import Client, SiteError, Weights, checked
+from simba_lab.federation.harmony import divided, initial_head
 from simba_lab.rng import stream
 
 FAULTS = ("stop", "skip")
@@ -37,6 +39,8 @@ class Step:
         Mean training loss at each site.
     faults : dict of str to str
         What went wrong at sites that were skipped.
+    head : dict of str to tensor
+        What travels beside the network: the scanner head of `harmonised`.
     """
 
     number: int
@@ -45,6 +49,7 @@ class Step:
     weights: Weights
     losses: dict[str, float] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
+    head: Weights = field(default_factory=dict)
 
 
 def fedavg(
@@ -123,6 +128,67 @@ def travelling(
     ----------
     Chang et al. (2018), JAMIA 25:945-954 (cyclic weight transfer); Souza et al. (2022), JAMIA 30:112-119.
     """
+    return _travel(clients, weights, lambda client, cycle: {}, cycles, seed, decay, shuffled, faults, done)
+
+
+def harmonised(
+    clients: Sequence[Client], weights: Weights, *, cycles: int, scanners: Mapping[str, str] | None = None,
+    strength: float = 1.0, width: int = 32, seed: int = 0, decay: float = 1.0, shuffled: bool = True,
+    faults: str = "stop", done: int = 0,
+) -> Iterator[Step]:  # fmt: skip
+    """`travelling`, with a head on the way that learns which scanner it sees and features that keep it guessing.
+
+    Parameters
+    ----------
+    clients, weights, cycles, seed, decay, shuffled, faults, done
+        As for `travelling`; to go on from a step, its `weights` and its `head` together.
+    scanners : mapping of site to scanner, optional
+        By default every site has its own.
+    strength : float
+        Weight of the head's confusion. It grows to that from 0 over the cycles: a head that has not learnt anything has
+        nothing to teach.
+    width : int
+        Hidden units of the head.
+
+    Yields
+    ------
+    Step
+        One per visit.
+
+    References
+    ----------
+    Souza et al. (2024), "HarmonyTM", J. Med. Imaging (adversarial harmonisation in a travelling model); Dinsdale et al.
+    (2021), NeuroImage 228:117689 (confusion); Ganin et al. (2016), JMLR 17(59), section 5.2.2 (the growing weight).
+    """
+    clients = list(clients)
+    names = [client.name for client in clients]
+    scanners = {name: name for name in names} if scanners is None else scanners
+    missing = [name for name in names if name not in scanners]
+    if missing:
+        raise SimbaError("scanners", sorted(scanners), f"a scanner for every site; {missing[0]} has none")
+    kinds = sorted({scanners[name] for name in names})
+    if len(kinds) < 2:
+        raise SimbaError("scanners", kinds, "at least two different ones", "With one there is nothing to harmonise.")
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength < math.inf:
+        raise SimbaError("strength", strength, "a finite number of at least 0", "With 0 it is travelling.")
+    _check_count("width", width)
+    network, head = divided(weights)
+    head = head or initial_head(network, len(kinds), width=width, seed=seed)
+
+    def asked(client: Client, cycle: int) -> dict[str, Any]:
+        growing = 2 / (1 + math.exp(-10 * cycle / cycles)) - 1
+        return {"scanner": kinds.index(scanners[client.name]), "confusion": strength * growing}
+
+    for step in _travel(clients, network | head, asked, cycles, seed, decay, shuffled, faults, done):
+        network, head = divided(step.weights)
+        yield replace(step, weights=network, head=head)
+
+
+def _travel(
+    clients: Sequence[Client], weights: Weights, asked: Callable[[Client, int], dict[str, Any]], cycles: int, seed: int,
+    decay: float, shuffled: bool, faults: str, done: int,
+) -> Iterator[Step]:  # fmt: skip
+    """Visit every site in each cycle; `asked` says what a site is told beyond seed, visit and rate."""
     clients = _checked_clients(clients, faults)
     _check_count("cycles", cycles)
     if not isinstance(decay, int | float) or not 0 < decay <= 1:
@@ -131,7 +197,8 @@ def travelling(
         cycle, place = divmod(number - 1, len(clients))
         order = stream(seed, cycle, "order of sites").permutation(len(clients)) if shuffled else range(len(clients))
         client = clients[order[place]]
-        replies, broken = _ask([client], weights, faults, seed=seed, visit=number, rate=decay**cycle)
+        visit = {"seed": seed, "visit": number, "rate": decay**cycle, **asked(client, cycle)}
+        replies, broken = _ask([client], weights, faults, **visit)
         weights = replies[client.name]["weights"] if replies else weights
         losses = {name: reply["loss"] for name, reply in replies.items()}
         yield Step(number, "visit", tuple(replies), weights, losses, broken)
@@ -170,7 +237,7 @@ def fedtm(
             yield step
     visits = travelling(clients, weights, cycles=cycles, seed=seed, decay=decay, faults=faults, done=max(0, done - rounds))
     for step in visits:
-        yield Step(step.number + rounds, step.phase, step.sites, step.weights, step.losses, step.faults)
+        yield replace(step, number=step.number + rounds)
 
 
 def local(
@@ -268,4 +335,4 @@ def _check_count(name: str, value: object) -> None:
         raise SimbaError(name, value, "an integer of at least 1")
 
 
-__all__ = ["Step", "average", "fedavg", "fedprox", "fedtm", "follow", "local", "travelling"]
+__all__ = ["Step", "average", "fedavg", "fedprox", "fedtm", "follow", "harmonised", "local", "travelling"]
