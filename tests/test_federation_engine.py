@@ -3,20 +3,23 @@
 import contextlib
 import multiprocessing
 import os
-import signal
+import shutil
 import socket
 import ssl
 import subprocess
 import threading
 import time
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 import simba_lab as sb
 from simba_lab.federation import Ledger, LocalClient, Plan, Site, follow, hospitals, save_sites
+from simba_lab.federation.privacy import POLICY, guarded, read_policy
 from simba_lab.rng import stream
 
 pytestmark = pytest.mark.slow
@@ -77,14 +80,33 @@ class House:
         self.kits = engine.provision(self.federation.names, root / "kits", port=self.port)
         self.processes: dict[str, subprocess.Popen] = {}
 
-    def start(self, role: str, folder: Path | None = None) -> None:
-        self.processes[role] = engine.start(self.kits[role], folder or self.folders[role])
+    def start(self, role: str, folder: Path | None = None, privacy: str | None = None) -> None:
+        self.processes[role] = engine.start(self.kits[role], folder or self.folders[role], privacy=privacy)
+
+    def restart(self, ledger: str, privacy: dict[str, str] | None = None, **folders: Path) -> Path:
+        """Start all roles afresh, with a new ledger."""
+        for role in list(self.processes):
+            self.kill(role)
+        self.start("server", self.root / ledger)
+        until(lambda: port_answers(self.port))
+        for name in self.federation.names:
+            self.start(name, folders.get(name.replace("-", "")), (privacy or {}).get(name))
+        return self.root / ledger
+
+    def family(self, role: str) -> list[psutil.Process]:
+        """Return its process and those of its jobs."""
+        first = psutil.Process(self.processes[role].pid)
+        return [first, *first.children(recursive=True)]
 
     def kill(self, role: str) -> None:
-        process = self.processes.pop(role)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(10)
+        family = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family = self.family(role)
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.processes.pop(role).wait(10)
+        psutil.wait_procs(family, 10)
 
     def console(self, role: str) -> str:
         return (self.kits[role] / "console.txt").read_text(errors="replace")
@@ -92,9 +114,11 @@ class House:
     def plan(self, strategy: str, **options) -> Plan:
         return Plan(strategy, self.federation.names, options, NETWORK)
 
-    def here(self, plan: Plan) -> dict[str, torch.Tensor]:
-        clients = [LocalClient(name, plan.model(), self.federation.at(name), plan.visit) for name in plan.sites]
-        return follow(plan.steps(clients)).weights
+    def clients(self, plan: Plan) -> list[LocalClient]:
+        return [LocalClient(name, plan.model(), self.federation.at(name), plan.visit) for name in plan.sites]
+
+    def here(self, plan: Plan, steps: int | None = None) -> dict[str, torch.Tensor]:
+        return follow(islice(plan.steps(self.clients(plan)), steps)).weights
 
 
 def until(what, seconds: float = 60) -> None:
@@ -106,10 +130,33 @@ def until(what, seconds: float = 60) -> None:
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
-    house = House(tmp_path_factory.mktemp("federation"))
-    yield house
-    for role in list(house.processes):
-        house.kill(role)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT", "5")  # for sites that are lost on purpose
+        house = House(tmp_path_factory.mktemp("federation"))
+        yield house
+        for role in list(house.processes):
+            house.kill(role)
+
+
+class Submitted(threading.Thread):
+    """A submission that goes on while the test looks."""
+
+    def __init__(self, house: House, plan: Plan, **options) -> None:
+        super().__init__(daemon=True)
+        self.ended: str | sb.SimbaError | None = None
+        self._call = lambda: engine.submit(house.kits["admin"], plan, wait=WAIT, **options)
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.ended = self._call()
+        except sb.SimbaError as error:
+            self.ended = error
+
+    def end(self, seconds: float) -> str | sb.SimbaError:
+        self.join(seconds)
+        assert not self.is_alive(), "too long"
+        return self.ended
 
 
 def same(one, other) -> bool:
@@ -183,39 +230,234 @@ def test_without_a_certificate_of_this_federation_nobody_is_let_in(house):
     assert not admitted(house, None)
 
 
+POLICY_OF_SITE_2 = "svt: {fraction: 0.1, epsilon: 1, epsilon_release: 200, gamma: 1e-3, tau: 1e-4}"
+
+
+def test_a_site_with_a_policy_sends_filtered_weights_and_no_loss_and_the_others_send_theirs(house):
+    plan = house.plan("fedavg", rounds=1)
+    ledger = Ledger(house.restart("private", privacy={"site-2": POLICY_OF_SITE_2}), plan)
+    assert engine.submit(house.kits["admin"], plan, timeout=60, wait=WAIT) == "FINISHED:COMPLETED"
+    mean, begin = ledger.resume()[0], plan.model().state_dict()
+    replies = {client.name: client.train(begin, seed=plan.seed, visit=1) for client in house.clients(plan)}
+    losses = ledger.history()[0]["losses"]
+    assert np.isnan(losses["site-2"])
+    assert all(losses[name] == replies[name]["loss"] for name in ("site-1", "site-3"))
+    total = sum(reply["subjects"] for reply in replies.values())
+
+    def sent_by_site_2(name: str) -> np.ndarray:
+        """From the mean, if the others sent what they trained."""
+        parts = [reply["weights"][name].double() * reply["subjects"] for site, reply in replies.items() if site != "site-2"]
+        return ((mean[name].double() * total - sum(parts)) / replies["site-2"]["subjects"] - begin[name]).numpy().ravel()
+
+    names = [name for name, value in begin.items() if value.is_floating_point()]
+    sent = np.concatenate([sent_by_site_2(name) for name in names])
+    trained = np.concatenate([(replies["site-2"]["weights"][name] - begin[name]).numpy().ravel() for name in names])
+    assert (np.abs(trained) > 1e-5).mean() > 0.8
+    assert 0.02 < (np.abs(sent) > 1e-5).mean() <= 0.101
+
+
+def changes(seed: int = 0) -> tuple[dict[str, torch.Tensor], dict]:
+    """Return weights and a reply of a site that changed them by about 0.01."""
+    before = sb.SimBANet([4, 8], seed=seed).state_dict()
+    draws = stream(seed, "test", "changes")
+    after = {
+        name: value + 0.01 * torch.from_numpy(np.asarray(draws.normal(size=value.shape))) for name, value in before.items()
+    }
+    after = {name: value.to(before[name].dtype) for name, value in after.items()}
+    return before, {"weights": after | {"temperature": torch.tensor(1.5)}, "subjects": 7, "loss": 0.3}
+
+
+@pytest.mark.parametrize("text", [POLICY_OF_SITE_2, "percentile: {percentile: 90, gamma: 1e-3}", "svt:"])
+def test_filters_keep_names_shapes_and_types_and_let_few_changes_out(text):
+    before, reply = changes()
+    before["temperature"] = torch.tensor(1.0)  # a single number: FLARE's filters would let it pass
+    change = engine.filter_for(*read_policy(text))
+    np.random.seed(3)  # noqa: NPY002 (whoever sets it must not learn the noise)
+    first = guarded(reply, before, change)
+    np.random.seed(3)  # noqa: NPY002
+    again = guarded(reply, before, change)
+    assert first["subjects"] == 7
+    assert np.isnan(first["loss"])
+    assert reply["loss"] == 0.3
+    assert list(first["weights"]) == list(reply["weights"])
+    for name, value in reply["weights"].items():
+        assert (first["weights"][name].shape, first["weights"][name].dtype) == (value.shape, value.dtype)
+        assert torch.isfinite(first["weights"][name]).all()
+        assert value.is_floating_point() or torch.equal(first["weights"][name], value)
+        assert not name.endswith("running_var") or (first["weights"][name] >= 0).all()
+    real = [name for name, value in before.items() if value.is_floating_point() and not name.endswith("running_var")]
+    out = np.concatenate([(first["weights"][name] - before[name]).double().numpy().ravel() for name in real])
+    assert 0.03 < (out != 0).mean() < 0.12
+    assert abs(first["weights"]["temperature"] - 1.5) > 0.4
+    assert same(first["weights"], again["weights"]) == text.startswith("percentile")
+    if text.startswith("percentile"):
+        assert np.abs(out).max() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_noise_is_as_large_as_declared_and_the_cut_is_at_gamma():
+    count, gamma, release = 20_000, 1e-3, 4e7
+    fixed = {"came": torch.zeros(count)}
+    reply = {"weights": {"came": torch.full((count,), 0.5)}, "subjects": 1, "loss": 0.0}
+    policy = f"svt: {{fraction: 0.5, epsilon: 1, epsilon_release: {release}, gamma: {gamma}, tau: 0}}"
+    out = guarded(reply, fixed, engine.filter_for(*read_policy(policy)))["weights"]["came"].double().numpy()
+    out = out[out != 0]
+    scale = 2 * gamma * (count / 2) / release  # Laplace: its mean absolute deviation is the scale
+    assert np.median(out) == pytest.approx(gamma, abs=scale / 10)
+    assert np.abs(out - np.median(out)).mean() == pytest.approx(scale, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("svt: {epsilon: -1}", r"SIMBA_LAB_PRIVACY\.svt\.epsilon must be above 0 and up to 100, got -1"),
+        ("svt: {fraction: 1.5}", "fraction must be above 0 and up to 1"),
+        ("svt: {gamma: .inf}", "gamma must be above 0"),
+        ("svt: {gamma: yes}", "gamma must be above 0"),
+        ("svt: {tau: 1}", "tau must be up to gamma"),
+        ("svt: {epsilonn: 1}", "Did you mean epsilon"),
+        ("percentile: {percentile: 101}", "at least 0 and up to 100"),
+        ("stv: {}", "Did you mean svt"),
+        ("svt: 3", "a mapping of options"),
+        ("{svt: {}, percentile: {}}", "one of svt, percentile"),
+        ("svt: {", "valid YAML"),
+    ],
+)
+def test_policies_that_cannot_be_followed_are_refused_before_anything_is_trained(text, said, monkeypatch, tmp_path):
+    monkeypatch.setenv(POLICY, text)
+    with pytest.raises(sb.SimbaError, match=said):
+        engine.train({}, seed=0, visit=1)
+    with pytest.raises(sb.SimbaError, match=said):
+        engine.start(tmp_path, tmp_path, privacy=text)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_not_finite_are_not_hidden_under_noise():
+    before, reply = changes()
+    reply["weights"]["head.bias"] = torch.tensor([float("nan")])
+    with pytest.raises(sb.SimbaError, match="finite after training"):
+        guarded(reply, before, lambda values: values)
+
+
+def test_a_site_that_hangs_is_named_and_goes_on_later_with_the_same_bits(house):
+    plan = house.plan("travelling", cycles=12)
+    folder = house.restart("hanging")
+    job = Submitted(house, plan, timeout=6)
+    until(lambda: Ledger(folder, plan).resume()[1] >= 4, WAIT)
+    for process in house.family("site-2"):
+        process.suspend()
+    try:
+        reason = Ledger(folder, plan).reason
+        until(reason, 30)
+        assert reason().startswith("site-2 must be able to train")
+        assert "timed out after 6" in reason()
+        assert job.end(45) in ("FINISHED:EXECUTION_EXCEPTION", "FINISHED:ABNORMAL")
+        with pytest.raises(sb.SimbaError, match=r"sites must be running.*\['site-2'\]"):
+            engine.submit(house.kits["admin"], plan, patience=3)
+    finally:
+        for process in house.family("site-2"):
+            process.resume()
+    reached = Ledger(folder, plan).resume()[1]
+    assert 4 <= reached < 36
+    with pytest.raises(sb.SimbaError, match=r"kit must be of a role that is not running yet, got 'site-1'"):
+        house.start("site-1")
+    assert engine.submit(house.kits["admin"], plan, timeout=60, wait=WAIT) == "FINISHED:COMPLETED"
+    weights, done = Ledger(folder, plan).resume()
+    assert done == 36
+    assert Ledger(folder, plan).reason() is None
+    assert same(weights, house.here(plan))
+
+
+def test_sites_that_let_go_of_a_job_at_its_end_are_not_taken_for_copies():
+    def rows(**jobs: str | None) -> list[dict[str, str]]:
+        found = (
+            {"client_name": name, "job_id": job or "?", "status": "x" if job else "no_jobs"} for name, job in jobs.items()
+        )
+        return [*found, {"client_name": "lost", "status": "no_reply"}]
+
+    def named(answers: list[list[dict[str, str]]]) -> str | None:
+        class Session:
+            def get_client_job_status(self) -> list[dict[str, str]]:
+                return answers.pop(0)
+
+        watch = engine._Watch(Session(), "job", every=0)
+        return [watch.twice() for _ in range(len(answers))][-1]
+
+    begin, work = rows(one=None, two=None), rows(one="job", two="job")
+    assert (
+        named([begin, begin, rows(one=None, two="job"), rows(one=None, two="job"), rows(one=None, two="job"), work]) is None
+    )
+    assert named([begin, work, rows(one=None, two="job"), *[rows(one=None, two=None)] * 9]) is None
+    assert named([begin, work, *[rows(one=None, two="job")] * 3]) == "one"
+
+
+def test_a_copy_of_a_kit_that_joins_too_is_named_and_changes_no_bit(house):
+    plan = house.plan("travelling", cycles=1000)
+    folder = house.restart("twice")
+    job = Submitted(house, plan, timeout=60)
+    until(lambda: Ledger(folder, plan).resume()[1] >= 2, WAIT)
+    house.kits["copy"] = house.root / "elsewhere" / "site-3"
+    shutil.copytree(house.kits["site-3"], house.kits["copy"])
+    house.start("copy", house.folders["site-3"])
+    ended = job.end(90)
+    until(Ledger(folder, plan).reason, 30)
+    house.kill("copy")
+    assert "aborted" in Ledger(folder, plan).reason()
+    assert isinstance(ended, sb.SimbaError), ended
+    assert str(ended).startswith("sites must be there once, and until the training is over, got 'site-3'")
+    weights, done = Ledger(folder, plan).resume()
+    assert same(weights, house.here(plan, done))
+
+
+def test_sites_that_are_lost_or_send_nonsense_are_skipped_and_named_if_the_plan_says_so(house):
+    spoiled = house.root / "spoiled"
+    shutil.copytree(house.folders["site-3"], spoiled)
+    np.lib.format.open_memmap(spoiled / "volumes.npy", mode="r+")[:] = np.nan
+    plan = house.plan("fedavg", rounds=4, faults="skip")
+    folder = house.restart("skipped", site3=spoiled)
+    job = Submitted(house, plan, timeout=8)
+    until(lambda: Ledger(folder, plan).resume()[1] >= 1, WAIT)
+    house.kill("site-2")
+    assert job.end(WAIT) == "FINISHED:COMPLETED"
+    history, (weights, done) = Ledger(folder, plan).history(), Ledger(folder, plan).resume()
+    assert done == len(history) == 4
+    assert all("not finite" in row["faults"]["site-3"] for row in history)
+    lost = ["site-2" in row["faults"] for row in history]
+    assert lost == sorted(lost)  # from some round on
+    assert lost[-1]
+    assert not lost[0]
+
+    class Lost(LocalClient):
+        def train(self, weights, **visit):
+            if self.name == "site-3" or (lost[visit["visit"] - 1] and self.name == "site-2"):
+                raise RuntimeError("lost")
+            return super().train(weights, **visit)
+
+    clients = [Lost(name, plan.model(), house.federation.at(name), plan.visit) for name in plan.sites]
+    assert same(weights, follow(plan.steps(clients)).weights)
+
+
 def _submit(kit: Path, plan: Plan) -> None:
     engine.submit(kit, plan, timeout=15, wait=WAIT)
 
 
 def test_killed_site_and_killed_server_are_taken_up_again_with_the_same_bits(house):
-    for role in list(house.processes):
-        house.kill(role)
-    folder, plan = house.root / "travelling", house.plan("travelling", cycles=30)
-    house.start("server", folder)
-    until(lambda: port_answers(house.port))
-    for name in house.federation.names:
-        house.start(name)
-    spawn = multiprocessing.get_context("spawn")
-
-    def submitted():
-        process = spawn.Process(target=_submit, args=(house.kits["admin"], plan))
-        process.start()
-        return process
+    plan = house.plan("travelling", cycles=30)
+    folder = house.restart("travelling")
 
     def done() -> int:
         return Ledger(folder, plan).resume()[1]
 
-    job = submitted()
+    job = Submitted(house, plan, timeout=6)
     until(lambda: done() >= 6, WAIT)
     house.kill("site-2")
-    job.join(WAIT)
-    assert not job.is_alive()
+    assert job.end(WAIT) != "FINISHED:COMPLETED"
     reached = done()
     assert 6 <= reached < 90
     assert Ledger(folder, plan).reason().startswith("site-2 must be able to train")
     house.start("site-2")
 
-    job = submitted()
+    job = multiprocessing.get_context("spawn").Process(target=_submit, args=(house.kits["admin"], plan))
+    job.start()
     until(lambda: done() > reached + 6, WAIT)
     house.kill("server")
     job.kill()

@@ -8,36 +8,38 @@ ledger where that of the server says; no path travels. What travels is weights, 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import yaml
+from nvflare.apis.dxo import DXO, DataKind
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.app_common.filters.percentile_privacy import PercentilePrivacy
+from nvflare.app_common.filters.svt_privacy import SVTPrivacy
 from nvflare.collab import CollabRecipe, collab
-from nvflare.fuel.flare_api.api_spec import NoClientsAvailable, NoConnection
+from nvflare.fuel.flare_api.api_spec import InvalidTarget, NoClientsAvailable, NoConnection, NoReply
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from simba_lab.errors import SimbaError
 from simba_lab.federation.clients import LocalClient, SiteError, Weights
 from simba_lab.federation.plan import Ledger, Plan
+from simba_lab.federation.privacy import POLICY, Change, guarded, read_policy
+from simba_lab.federation.provisioning import ADMIN, kits, provision
 from simba_lab.federation.sites import open_site
-from simba_lab.federation.strategies import follow
 
 FOLDER = "SIMBA_LAB_FOLDER"
-ADMIN = "admin@simba-lab.org"
-# What a job of ours is made of; a role builds nothing but what its own list has.
-COLLAB = (
-    "nvflare.collab.api.module_wrapper.ModuleWrapper",
-    "nvflare.collab.runtime.controller.CollabController",
-    "nvflare.collab.runtime.executor.CollabExecutor",
-)
+PRIVACY = {"svt": SVTPrivacy, "percentile": PercentilePrivacy}
 _clients: dict[str, LocalClient] = {}
+_filters: dict[str, Callable[[Change], Change]] = {}
 
 
 # At a site --------------------------------------------------------------------------------------------------------------
@@ -67,7 +69,30 @@ def train(
 ) -> dict[str, Any]:
     """Train weights on this site's subjects."""
     asked = {"rate": rate, "proximal": proximal, "scanner": scanner, "confusion": confusion}
-    return _here().train(weights, seed=seed, visit=visit, **asked)
+    change = _own_filter()  # a policy that cannot be followed is an error before anything is trained
+    reply = _here().train(weights, seed=seed, visit=visit, **asked)
+    return guarded(reply, weights, change) if change else reply
+
+
+def _own_filter() -> Callable[[Change], Change] | None:
+    """Return the filter of this site's own policy; FLARE's filters are not asked on the way of Collab calls."""
+    text = os.environ.get(POLICY)
+    if not text:
+        return None
+    if text not in _filters:
+        name, options = read_policy(text)
+        _filters[text] = filter_for(name, options)
+    return _filters[text]
+
+
+def filter_for(name: str, options: dict[str, float]) -> Callable[[Change], Change]:
+    """Return FLARE's filter as a function of changes; the sum of what it spent is in the site's own log."""
+    kind = PRIVACY[name](**options)
+
+    def change(values: Change) -> Change:
+        return kind.process_dxo(DXO(DataKind.WEIGHT_DIFF, data=values), Shareable(), FLContext()).data
+
+    return change
 
 
 # At the server ----------------------------------------------------------------------------------------------------------
@@ -107,9 +132,15 @@ def main() -> str:
     clients = [RemoteClient(client.name, client(timeout=timeout)) for client in collab.clients]
     weights, done = ledger.resume()
     try:
-        return str(follow(plan.steps(clients, weights, done=done), ledger).number)
+        for step in plan.steps(clients, weights, done=done):  # none, if it is submitted again after its end
+            ledger(step)
+            done = step.number
+        return str(done)
     except SimbaError as error:
-        ledger.stopped(error)
+        # Of the visit that it was in when it was aborted, FLARE says that it took too long.
+        hint = "Submit it again: it goes on from its last step."
+        aborted = SimbaError("training", f"aborted in a visit to {error.field}", "left alone until it is over", hint)
+        ledger.stopped(aborted if collab.is_aborted else error)
         raise
 
 
@@ -125,85 +156,7 @@ def _own_folder() -> Path:
 # At the administrator ---------------------------------------------------------------------------------------------------
 
 
-def provision(sites: Sequence[str], folder: str | Path, *, host: str = "localhost", port: int = 8002) -> dict[str, Path]:
-    """Make the start-up kits of a federation: keys, certificates and addresses, one kit per role.
-
-    Parameters
-    ----------
-    sites : sequence of str
-    folder : path
-        New.
-    host : str
-        Name under which the sites reach the server.
-    port : int
-        Of the server; the next one is the administrator's.
-
-    Returns
-    -------
-    dict of str to path
-        The kits: ``server``, ``admin`` and each site. Each holds a private key: it goes to its own machine alone.
-    """
-    folder = Path(folder)
-    if folder.exists():
-        raise SimbaError("folder", str(folder), "a folder that does not exist yet", "Nothing is overwritten.")
-    if not folder.absolute().parent.is_dir():
-        raise SimbaError("folder", str(folder), "inside an existing folder")
-    builders = "nvflare.lighter.impl"
-    project = {
-        "api_version": 3, "name": "simba-lab", "description": "SimBA Lab",
-        "participants": [
-            {"name": host, "type": "server", "org": "simba", "fed_learn_port": port, "admin_port": port + 1},
-            *({"name": name, "type": "client", "org": "simba"} for name in sites),
-            {"name": ADMIN, "type": "admin", "org": "simba", "role": "project_admin"},
-        ],
-        "builders": [
-            {"path": f"{builders}.workspace.WorkspaceBuilder"},
-            {"path": f"{builders}.static_file.StaticFileBuilder", "args": {"config_folder": "config", "scheme": "tcp"}},
-            {"path": f"{builders}.cert.CertBuilder"},
-            {"path": f"{builders}.signature.SignatureBuilder"},
-        ],
-    }  # fmt: skip
-    folder.mkdir()
-    (folder / "project.yml").write_text(yaml.safe_dump(project, sort_keys=False), encoding="utf-8")
-    command = [sys.executable, "-m", "nvflare.cli", "provision", "-p", "project.yml", "-w", "kits"]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise SimbaError("sites", list(sites), "what the engine can provision", (result.stdout + result.stderr)[-500:])
-    made = kits(folder)
-    for role in made.keys() - {"admin"}:
-        local = made[role] / "local"
-        resources = json.loads((local / "resources.json.default").read_text(encoding="utf-8"))
-        resources["class_allow_list"] = [*resources["class_allow_list"], *COLLAB]
-        if role == "server":
-            _own_storage(resources, made[role].absolute())
-        (local / "resources.json").write_text(json.dumps(resources, indent=1), encoding="utf-8")
-    return made
-
-
-def _own_storage(resources: dict[str, Any], kit: Path) -> None:
-    """Keep jobs inside the kit, and try a job that waits for a site every few seconds.
-
-    By default all federations of a machine share one folder in /tmp, and a job that found a site missing waits up to ten
-    minutes.
-    """
-    resources["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = str(kit / "snapshots")
-    arguments = {one["id"]: one.setdefault("args", {}) for one in resources["components"]}
-    arguments["job_manager"]["uri_root"] = str(kit / "jobs")
-    arguments["job_scheduler"] |= {"min_schedule_interval": 2.0, "max_schedule_interval": 5.0, "max_schedule_count": 100}
-
-
-def kits(folder: str | Path) -> dict[str, Path]:
-    """Return the kits that `provision` made in a folder: ``server``, ``admin`` and each site."""
-    folder = Path(folder)
-    if not (folder / "project.yml").is_file():
-        raise SimbaError("folder", str(folder), "the folder of `provision`", "Provision the federation first.")
-    project = yaml.safe_load((folder / "project.yml").read_text(encoding="utf-8"))
-    made = folder / "kits" / project["name"] / "prod_00"
-    roles = {one["name"]: one["type"] for one in project["participants"]}
-    return {name if role == "client" else role: made / name for name, role in roles.items()}
-
-
-def start(kit: Path, folder: Path, *, log: Path | None = None) -> subprocess.Popen:
+def start(kit: Path, folder: Path, *, log: Path | None = None, privacy: str | None = None) -> subprocess.Popen:
     """Start the server or a site from its kit, as a process of its own.
 
     Parameters
@@ -213,12 +166,38 @@ def start(kit: Path, folder: Path, *, log: Path | None = None) -> subprocess.Pop
         Its store, or for the server where the ledger shall be.
     log : path, optional
         File for what it prints.
+    privacy : str, optional
+        The site's policy, see `simba_lab.federation.privacy.read_policy`; its process reads it from ``SIMBA_LAB_PRIVACY``.
+
+    Raises
+    ------
+    SimbaError
+        If a process that was started from this kit is there still: FLARE lets the second one in and the first one out.
     """
     environment = os.environ | {FOLDER: str(Path(folder).absolute())}
+    if privacy is not None:
+        read_policy(privacy)
+        environment[POLICY] = privacy
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    with (log or kit / "console.txt").open("ab") as out:
-        command = ["bash", str(kit / "startup" / "sub_start.sh"), "--once"]
-        return subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+    command = ["bash", str(kit / "startup" / "sub_start.sh"), "--once"]
+    with (log or kit / "console.txt").open("ab") as out, (kit / "running.lock").open("ab") as lock:
+        _take(lock, kit.name)
+        return subprocess.Popen(
+            command, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, pass_fds=[lock.fileno()]
+        )
+
+
+def _take(lock: IO[bytes], role: str, patience: float = 5) -> None:
+    """Lock a kit. The role and the processes of its jobs inherit that; when the last of them ends, it is open again."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > end:
+                hint = "Stop the first process, or wait until it has ended."
+                raise SimbaError("kit", role, "of a role that is not running yet", hint) from error
+        time.sleep(0.1)
 
 
 class _Installed(CollabRecipe):
@@ -259,14 +238,46 @@ def submit(kit: Path, plan: Plan, *, timeout: float = 3600, wait: float | None =
         _until_present(session, plan.sites, patience)
         recipe.export(folder)
         job = session.submit_job(str(Path(folder) / "simba-lab"))
-        begun = time.monotonic()
+        begun, watch = time.monotonic(), _Watch(session, job)
         while wait is None or time.monotonic() - begun < wait:
             status = session.get_job_status(job)
             if status and status.startswith(("FINISHED", "FAILED", "ABORTED")):
                 return status
+            twice = watch.twice() if plan.options.get("faults") != "skip" else None
+            if twice:
+                session.abort_job(job)
+                hint = "Another process of that name answers, or it was started anew. Stop one of two, and submit again."
+                raise SimbaError("sites", twice, "there once, and until the training is over", hint)
             time.sleep(0.5)
         session.abort_job(job)
     raise SimbaError("wait", wait, "long enough for the training", "It was stopped; what is done is in the ledger.")
+
+
+class _Watch:
+    """Looks for a site in whose name another process answers: one that knows nothing of the job.
+
+    FLARE lets in whoever comes last with a site's certificate, be it from a copy of its kit on another machine.
+    """
+
+    def __init__(self, session: Session, job: str, every: float = 2.0, often: int = 3) -> None:
+        self._session, self._job, self._every, self._often = session, job, every, often
+        self._seen: set[str] = set()
+        self._without: Counter[str] = Counter()
+        self._next = 0.0
+
+    def twice(self) -> str | None:
+        """Return the name of such a site, if it answered so several times while another site was at work."""
+        if time.monotonic() < self._next:
+            return None
+        self._next = time.monotonic() + self._every
+        with contextlib.suppress(NoClientsAvailable, NoConnection, NoReply):  # a site that hangs holds up all answers
+            rows = self._session.get_client_job_status() or []
+            having = {row["client_name"] for row in rows if row.get("job_id") == self._job}
+            self._seen |= having
+            # At the end of a job the sites let go of it one after the other: then there is soon nobody who has it.
+            answering = {row["client_name"] for row in rows if row["status"] != "no_reply"} if having else set()
+            self._without.update((answering - having) & self._seen)
+        return next((name for name, times in self._without.items() if times >= self._often), None)
 
 
 @contextlib.contextmanager
@@ -287,16 +298,31 @@ def _session(kit: Path, patience: float) -> Iterator[Session]:
             session.close()
 
 
+def _rows(session: Session, sites: Sequence[str]) -> list[dict[str, Any]]:
+    """Return what the sites say of themselves: all at once, or if one that hangs holds up the answer, one by one."""
+    nothing = (NoClientsAvailable, NoConnection, NoReply, InvalidTarget)
+    with contextlib.suppress(*nothing):
+        return session.get_client_job_status() or []
+    rows = []
+    session.set_timeout(1.0)
+    for name in sites:
+        with contextlib.suppress(*nothing):
+            rows += session.get_client_job_status([name]) or []
+    session.unset_timeout()
+    return rows
+
+
 def _until_present(session: Session, sites: Sequence[str], patience: float) -> None:
     end = time.monotonic() + patience
     while True:
-        answering: set[str] = set()
-        with contextlib.suppress(NoClientsAvailable):
-            rows = session.get_client_job_status() or []
-            answering = {row["client_name"] for row in rows if row["status"] != "no_reply"}
+        answering = {row["client_name"] for row in _rows(session, sites) if row["status"] != "no_reply"}
         missing = [name for name in sites if name not in answering]
         if not missing:
             return
         if time.monotonic() > end:
+            session.get_system_info()  # it is not the server that is missing
             raise SimbaError("sites", missing, f"running, and answering within {patience:g} s", "Start them.")
         time.sleep(0.5)
+
+
+__all__ = ["FOLDER", "RemoteClient", "filter_for", "info", "kits", "main", "provision", "start", "submit", "train"]
