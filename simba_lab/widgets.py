@@ -48,11 +48,14 @@ class LabSlider:
         Largest width on the page in pixels.
     form : str
         How values are written (format specification).
+    play : float, optional
+        Seconds a frame: adds a button that runs through the frames once, as an animation. Nothing moves before it is pressed.
     """
 
     def __init__(
         self, draw: Callable[[float], np.ndarray], values: Sequence[float], *, label: str, alt: str, unit: str = "",
         start: float | None = None, marks: Sequence[tuple[str, float, float]] = (), width: int = 720, form: str = "+.1f",
+        play: float | None = None,
     ) -> None:  # fmt: skip
         self.values = [float(value) for value in values]
         if len(self.values) < 2 or np.any(np.diff(self.values) <= 0):
@@ -62,7 +65,9 @@ class LabSlider:
         self.draw, self.label, self.alt, self.unit = draw, label, alt, unit
         start = self.values[len(self.values) // 2] if start is None else float(start)
         self.start = int(np.argmin(np.abs(np.subtract(self.values, start))))
-        self.marks, self.width, self.form = tuple(marks), width, form
+        if play is not None and not 0.05 <= play <= 10:
+            raise SimbaError("play", play, "from 0.05 to 10 seconds a frame", "0.5 can be followed by eye.")
+        self.marks, self.width, self.form, self.play = tuple(marks), width, form, play
 
     def text(self, value: float) -> str:
         """Return a value as the slider writes it."""
@@ -83,7 +88,13 @@ class LabSlider:
             f'<span aria-hidden="true" style="left:{100 * x:.2f}%;top:{100 * y:.2f}%">{html.escape(text)}</span>'
             for text, x, y in self.marks
         )
-        last = len(frames) - 1
+        last, button, player = len(frames) - 1, "", ""
+        if self.play:
+            button = '<button type="button">Play</button>'
+            player = f"""
+const b=f.querySelector("button");let timer=0;const stop=()=>{{clearInterval(timer);timer=0;b.textContent="Play"}};
+b.addEventListener("click",()=>{{if(timer)return stop();if(+i.value==={last})i.value=0;show();b.textContent="Pause";
+timer=setInterval(()=>{{i.value=+i.value+1;show();if(+i.value==={last})stop()}},{1000 * self.play:.0f})}});"""
         return f"""<figure class="lab-slider" id="{key}">
 <style>
 #{key}{{max-width:{self.width}px;margin:1rem 0}}
@@ -94,15 +105,17 @@ text-shadow:0 0 3px #000}}
 #{key} label{{display:flex;gap:.75rem;align-items:center;margin-top:.5rem;flex-wrap:wrap}}
 #{key} input{{flex:1;min-width:8rem;accent-color:#0072b2}}
 #{key} output{{font-variant-numeric:tabular-nums;min-width:4rem;text-align:right}}
+#{key} button{{font:inherit;padding:.1rem .8rem;margin-top:.5rem;border:1px solid #0072b2;border-radius:4px;
+background:transparent;color:inherit;cursor:pointer;min-width:5rem}}
 </style>
 <div class="picture" role="img" aria-label="{html.escape(self.alt, quote=True)}">{marks}</div>
 <label><span>{html.escape(self.label)}</span>
 <input type="range" min="0" max="{last}" step="1" value="{self.start}" aria-valuetext="{html.escape(texts[self.start])}">
-<output>{html.escape(texts[self.start])}</output></label>
+<output>{html.escape(texts[self.start])}</output></label>{button}
 <script>(()=>{{const f=document.getElementById("{key}"),t={json.dumps(texts)},p=f.querySelector(".picture"),
 i=f.querySelector("input"),o=f.querySelector("output");
 const show=()=>{{p.style.backgroundPositionY=(100*i.value/{last})+"%";o.value=t[i.value];
-i.setAttribute("aria-valuetext",t[i.value])}};i.addEventListener("input",show);show()}})()</script></figure>"""
+i.setAttribute("aria-valuetext",t[i.value])}};i.addEventListener("input",show);show();{player}}})()</script></figure>"""
 
     def widget(self) -> Any:
         """Return the slider as an ipywidget, for a running kernel."""
@@ -116,7 +129,11 @@ i.setAttribute("aria-valuetext",t[i.value])}};i.addEventListener("input",show);s
         picture = ipywidgets.Image(value=self._png(slider.value), format="png", layout={"width": f"{self.width}px"})
         picture.alt = self.alt
         slider.observe(lambda change: setattr(picture, "value", self._png(change["new"])), "value")
-        return ipywidgets.VBox([picture, slider])
+        if not self.play:
+            return ipywidgets.VBox([picture, slider])
+        player = ipywidgets.Play(min=0, max=len(self.values) - 1, interval=round(1000 * self.play), description="Play")
+        player.observe(lambda change: setattr(slider, "value", self.values[change["new"]]), "value")
+        return ipywidgets.VBox([picture, slider, player])
 
     def _png(self, value: float) -> bytes:
         stream = io.BytesIO()

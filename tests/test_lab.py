@@ -107,6 +107,18 @@ def test_slider_works_without_network_and_without_a_mouse():
     assert page == slider(marks=[("L", 0.1, 0.5)]).html()  # the same page gives the same bytes
 
 
+def test_a_slider_may_play_and_does_not_otherwise():
+    page = slider(label="dose", alt="a grey square", play=0.5).html()
+    assert ">Play</button>" in page
+    assert "},500)" in page
+    assert "</button>" not in slider(label="dose", alt="a grey square").html()
+    _picture, moved, player = slider(label="dose", alt="a grey square", play=0.5).widget().children
+    player.value = 2
+    assert moved.value == 1.0
+    with pytest.raises(sb.SimbaError, match="play"):
+        slider(label="dose", alt="a grey square", play=0)
+
+
 def test_slider_is_a_widget_with_a_kernel_and_html_without(monkeypatch):
     assert WIDGET_VIEW in slider()._repr_mimebundle_()
     monkeypatch.setenv(STATIC_VARIABLE, "1")
