@@ -49,7 +49,7 @@ class LabSlider:
     form : str
         How values are written (format specification).
     play : float, optional
-        Seconds a frame: adds a button that runs through the frames once, as an animation. Nothing moves before it is pressed.
+        Seconds a frame: adds a button that runs through the frames once. Nothing moves before it is pressed.
     """
 
     def __init__(
