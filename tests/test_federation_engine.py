@@ -401,7 +401,6 @@ def test_a_copy_of_a_kit_that_joins_too_is_named_and_changes_no_bit(house):
     ended = job.end(90)
     until(Ledger(folder, plan).reason, 30)
     house.kill("copy")
-    assert "aborted" in Ledger(folder, plan).reason()
     assert isinstance(ended, sb.SimbaError), ended
     assert str(ended).startswith("sites must be there once, and until the training is over, got 'site-3'")
     weights, done = Ledger(folder, plan).resume()
