@@ -13,6 +13,7 @@ from simba_lab.figures.layers import (
     probes,
 )
 from simba_lab.figures.results import enrichments, intervals, learning, rates, responses
+from simba_lab.figures.travel import strategies, travel
 
 __all__ = [
     "COLOURS",
@@ -36,5 +37,7 @@ __all__ = [
     "probes",
     "rates",
     "responses",
+    "strategies",
     "tinted",
+    "travel",
 ]
