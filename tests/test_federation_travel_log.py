@@ -91,6 +91,17 @@ def test_the_log_changes_nothing_and_may_skip_steps(federation):
     assert last["forgotten"].notna().all()
 
 
+def test_without_layers_nothing_is_probed_and_the_rest_is_the_same(federation):
+    model = sb.SimBANet((4, 8), norm="group", seed=0)
+    whole, quick = TravelLog(model, federation), TravelLog(model, federation, layers=[])
+    for log in (whole, quick):
+        log(step(1, model, "south"))
+    assert len(whole.layers)
+    assert not len(quick.layers)
+    assert quick.steps.equals(whole.steps)
+    assert quick.sites.equals(whole.sites)
+
+
 def test_scanners_that_everybody_has_are_not_followed_and_few_subjects_leave_out_the_site():
     from simba_lab.federation import with_scanners
 

@@ -37,7 +37,7 @@ class TravelLog:
     biases : sequence of str, optional
         Which to follow; by default those that not everybody carries (everybody has a scanner).
     layers : sequence of str, optional
-        As for `simba_lab.record`.
+        As for `simba_lab.record`; none at all leaves the probes out, which take most of the time.
     every : int
         Look after each so many steps; the last of a plan is looked at if it is a multiple.
 
@@ -100,6 +100,8 @@ class TravelLog:
             found = twin_table(logits(self._model, off), logits(self._model, on), self.cohort, without=bias).loc[bias]
             row |= {f"{bias}.effect{end}": float(found[f"logit{end}"]) for end in ("", "_low", "_high")}
         self._rows["steps"].append(row)
+        if self._chosen is not None and len(self._chosen) == 0:
+            return
         grams = record(self._model, self._volumes, layers=self._chosen, pixels=False)
         for target, values in self._targets.items():
             given = None if target == "disease" else self.cohort["label"]
