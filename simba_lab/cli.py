@@ -154,9 +154,9 @@ def _sweep(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     from simba_lab.federation import Comparison
 
-    comparison, start = Comparison.from_yaml(options.comparison), time.perf_counter()
+    comparison = Comparison.from_yaml(options.comparison)
     table = comparison.run(n_jobs=options.jobs, progress=True)
-    comparison.save(table, options.folder, seconds=time.perf_counter() - start)
+    comparison.save(table, options.folder)
     print(f"{len(table)} cells in {options.folder}")
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from simba_lab.errors import SimbaError
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+WEBP_LIMIT = 16383  # pixels an image may be high
 # Set where pages are made (the book's build): a widget's state would only swell them.
 STATIC_VARIABLE = "SIMBA_LAB_STATIC"
 
@@ -81,7 +82,12 @@ class LabSlider:
         """Return the slider as self-contained HTML."""
         frames = [self.frame(value) for value in self.values]
         rows, columns = frames[0].shape[:2]
-        sprite = _data_uri(np.concatenate(frames, axis=0), "WEBP", quality=86, method=6)
+        # One above the other, and beside each other where that would be higher than a WebP image can be.
+        high = max(1, min(len(frames), WEBP_LIMIT // rows))
+        wide = -(-len(frames) // high)
+        empty = [np.zeros_like(frames[0])] * (wide * high - len(frames))
+        stacks = [np.concatenate([*frames, *empty][stack * high : (stack + 1) * high]) for stack in range(wide)]
+        sprite = _data_uri(np.concatenate(stacks, axis=1), "WEBP", quality=86, method=6)
         key = "lab" + hashlib.blake2b((self.label + sprite).encode(), digest_size=6).hexdigest()
         texts = [self.text(value) for value in self.values]
         marks = "".join(
@@ -89,6 +95,11 @@ class LabSlider:
             for text, x, y in self.marks
         )
         last, button, player = len(frames) - 1, "", ""
+        right, down = max(wide - 1, 1), max(high - 1, 1)
+
+        def place(frame: int) -> str:
+            return f"{100 * (frame // high) / right:.4f}% {100 * (frame % high) / down:.4f}%"
+
         if self.play:
             button = '<button type="button">Play</button>'
             player = f"""
@@ -99,7 +110,7 @@ timer=setInterval(()=>{{i.value=+i.value+1;show();if(+i.value==={last})stop()}},
 <style>
 #{key}{{max-width:{self.width}px;margin:1rem 0}}
 #{key} .picture{{position:relative;width:100%;aspect-ratio:{columns}/{rows};border-radius:4px;
-background:#000 url({sprite}) 0 {100 * self.start / last:.4f}%/100% {100 * len(frames)}%}}
+background:#000 url({sprite}) {place(self.start)}/{100 * wide}% {100 * high}%}}
 #{key} .picture span{{position:absolute;transform:translate(-50%,-50%);color:#fff;font:600 13px sans-serif;
 text-shadow:0 0 3px #000}}
 #{key} label{{display:flex;gap:.75rem;align-items:center;margin-top:.5rem;flex-wrap:wrap}}
@@ -114,8 +125,9 @@ background:transparent;color:inherit;cursor:pointer;min-width:5rem}}
 <output>{html.escape(texts[self.start])}</output></label>{button}
 <script>(()=>{{const f=document.getElementById("{key}"),t={json.dumps(texts)},p=f.querySelector(".picture"),
 i=f.querySelector("input"),o=f.querySelector("output");
-const show=()=>{{p.style.backgroundPositionY=(100*i.value/{last})+"%";o.value=t[i.value];
-i.setAttribute("aria-valuetext",t[i.value])}};i.addEventListener("input",show);show();{player}}})()</script></figure>"""
+const show=()=>{{const k=+i.value,x=100*Math.floor(k/{high})/{right},y=100*(k%{high})/{down};
+p.style.backgroundPosition=x+"% "+y+"%";o.value=t[k];
+i.setAttribute("aria-valuetext",t[k])}};i.addEventListener("input",show);show();{player}}})()</script></figure>"""
 
     def widget(self) -> Any:
         """Return the slider as an ipywidget, for a running kernel."""

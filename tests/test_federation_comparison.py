@@ -1,6 +1,8 @@
 """Comparisons of strategies: equal subjects, equal passes, learning rates chosen on validation subjects."""
 
 import dataclasses
+import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,9 @@ import simba_lab as sb
 from simba_lab.cli import main
 from simba_lab.federation import Comparison, LocalClient, VisitConfig, fedavg, follow
 from simba_lab.training import logits
+
+ROOT = Path(__file__).parents[1]
+STORED = ROOT / "data" / "results" / "samples_per_site"
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +142,26 @@ def test_from_the_command_line_and_unknown_fields(tmp_path):
     (tmp_path / "bad.yaml").write_text(text + "per_sight: [1]\n")
     with pytest.raises(sb.SimbaError, match="per_site"):
         Comparison.from_yaml(tmp_path / "bad.yaml")
+
+
+def test_the_stored_table_is_whole_and_of_its_comparison():
+    table, manifest = sb.read_results(STORED)
+    comparison = Comparison.from_yaml(ROOT / "data" / "comparisons" / "samples_per_site.yaml")
+    assert manifest["comparison"] == comparison.to_dict()
+    cells = {(row.strategy, row.per_site, row.seed) for row in table.itertuples()}
+    assert cells == set(comparison.cells())
+    assert len(table) == manifest["cells"] == len(cells)
+    assert not table[["auroc", "validation", "learning_rate", "updates"]].isna().any(axis=None)
+
+
+def test_a_random_row_of_the_stored_table_comes_out_again():
+    """With the rate that was chosen, of the rows that take seconds; other processors round differently."""
+    table, _ = sb.read_results(STORED)
+    comparison = Comparison.from_yaml(ROOT / "data" / "comparisons" / "samples_per_site.yaml")
+    quick = table[(table["per_site"] >= 5) & table["strategy"].isin(comparison.strategies)]
+    row = quick.iloc[random.SystemRandom().randrange(len(quick))]
+    again = dataclasses.replace(comparison, learning_rates=(float(row["learning_rate"]),))
+    found = again.row(row["strategy"], int(row["per_site"]), int(row["seed"]))
+    assert found["updates"] == row["updates"]
+    assert found["auroc"] == pytest.approx(row["auroc"], abs=0.1), row.to_dict()
+    assert found["validation"] == pytest.approx(row["validation"], abs=0.1), row.to_dict()

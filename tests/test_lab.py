@@ -1,5 +1,7 @@
 """What readers and users of the command line see: claims, sliders, figures, commands, notebooks, configuration."""
 
+import base64
+import io
 import json
 import pickle
 import re
@@ -10,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 from scipy.stats import ttest_1samp
 
 import simba_lab as sb
@@ -105,6 +108,17 @@ def test_slider_works_without_network_and_without_a_mouse():
     assert 'type="range"' in page and 'aria-valuetext="+0.5 mm"' in page
     assert 'aria-label="A &quot;ramp&quot;"' in page and "Size &lt;x&gt;" in page
     assert page == slider(marks=[("L", 0.1, 0.5)]).html()  # the same page gives the same bytes
+
+
+def test_many_high_frames_fit_into_one_picture():
+    """A WebP image is at most 16383 pixels high: the frames go on in a second column."""
+    shades = np.linspace(0.2, 0.8, 5)
+    page = sb.LabSlider(lambda k: np.full((4000, 8), shades[int(k)]), range(5), label="frame", alt="grey", start=4).html()
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(re.search(r"base64,([^)]+)", page).group(1)))).convert("L"))
+    assert picture.shape == (16000, 16)
+    np.testing.assert_allclose(picture[2000::4000, 4] / 255, shades[:4], atol=0.03)
+    assert picture[2000, 12] / 255 == pytest.approx(shades[4], abs=0.03)
+    assert "100.0000% 0.0000%/200% 400%" in page
 
 
 def test_a_slider_may_play_and_does_not_otherwise():

@@ -220,14 +220,15 @@ class Comparison:
         scenario = Scenario.from_dict({"subjects": 16, **values["scenario"]})
         return cls(**{**values, "scenario": scenario})
 
-    def save(self, table: pd.DataFrame, folder: str | Path, *, seconds: float) -> None:
-        """Write ``cells.csv`` and ``manifest.json``, as `simba_lab.read_results` reads them."""
+    def save(self, table: pd.DataFrame, folder: str | Path) -> None:
+        """Write ``cells.csv`` and ``manifest.json``, as `simba_lab.read_results` reads them (its minutes: of all rows)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        minutes = round(float(table["seconds"].sum()) / 60, 1)
         manifest = {
             "cells": len(table), "cells_sha256": hashlib.sha256(text.encode()).hexdigest(), "comparison": self.to_dict(),
-            "code": _code(), "torch": torch.__version__, "cores": os.cpu_count(), "minutes": round(seconds / 60, 1),
+            "code": _code(), "torch": torch.__version__, "cores": os.cpu_count(), "minutes": minutes,
         }  # fmt: skip
         _write(folder / "cells.csv", text)
         _write(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")

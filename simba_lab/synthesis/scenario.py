@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,7 @@ def _completed(effect: Effect, defaults: dict[str, Any]) -> Effect:
     return dataclasses.replace(effect, **{name: value for name, value in defaults.items() if getattr(effect, name) is None})
 
 
+@cache  # every evaluation asks for it
 def _bayes(control: Normal, disease: Normal, weight_control: float, weight_disease: float) -> float:
     """Accuracy contributed by one group: the integral of the larger of the two weighted densities."""
     spread = 10 * max(control.sd, disease.sd)
