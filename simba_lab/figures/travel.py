@@ -44,9 +44,10 @@ def strategies(table: pd.DataFrame, *, title: str, names: Mapping[str, str]) -> 
         axes.plot(seeds, part["auroc"], "_", markersize=8, color=COLOURS[colour], alpha=0.6)
     axes.axhline(0.5, color="0.5", linewidth=1, linestyle=":", label="chance")
     axes.set(
-        xticks=range(len(sizes)), xticklabels=[str(size) for size in sizes], ylim=(0.35, 1.03), title=title,
-        xlabel="training volumes at each site", ylabel="AUROC of the disease on new subjects",
+        xticks=range(len(sizes)), xticklabels=[str(size) for size in sizes], ylim=(0.3, 1.03),
+        xlabel="training volumes at each site (the same subjects in all)", ylabel="AUROC of the disease on new subjects",
     )  # fmt: skip
+    figure.suptitle(title, fontsize=11)
     legend(axes)
     return figure
 
@@ -89,8 +90,9 @@ def travel(
     top.axhline(0, color="0.6", linewidth=1)
     reach = effect.abs().max() * 1.15 + 1e-9
     top.set(ylabel="used: twin effect (logit)", ylim=(min(1.15 * effect.min(), -0.15 * reach), reach))
-    top.set_title(
-        f"{words.capitalize()} {number}, {now['sites']}: the mark moves the answer by {now[f'{bias}.effect']:+.1f} logit"
+    figure.suptitle(
+        f"{words.capitalize()} {number}, {now['sites']}: the mark moves the answer by {now[f'{bias}.effect']:+.1f} logit",
+        fontsize=11,
     )
     bottom.plot(shown["number"], shown["auroc"], "s-", color=COLOURS["blue"], markersize=3, label="disease (AUROC)")
     for target, colour, style in ((bias, "vermilion", "o--"), ("site", "green", "^:")):
