@@ -9,8 +9,6 @@ PAGE := _build/html/index.html
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Notebooks run many small operations: one frozen hash seed keeps set order, and with it every output, the same.
 export PYTHONHASHSEED := 0
-# Tests and chapters run two at a time: threads that wait leave the core to the other.
-export OMP_WAIT_POLICY ?= passive
 
 .PHONY: book test environment lint contracts unit chapters browse benchmark clean help
 
@@ -38,6 +36,9 @@ lint:
 contracts:
 	@echo "Contracts"
 	@lint-imports
+
+# These run two at a time: threads that wait leave the core to the other. Alone, waiting busily is faster.
+unit chapters: export OMP_WAIT_POLICY := passive
 
 unit:
 	@echo "Unit tests"
