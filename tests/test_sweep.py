@@ -212,18 +212,8 @@ def test_the_stored_tables_are_whole_and_of_their_sweep(folder):
 
 @pytest.mark.parametrize("folder", RESULTS, ids=lambda folder: folder.name)
 def test_a_random_cell_of_the_stored_tables_comes_out_again(folder):
-    """Other processors round differently, and training magnifies it, up to what another seed does in the same condition.
-
-    The margin is what that did between processors, or the spread over seeds where they already disagree by more.
-    """
+    """Other processors round differently, and training magnifies it: the margin is what that did between processors."""
     table, manifest = sb.read_results(folder)
-    axes = list(table.columns[: list(table.columns).index("seed")])
-    spread = table.groupby(axes)[table.select_dtypes("number").columns.difference([*axes, "seed"])].std()
-
-    def margin(name: str) -> float:
-        value, between = abs(row[name]), spread.loc[tuple(row[axes]) if len(axes) > 1 else row[axes[0]], name]
-        return max(0.5, 0.5 * value, between)
-
     number = random.SystemRandom().randrange(len(table))
     row, cell = table.iloc[number], sb.Sweep.from_dict(manifest["sweep"]).cells()[number]
     biases = cell.scenario.biases
@@ -237,11 +227,11 @@ def test_a_random_cell_of_the_stored_tables_comes_out_again(folder):
     said = f"cell {number} of {folder.name}: {cell}"
     for start in prefix.values():
         effect = row[f"{start}twin_logit"]
-        assert found[f"{start}twin_logit"] == pytest.approx(effect, abs=margin(f"{start}twin_logit")), said
+        assert found[f"{start}twin_logit"] == pytest.approx(effect, abs=max(0.5, 0.5 * abs(effect))), said
         assert found[f"{start}fair_accuracy"] == pytest.approx(row[f"{start}fair_accuracy"], abs=0.12), said
     assert found["auroc"] == pytest.approx(row["auroc"], abs=0.08), said
     for name in [name for name in row.index if name.endswith(".removed")]:
-        assert found[name] == pytest.approx(row[name], abs=margin(name)), said
+        assert found[name] == pytest.approx(row[name], abs=max(0.5, 0.5 * abs(row[name]))), said
 
 
 def test_the_ideal_shift_is_what_a_simulated_reader_finds():
