@@ -183,6 +183,8 @@ def test_deployed_equals_in_process_and_nothing_travels_in_clear(house):
     assert same(weights, house.here(plan))
     history = Ledger(ledger, plan).history()
     assert [row["sites"] for row in history] == [house.federation.names] * 3
+    assert "got result from site-2" in house.console("server")
+    assert "Downloadable" not in house.console("server")  # no weights are fetched after an answer, when no time limit holds
     assert_not_in_clear(relay.seen, [plan.model().state_dict(), weights])
 
 
@@ -228,6 +230,17 @@ def test_without_a_certificate_of_this_federation_nobody_is_let_in(house):
     assert admitted(house, house.kits["site-1"])
     assert not admitted(house, strangers["site-1"])
     assert not admitted(house, None)
+
+
+def test_a_scanner_head_travels_between_processes_as_it_does_in_one(house):
+    plan = house.plan("harmonised", cycles=2)
+    ledger = Ledger(house.restart("harmonised"), plan)
+    assert engine.submit(house.kits["admin"], plan, timeout=60, wait=WAIT) == "FINISHED:COMPLETED"
+    weights, done = ledger.resume()
+    last = follow(plan.steps(house.clients(plan)))
+    assert done == last.number == 6
+    assert last.head
+    assert same(weights, last.weights | last.head)
 
 
 POLICY_OF_SITE_2 = "svt: {fraction: 0.1, epsilon: 1, epsilon_release: 200, gamma: 1e-3, tau: 1e-4}"

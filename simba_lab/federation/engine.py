@@ -37,6 +37,9 @@ from simba_lab.federation.provisioning import ADMIN, kits, provision
 from simba_lab.federation.sites import open_site
 
 FOLDER = "SIMBA_LAB_FOLDER"
+# Weights come with the call or its answer, so that its time limit holds for them. By default FLARE fetches them afterwards:
+# of a site that is lost in between, it asks for them four times, with ten minutes for each.
+WEIGHTS_WITHIN = {"tensor_download_chunk_size": 0}
 PRIVACY = {"svt": SVTPrivacy, "percentile": PercentilePrivacy}
 _clients: dict[str, LocalClient] = {}
 _filters: dict[str, Callable[[Change], Change]] = {}
@@ -234,6 +237,8 @@ def submit(kit: Path, plan: Plan, *, timeout: float = 3600, wait: float | None =
     recipe.set_server_prop("plan", plan.to_dict())
     recipe.set_server_prop("timeout", timeout)
     recipe.set_client_prop("plan", plan.to_dict())
+    recipe.add_server_config(WEIGHTS_WITHIN)
+    recipe.add_client_config(WEIGHTS_WITHIN)
     with tempfile.TemporaryDirectory() as folder, _session(kit, patience) as session:
         _until_present(session, plan.sites, patience)
         recipe.export(folder)
