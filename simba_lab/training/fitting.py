@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock
-from lightning_fabric import Fabric
 from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
 from tqdm.auto import tqdm
 
@@ -31,6 +30,8 @@ from simba_lab.training.objective import Mitigation, Objective, Progress
 from simba_lab.training.runs import Run, routed_by
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
     from simba_lab.synthesis import Cohort
 
 # A long epoch is not lost as a whole: progress is written at the end of each, and when so much time has passed.
@@ -173,6 +174,8 @@ Fitted = tuple[Weights, list[dict[str, float]], list[Weights], dict[str, Any]]
 
 def _launched(model, cohort, config: FitConfig, mitigation, **options: Any) -> Fitted:
     """Train on one device here, or on several in a process each."""
+    from lightning_fabric import Fabric  # it takes as long to import as torch: not for those who only read results
+
     strategy = "auto" if config.devices == 1 else "ddp_spawn"
     try:
         fabric = Fabric(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from lightning_fabric import Fabric
 
 from simba_lab.errors import SimbaError
 from simba_lab.training.arithmetic import deterministic
@@ -62,6 +61,8 @@ def fastest(
 
 
 def _timed(model, volumes, labels, config: FitConfig, precision: str, channels_last: bool, steps: int) -> float:
+    from lightning_fabric import Fabric  # slow to import
+
     fabric = Fabric(accelerator=config.accelerator, devices=1, precision=precision)
     layout = torch.channels_last_3d if channels_last else torch.contiguous_format
     with deterministic(config.threads), torch.random.fork_rng():
