@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 import simba_lab as sb
 from simba_lab.federation import (
     LocalClient,
+    Plan,
     Site,
     SiteError,
     VisitConfig,
@@ -195,6 +198,27 @@ def test_bad_harmonisation_is_refused(clients, model, options, message):
 def test_a_network_without_a_read_out_cannot_be_harmonised(clients):
     with pytest.raises(sb.SimbaError, match="readout"):
         follow(harmonised(clients, {"weight": torch.zeros(3)}, cycles=1))
+
+
+@pytest.mark.parametrize("faults", ["stop", "skip"])
+def test_a_site_that_cannot_say_its_size_ends_fedtm_by_name(clients, model, faults):
+    class Lost(type(clients[0])):
+        def info(self):
+            raise ConnectionError("gone")
+
+    lost = copy.copy(clients[1])
+    lost.__class__ = Lost
+    everybody = [clients[0], lost, *clients[2:]]
+    with pytest.raises(sb.SimbaError, match=f"{lost.name} must be able to say its number of subjects.*gone"):
+        next(fedtm(everybody, model.state_dict(), rounds=1, cycles=1, least=1, faults=faults))
+
+
+def test_plans_with_options_that_their_strategy_does_not_have_are_refused():
+    Plan("travelling", ("a", "b"), {"cycles": 3, "faults": "skip"})
+    with pytest.raises(sb.SimbaError, match=r"plan\.options must be options of travelling.*'cycle'"):
+        Plan("travelling", ("a", "b"), {"cycle": 3})
+    with pytest.raises(sb.SimbaError, match=r"plan\.options must be options of fedavg.*'rounds'"):
+        Plan("fedavg", ("a", "b"))
 
 
 def test_fedtm_averages_large_sites_and_then_visits_all(clients, model):

@@ -60,7 +60,8 @@ def test_manifest_says_what_the_bytes_follow_from(cohort, saved, tmp_path):
 
 def test_saving_again_reads_and_another_cohort_is_refused(cohort, saved, tmp_path):
     before = digest(tmp_path / "cohort")
-    (tmp_path / "cohort" / store.LOCK).touch()  # as a process killed right after the manifest leaves it
+    for name in (store.LOCK, store.PROGRESS):
+        (tmp_path / "cohort" / name).touch()  # as a process killed right after the manifest leaves them
     sb.save_cohort(cohort, tmp_path / "cohort")
     assert digest(tmp_path / "cohort") == before
     other = sb.synthesise(cohort.scenario, seed=9)

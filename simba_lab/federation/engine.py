@@ -2,7 +2,8 @@
 
 This module is also the job: `main` runs at the server, `info` and `train` at the sites, from the package that is installed
 there; no code is sent. A site reads the store that ``SIMBA_LAB_FOLDER`` names in its own environment, the server writes its
-ledger where that of the server says; no path travels. What travels is weights, numbers of subjects and losses.
+ledger where that of the server says. What travels is weights, numbers of subjects and losses, and of errors their text and
+traceback, with the paths in them.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import torch._dynamo  # noqa: F401  (the first optimiser would import it, within the time limit of the first visit)
 from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
@@ -42,6 +45,7 @@ FOLDER = "SIMBA_LAB_FOLDER"
 WEIGHTS_WITHIN = {"tensor_download_chunk_size": 0}
 PRIVACY = {"svt": SVTPrivacy, "percentile": PercentilePrivacy}
 _clients: dict[str, LocalClient] = {}
+_training = threading.Lock()
 _filters: dict[str, Callable[[Change], Change]] = {}
 
 
@@ -73,7 +77,12 @@ def train(
     """Train weights on this site's subjects."""
     asked = {"rate": rate, "proximal": proximal, "scanner": scanner, "confusion": confusion}
     change = _own_filter()  # a policy that cannot be followed is an error before anything is trained
-    reply = _here().train(weights, seed=seed, visit=visit, **asked)
+    if not _training.acquire(blocking=False):  # FLARE gives each call a thread, and the network of a site is one
+        raise SiteError(collab.site_name, "busy with an earlier visit", "idle when it is asked to train", "Wait longer.")
+    try:
+        reply = _here().train(weights, seed=seed, visit=visit, **asked)
+    finally:
+        _training.release()
     return guarded(reply, weights, change) if change else reply
 
 
@@ -131,18 +140,21 @@ def main() -> str:
     plan = Plan.from_dict(collab.get_app_prop("plan"))
     timeout = float(collab.get_app_prop("timeout"))
     ledger = Ledger(_own_folder(), plan)
+    hint = "Submit it again: it goes on from its last step."
     # Asked for here: FLARE knows the caller by its thread.
     clients = [RemoteClient(client.name, client(timeout=timeout)) for client in collab.clients]
     weights, done = ledger.resume()
     try:
         for step in plan.steps(clients, weights, done=done):  # none, if it is submitted again after its end
+            if collab.is_aborted:  # then all calls fail at once, and a plan that skips faults would run empty to its end
+                raise SimbaError("training", f"aborted after step {done}", "left alone until it is over", hint)
             ledger(step)
             done = step.number
         return str(done)
-    except SimbaError as error:
+    except Exception as error:
         # Of the visit that it was in when it was aborted, FLARE says that it took too long.
-        hint = "Submit it again: it goes on from its last step."
-        aborted = SimbaError("training", f"aborted in a visit to {error.field}", "left alone until it is over", hint)
+        where = f"aborted in a visit to {error.field}" if isinstance(error, SiteError) else f"aborted after step {done}"
+        aborted = SimbaError("training", where, "left alone until it is over", hint)
         ledger.stopped(aborted if collab.is_aborted else error)
         raise
 
@@ -219,7 +231,7 @@ def submit(kit: Path, plan: Plan, *, timeout: float = 3600, wait: float | None =
     kit : path
     plan : Plan
     timeout : float
-        Seconds that one visit may take.
+        Seconds that one visit may take: that a site may train, and that weights on their way may stand still.
     wait : float, optional
         Seconds to wait for the end; for ever by default.
     patience : float
@@ -264,7 +276,7 @@ class _Watch:
     FLARE lets in whoever comes last with a site's certificate, be it from a copy of its kit on another machine.
     """
 
-    def __init__(self, session: Session, job: str, every: float = 2.0, often: int = 3) -> None:
+    def __init__(self, session: Session, job: str, every: float = 2.0, often: int = 5) -> None:
         self._session, self._job, self._every, self._often = session, job, every, often
         self._seen: set[str] = set()
         self._without: Counter[str] = Counter()
@@ -279,6 +291,8 @@ class _Watch:
             rows = self._session.get_client_job_status() or []
             having = {row["client_name"] for row in rows if row.get("job_id") == self._job}
             self._seen |= having
+            for name in having:
+                self._without.pop(name, None)
             # At the end of a job the sites let go of it one after the other: then there is soon nobody who has it.
             answering = {row["client_name"] for row in rows if row["status"] != "no_reply"} if having else set()
             self._without.update((answering - having) & self._seen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,6 +56,10 @@ class Plan:
             raise UnknownNameError.among("plan.strategy", self.strategy, STRATEGIES)
         if self.network.get("name") not in NETWORKS:
             raise UnknownNameError.among("plan.network.name", self.network.get("name"), NETWORKS)
+        try:
+            inspect.signature(STRATEGIES[self.strategy]).bind([], {}, seed=0, done=0, **self.options)
+        except TypeError as error:
+            raise SimbaError("plan.options", dict(self.options), f"options of {self.strategy}", f"{error}.") from error
         if not self.sites or len(set(self.sites)) < len(self.sites):
             raise SimbaError("plan.sites", list(self.sites), "at least one, each named once")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
@@ -165,9 +170,10 @@ class Ledger:
                 rows[row["number"]] = row
         return [rows[number] for number in sorted(rows)]
 
-    def stopped(self, error: SimbaError) -> None:
+    def stopped(self, error: Exception) -> None:
         """Write down why the training stopped."""
-        _write(self._reason_file, str(error).encode())
+        text = str(error) if isinstance(error, SimbaError) else f"{type(error).__name__}: {error}"
+        _write(self._reason_file, text.encode())
 
     def reason(self) -> str | None:
         """Return why the training stopped; None if it did not, or goes on again."""

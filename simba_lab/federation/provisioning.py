@@ -14,7 +14,7 @@ import yaml
 from simba_lab.errors import SimbaError
 
 ADMIN = "admin@simba-lab.org"
-# What a job of ours is made of; a role builds nothing but what its own list has.
+# What a job of ours is made of; a role builds nothing but what its own list has, and takes no job that brings code.
 COLLAB = (
     "nvflare.collab.api.module_wrapper.ModuleWrapper",
     "nvflare.collab.runtime.controller.CollabController",
@@ -47,6 +47,9 @@ def provision(sites: Sequence[str], folder: str | Path, *, host: str = "localhos
         raise SimbaError("folder", str(folder), "a folder that does not exist yet", "Nothing is overwritten.")
     if not folder.absolute().parent.is_dir():
         raise SimbaError("folder", str(folder), "inside an existing folder")
+    taken = sorted({"server", "admin", host} & set(sites))
+    if taken:
+        raise SimbaError("sites", taken[0], "other names than server, admin and the host of the server", "Rename the site.")
     builders = "nvflare.lighter.impl"
     project = {
         "api_version": 3, "name": "simba-lab", "description": "SimBA Lab",
@@ -71,6 +74,7 @@ def provision(sites: Sequence[str], folder: str | Path, *, host: str = "localhos
     made = kits(folder)
     for role in made.keys() - {"admin"}:
         local = made[role] / "local"
+        _no_code(local)
         resources = json.loads((local / "resources.json.default").read_text(encoding="utf-8"))
         resources["class_allow_list"] = [*resources["class_allow_list"], *COLLAB]
         if role == "server":
@@ -88,6 +92,16 @@ def provision(sites: Sequence[str], folder: str | Path, *, host: str = "localhos
     return made
 
 
+def _no_code(local: Path) -> None:
+    """Take the right to bring code, and to open a shell, from everybody: by default the administrator has both."""
+    rules = json.loads((local / "authorization.json.default").read_text(encoding="utf-8"))
+    rights = dict.fromkeys(rules["permissions"]["lead"], "any")
+    rules["permissions"]["project_admin"] = rights
+    for role in rules["permissions"].values():
+        role.update({name: "none" for name in ("byoc", "shell_commands") if name in role})
+    (local / "authorization.json").write_text(json.dumps(rules, indent=1), encoding="utf-8")
+
+
 def _own_storage(resources: dict[str, Any], kit: Path) -> None:
     """Keep jobs inside the kit, and try a job that waits for a site every few seconds.
 
@@ -98,6 +112,7 @@ def _own_storage(resources: dict[str, Any], kit: Path) -> None:
     arguments = {one["id"]: one.setdefault("args", {}) for one in resources["components"]}
     arguments["job_manager"]["uri_root"] = str(kit / "jobs")
     arguments["job_scheduler"] |= {"min_schedule_interval": 2.0, "max_schedule_interval": 5.0, "max_schedule_count": 100}
+    arguments["job_scheduler"]["max_jobs"] = 1  # one ledger: who submits again while a job runs waits for its end
 
 
 def kits(folder: str | Path) -> dict[str, Path]:

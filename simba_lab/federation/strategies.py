@@ -227,10 +227,15 @@ def fedtm(
     "FedTM" (2026), npj Digit. Med.: sites of at least 40, 30 or 20 scans for 2, 5 or 10 rounds, then 20 to 28 cycles.
     """
     clients = _checked_clients(clients, faults)
-    large = [client for client in clients if client.info()["subjects"] >= least]
+    sizes = {}
+    for client in clients:
+        try:
+            sizes[client.name] = client.info()["subjects"]
+        except Exception as error:  # also where faults are skipped: who warms up follows from all sizes
+            raise SiteError(client.name, type(error).__name__, "able to say its number of subjects", str(error)) from error
+    large = [client for client in clients if sizes[client.name] >= least]
     if not large:
-        biggest = max(client.info()["subjects"] for client in clients)
-        raise SimbaError("least", least, f"at most {biggest}, the size of the largest site")
+        raise SimbaError("least", least, f"at most {max(sizes.values())}, the size of the largest site")
     if done < rounds:
         for step in fedavg(large, weights, rounds=rounds, seed=seed, faults=faults, done=done):
             weights = step.weights

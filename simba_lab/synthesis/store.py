@@ -119,7 +119,8 @@ def save_cohort(cohort: Cohort, folder: str | Path, *, n_jobs: int = -1, progres
         if {name: value for name, value in _read_json(folder / MANIFEST).items() if name in head} != _as_json(head):
             hint = "It holds another, or one of another version; nothing is overwritten."
             raise SimbaError("folder", str(folder), "new, or a store of this very cohort", hint)
-        (folder / LOCK).unlink(missing_ok=True)  # left by a process that died right after the manifest
+        for name in (LOCK, PROGRESS):  # left by a process that died right after the manifest
+            (folder / name).unlink(missing_ok=True)
         return replace(cohort, source=_store(folder))
     try:
         folder.mkdir(exist_ok=True)
