@@ -1,6 +1,7 @@
 """The log of a training over sites: it finds what was planted, where it was planted."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.special import expit
@@ -52,6 +53,26 @@ def test_use_and_encoding_of_a_planted_reader_are_found_and_a_blind_network_has_
     assert set(log.layers["target"]) == {"disease", "plant", "site"}
     assert set(log.layers["layer"]) == {"mean"}
     assert log.layers[["auc_low", "auc", "auc_high"]].apply(lambda row: row.is_monotonic_increasing, axis=1).all()
+
+
+def test_another_log_of_the_same_volumes_finds_the_same_and_keeps_nothing_of_the_first(federation, monkeypatch):
+    mask = np.ones(federation.test.arrays()[0].shape, bool)
+    steps = [step(1, Reads(mask, 2.0), "south"), step(2, Reads(mask, 1.0), "north")]
+    first = TravelLog(Reads(mask, 0.0), federation)
+    follow(iter(steps), first)
+    monkeypatch.setattr(sb.Cohort, "arrays", None)  # nothing is rendered
+    other = first.again()
+    assert other.steps.empty
+    follow(iter(steps), other)
+    for name in ("steps", "layers", "sites"):
+        pd.testing.assert_frame_equal(getattr(other, name), getattr(first, name))
+    rare = first.again(layers=[], every=2)
+    follow(iter(steps), rare)
+    assert rare.steps["number"].tolist() == [2]
+    assert rare.layers.empty
+    assert len(first.steps) == 2
+    with pytest.raises(sb.SimbaError, match="every must be an integer of at least 1"):
+        first.again(every=0)
 
 
 def test_losses_and_what_was_forgotten_since_the_last_visit(federation):

@@ -59,8 +59,7 @@ class TravelLog:
         self, model: torch.nn.Module, federation: Federation, *, cohort: Cohort | None = None,
         biases: Sequence[str] | None = None, layers: Sequence[str] | None = None, every: int = 1,
     ) -> None:  # fmt: skip
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise SimbaError("every", every, "an integer of at least 1")
+        _check_every(every)
         self.cohort = federation.test if cohort is None else cohort
         known = self.cohort.biases
         if biases is None:
@@ -81,6 +80,14 @@ class TravelLog:
             self._targets["site"] = self.cohort["site"]
         self._rows: dict[str, list[dict[str, Any]]] = {"steps": [], "layers": [], "sites": []}
         self._visited: dict[str, tuple[int, float]] = {}
+
+    def again(self, *, layers: Sequence[str] | None = None, every: int = 1) -> TravelLog:
+        """Return an empty log for another training, which looks at the volumes of this one: they are not rendered again."""
+        _check_every(every)
+        other = copy.copy(self)
+        other._model, other._chosen, other._every = copy.deepcopy(self._model), layers, every
+        other._rows, other._visited = {name: [] for name in self._rows}, {}
+        return other
 
     def __call__(self, step: Step) -> None:
         """Look at the network after a step."""
@@ -136,6 +143,11 @@ class TravelLog:
     def sites(self) -> pd.DataFrame:
         """One row per step and site."""
         return pd.DataFrame(self._rows["sites"])
+
+
+def _check_every(every: object) -> None:
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise SimbaError("every", every, "an integer of at least 1")
 
 
 __all__ = ["TravelLog"]
