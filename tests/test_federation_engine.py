@@ -21,6 +21,7 @@ import torch
 
 import simba_lab as sb
 from simba_lab.federation import Ledger, LocalClient, Plan, Site, follow, hospitals, save_sites
+from simba_lab.federation.clients import VisitConfig
 from simba_lab.federation.privacy import POLICY, guarded, read_policy
 from simba_lab.rng import stream
 
@@ -490,7 +491,9 @@ def test_sites_that_are_lost_or_send_nonsense_are_skipped_and_named_if_the_plan_
     spoiled = house.root / "spoiled"
     shutil.copytree(house.folders["site-3"], spoiled)
     np.lib.format.open_memmap(spoiled / "volumes.npy", mode="r+")[:] = np.nan
-    plan = house.plan("fedavg", rounds=3, faults="skip")
+    # Rounds that take their time: the site has to be killed between the first and the last of them.
+    slow = VisitConfig(epochs=80)
+    plan = Plan("fedavg", house.federation.names, {"rounds": 3, "faults": "skip"}, NETWORK, slow)
     folder = house.restart("skipped", site3=spoiled)
     job = Submitted(house, plan, timeout=VISIT)
     until(lambda: Ledger(folder, plan).resume()[1] >= 1, WAIT)
