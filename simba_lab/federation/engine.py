@@ -140,23 +140,25 @@ def main() -> str:
     plan = Plan.from_dict(collab.get_app_prop("plan"))
     timeout = float(collab.get_app_prop("timeout"))
     ledger = Ledger(_own_folder(), plan)
-    hint = "Submit it again: it goes on from its last step."
     # Asked for here: FLARE knows the caller by its thread.
     clients = [RemoteClient(client.name, client(timeout=timeout)) for client in collab.clients]
     weights, done = ledger.resume()
     try:
         for step in plan.steps(clients, weights, done=done):  # none, if it is submitted again after its end
             if collab.is_aborted:  # then all calls fail at once, and a plan that skips faults would run empty to its end
-                raise SimbaError("training", f"aborted after step {done}", "left alone until it is over", hint)
+                raise _aborted(done)
             ledger(step)
             done = step.number
         return str(done)
     except Exception as error:
         # Of the visit that it was in when it was aborted, FLARE says that it took too long.
-        where = f"aborted in a visit to {error.field}" if isinstance(error, SiteError) else f"aborted after step {done}"
-        aborted = SimbaError("training", where, "left alone until it is over", hint)
-        ledger.stopped(aborted if collab.is_aborted else error)
+        ledger.stopped(_aborted(done) if collab.is_aborted else error)
         raise
+
+
+def _aborted(done: int) -> SimbaError:
+    hint = "Submit it again: it goes on from its last step."
+    return SimbaError("training", f"aborted after step {done}", "left alone until it is over", hint)
 
 
 def _own_folder() -> Path:

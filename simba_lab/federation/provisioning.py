@@ -111,8 +111,10 @@ def _own_storage(resources: dict[str, Any], kit: Path) -> None:
     resources["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = str(kit / "snapshots")
     arguments = {one["id"]: one.setdefault("args", {}) for one in resources["components"]}
     arguments["job_manager"]["uri_root"] = str(kit / "jobs")
-    arguments["job_scheduler"] |= {"min_schedule_interval": 2.0, "max_schedule_interval": 5.0, "max_schedule_count": 100}
-    arguments["job_scheduler"]["max_jobs"] = 1  # one ledger: who submits again while a job runs waits for its end
+    arguments["job_scheduler"] |= {
+        "min_schedule_interval": 2.0, "max_schedule_interval": 5.0, "max_schedule_count": 100,
+        "max_jobs": 1,  # one ledger: who submits again while a job runs waits for its end
+    }  # fmt: skip
 
 
 def kits(folder: str | Path) -> dict[str, Path]:
