@@ -123,6 +123,23 @@ def test_without_layers_nothing_is_probed_and_the_rest_is_the_same(federation):
     assert quick.sites.equals(whole.sites)
 
 
+def test_forgetting_is_followed_at_the_sites_that_are_asked_for_alone(federation):
+    model = sb.SimBANet((4, 8), norm="group", seed=0)
+    whole, some, none = (TravelLog(model, federation, layers=[], sites=sites) for sites in (None, ["south"], ()))
+    later = whole.again(layers=[], sites=["south"])
+    for log in (whole, some, none, later):
+        log(step(1, model, "south"))
+        log(step(2, model, "west"))
+        assert log.steps.equals(whole.steps)
+    wanted = whole.sites[whole.sites["site"] == "south"].reset_index(drop=True)
+    assert wanted["since"].tolist() == [0, 1]
+    for log in (some, later):
+        pd.testing.assert_frame_equal(log.sites, wanted, check_dtype=False)
+    assert none.sites.empty
+    with pytest.raises(sb.SimbaError, match="south"):
+        some.again(sites=["north"])
+
+
 def test_scanners_that_everybody_has_are_not_followed_and_few_subjects_leave_out_the_site():
     from simba_lab.federation import with_scanners
 
@@ -132,7 +149,10 @@ def test_scanners_that_everybody_has_are_not_followed_and_few_subjects_leave_out
     assert set(log._targets) == {"disease"}
 
 
-@pytest.mark.parametrize(("options", "message"), [({"every": 0}, "every"), ({"biases": ["plnt"]}, "plant")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"every": 0}, "every"), ({"biases": ["plnt"]}, "plant"), ({"sites": ["soth"]}, "south")],
+)
 def test_bad_logs_are_refused(federation, options, message):
     with pytest.raises(sb.SimbaError, match=message):
         TravelLog(sb.SimBANet((4, 8)), federation, **options)

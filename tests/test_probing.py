@@ -5,9 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, RidgeCV
+from sklearn.metrics import roc_auc_score
 
 import simba_lab as sb
-from simba_lab.interpretation import ease, kernel_ridge, questions, threads
+from simba_lab.interpretation import ease, kernel_ridge, questions, resampling, threads
 
 RNG = np.random.default_rng(0)
 
@@ -408,7 +409,28 @@ def test_conditional_auc_by_hand():
 def test_balanced_accuracy_by_hand():
     question = questions.Question("binary", np.array([0, 0, 0, 1, 0, 1]), np.array([0, 0, 0, 0, 1, 1]))
     assert question.balanced_accuracy(np.array([0, 0, 1, 1, 1, 1])) == pytest.approx(np.mean([2 / 3, 1, 0, 1]))
-    assert question.balanced_accuracy(np.array([0, 0, 1, 1, 1, 1]), np.array([0, 1, 3])) == 1
+    once = np.array([[1, 1, 0, 1, 0, 0], [1, 0, 1, 0, 0, 0]])
+    assert question.balanced_accuracy(np.array([0, 0, 1, 1, 1, 1]), once).tolist() == [1, 0.5]
+
+
+@pytest.mark.parametrize("kind", ["binary", "classes", "regression"])
+def test_scores_of_samples_are_those_of_their_rows(kind):
+    """What is counted quickly is what scoring the drawn rows one sample after another gives, ties and all."""
+    draws = np.random.default_rng(0)
+    context, takes = draws.integers(0, 3, 60), draws.integers(0, 60, (40, 60))
+    target = {"binary": draws.integers(0, 2, 60), "classes": np.arange(60) % 4, "regression": draws.normal(size=60)}[kind]
+    scores = np.round(draws.normal(size=(60, 4 if kind == "classes" else 2)), 1)
+    counts = resampling.counts_of(takes, 60)
+    found = questions.Question(kind, target, context).score(target, scores, counts)
+    alone = [questions.Question(kind, target, context[take]).score(target[take], scores[take]) for take in takes]
+    np.testing.assert_allclose(found, alone, rtol=1e-12)
+
+
+def test_conditional_auc_is_the_mean_of_those_of_scikit_learn():
+    draws = np.random.default_rng(1)
+    target, context, scores = draws.integers(0, 2, 90), draws.integers(0, 3, 90), np.round(draws.normal(size=90), 1)
+    areas = [roc_auc_score(target[context == k], scores[context == k]) for k in range(3)]
+    assert questions.conditional_auc(target, scores, context) == pytest.approx(np.mean(areas), rel=1e-12)
 
 
 # -- probe: several classes, numbers, other estimators, control task -----------------------------------------------------

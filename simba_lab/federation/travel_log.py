@@ -38,6 +38,9 @@ class TravelLog:
         Which to follow; by default those that not everybody carries (everybody has a scanner).
     layers : sequence of str, optional
         As for `simba_lab.record`; none at all leaves the probes out, which take most of the time.
+    sites : sequence of str, optional
+        Whose training subjects are shown; all by default. None at all leaves forgetting out, which takes most of the time
+        that probes do not.
     every : int
         Look after each so many steps; the last of a plan is looked at if it is a multiple.
 
@@ -57,7 +60,8 @@ class TravelLog:
 
     def __init__(
         self, model: torch.nn.Module, federation: Federation, *, cohort: Cohort | None = None,
-        biases: Sequence[str] | None = None, layers: Sequence[str] | None = None, every: int = 1,
+        biases: Sequence[str] | None = None, layers: Sequence[str] | None = None, sites: Sequence[str] | None = None,
+        every: int = 1,
     ) -> None:  # fmt: skip
         _check_every(every)
         self.cohort = federation.test if cohort is None else cohort
@@ -72,7 +76,8 @@ class TravelLog:
         self._twins = {
             name: (self.cohort.twin(without=name).arrays(), self.cohort.twin(carrying=name).arrays()) for name in biases
         }
-        self._own = {name: (part := federation.at(name), part.arrays()) for name in federation.names}
+        chosen = federation.names if sites is None else sites
+        self._own = {name: (part := federation.at(name), part.arrays()) for name in chosen}
         folds = self.cohort["fold"]
         self._targets = {"disease": self.cohort["label"], **{name: self.cohort[name] for name in biases}}
         counts = np.unique(self.cohort["site"], return_counts=True)[1]
@@ -81,11 +86,26 @@ class TravelLog:
         self._rows: dict[str, list[dict[str, Any]]] = {"steps": [], "layers": [], "sites": []}
         self._visited: dict[str, tuple[int, float]] = {}
 
-    def again(self, *, layers: Sequence[str] | None = None, every: int = 1) -> TravelLog:
-        """Return an empty log for another training, which looks at the volumes of this one: they are not rendered again."""
+    def again(
+        self, *, layers: Sequence[str] | None = None, sites: Sequence[str] | None = None, every: int = 1
+    ) -> TravelLog:
+        """Return an empty log for another training, which looks at the volumes of this one: they are not rendered again.
+
+        Parameters
+        ----------
+        layers, every
+            As of the log itself.
+        sites : sequence of str, optional
+            Some of those that this log looks at; all of them by default.
+        """
         _check_every(every)
         other = copy.copy(self)
         other._model, other._chosen, other._every = copy.deepcopy(self._model), layers, every
+        if sites is not None:
+            for name in sites:
+                if name not in self._own:
+                    raise UnknownNameError.among("sites", name, self._own)
+            other._own = {name: self._own[name] for name in sites}
         other._rows, other._visited = {name: [] for name in self._rows}, {}
         return other
 

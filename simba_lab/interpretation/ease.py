@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from simba_lab.errors import SimbaError
 from simba_lab.interpretation.kernel_ridge import RidgeFit, fit_ridge, means_within
 from simba_lab.interpretation.questions import Grams, design_of
-from simba_lab.interpretation.resampling import interval, resampled
+from simba_lab.interpretation.resampling import counts_of, interval, resampled
 from simba_lab.interpretation.threads import in_threads
 from simba_lab.rng import stream
 
@@ -55,6 +55,7 @@ def learning_curve(
     design = design_of(grams, target, given, kind="binary", folds=folds, groups=groups, seed=seed)
     question, values, context = design.question, design.question.target, design.question.context
     draws = resampled(design.clusters, stream(seed, "probe", "bootstrap"))
+    counts = counts_of(draws, len(values))
 
     def rows(layer: str) -> list[dict[str, float]]:
         gram = design.gram(grams, layer)
@@ -70,12 +71,13 @@ def learning_curve(
                     score = fit.predict(gram, test)[:, 0] / fit.scale[0]
                     scores[repeat, test] = score
                     bits[repeat, test], known[repeat, test] = _code(fit, score, few, test, values, context)
-            areas = [[question.score(values, one[:, None], take) for one in scores] for take in [None, *draws]]
+            areas = [question.score(values, one[:, None]) for one in scores]
+            redrawn = np.mean([question.score(values, one[:, None], counts) for one in scores], axis=0)
             each = bits.mean(axis=0)
             found.append({
-                "layer": layer, "n": round(np.mean(sizes)), "auc": np.mean(areas[0]),
-                **interval("auc", np.mean(areas[1:], axis=1)), "bits": each.mean(),
-                **interval("bits", [each[take].mean() for take in draws]), "bits_known": known.mean(),
+                "layer": layer, "n": round(np.mean(sizes)), "auc": np.mean(areas), **interval("auc", redrawn),
+                "bits": each.mean(), **interval("bits", [each[take].mean() for take in draws]),
+                "bits_known": known.mean(),
             })  # fmt: skip
         return found
 

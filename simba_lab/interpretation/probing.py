@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from simba_lab.errors import SimbaError
 from simba_lab.interpretation.kernel_ridge import held_out, means_within
 from simba_lab.interpretation.questions import Grams, Question, Split, design_of
-from simba_lab.interpretation.resampling import interval, labellings_of, resampled, shuffled_within
+from simba_lab.interpretation.resampling import counts_of, interval, labellings_of, resampled, shuffled_within
 from simba_lab.interpretation.threads import in_threads
 from simba_lab.rng import stream
 
@@ -88,7 +88,7 @@ def probe(
     labellings = [] if types is None else labellings_of(types, split, stream(seed, "probe", "types"))
     generators = [stream(seed, number, "permutation") for number in range(permutations)]
     shuffled = [shuffled_within(question.target, question.context, clusters, generator) for generator in generators]
-    draws = resampled(clusters, stream(seed, "probe", "bootstrap"))
+    counts = counts_of(resampled(clusters, stream(seed, "probe", "bootstrap")), len(clusters))
     name = question.score_name
     plainly = question.without_context()
 
@@ -96,13 +96,13 @@ def probe(
         gram = design.gram(grams, layer)
         (found, decided), *null = held_out(gram, split, question, [question.target, *shuffled], estimator)
         entry = {name: question.score(question.target, found)}
-        entry |= interval(name, [question.score(question.target, found, take) for take in draws])
+        entry |= interval(name, question.score(question.target, found, counts))
         chance = np.array([question.score(values, scores) for values, (scores, _) in zip(shuffled, null, strict=True)])
         entry["null_high"] = np.quantile(chance, 0.95) if permutations else np.nan
         entry["p"] = (1 + (chance >= entry[name]).sum()) / (1 + permutations) if permutations else np.nan
         if question.kind != "regression":
             entry["balanced_accuracy"] = question.balanced_accuracy(decided)
-            entry |= interval("balanced_accuracy", [question.balanced_accuracy(decided, take) for take in draws])
+            entry |= interval("balanced_accuracy", question.balanced_accuracy(decided, counts))
         entry |= _leaks(gram, split, question, plainly, estimator, entry[name])
         if labellings:
             task = Question("binary", labellings[0], np.zeros(len(labellings[0]), int))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.stats import rankdata
 from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold
 
 from simba_lab.errors import SimbaError, UnknownNameError
@@ -47,26 +46,29 @@ class Question:
             return (values[:, None] == np.arange(self.target.max() + 1)).astype(float)
         return values[:, None].astype(float)
 
-    def score(self, values: np.ndarray, scores: np.ndarray, take: np.ndarray | None = None) -> float:
-        """AUC or R2; scores have a column per regressand, and for numbers a second one with what context predicts."""
-        context = self.context
-        if take is not None:
-            values, scores, context = values[take], scores[take], context[take]
-        if self.kind == "regression":
-            spread = ((values - scores[:, 1]) ** 2).sum()
-            return float(1 - ((values - scores[:, 0]) ** 2).sum() / spread) if spread else np.nan
-        if self.kind == "binary":
-            return conditional_auc(values, scores[:, 0], context)
-        each = [conditional_auc((values == k).astype(int), scores[:, k], context) for k in range(scores.shape[1])]
-        return float(np.nanmean(each)) if np.isfinite(each).any() else np.nan
+    def score(self, values: np.ndarray, scores: np.ndarray, counts: np.ndarray | None = None) -> float | np.ndarray:
+        """AUC or R2; scores have a column per regressand, and for numbers a second one with what context predicts.
 
-    def balanced_accuracy(self, decided: np.ndarray, take: np.ndarray | None = None) -> float:
-        """Mean over contexts of the mean over classes of the share decided rightly."""
-        right, cells = decided == self.target, self.cells
-        if take is not None:
-            right, cells = right[take], cells[take]
-        count, good = np.bincount(cells), np.bincount(cells, right)
-        return float(np.mean(good[count > 0] / count[count > 0]))
+        With `counts`, shape (draws, n), of how often each row occurs in each of several samples: one score per sample.
+        """
+        if self.kind == "binary":
+            found = conditional_auc(values, scores[:, 0], self.context, _or_once(counts, len(values)))
+        elif self.kind == "classes":
+            taken = _or_once(counts, len(values))
+            rests = [((values == k).astype(int), scores[:, k]) for k in range(scores.shape[1])]
+            found = _mean_of_known([conditional_auc(one, of_rest, self.context, taken) for one, of_rest in rests])
+        else:
+            wrong, spread = (_or_once(counts, len(values)) @ (values[:, None] - scores[:, :2]) ** 2).T
+            found = 1 - _ratio(wrong, spread)
+        return found if counts is not None else float(found[0])
+
+    def balanced_accuracy(self, decided: np.ndarray, counts: np.ndarray | None = None) -> float | np.ndarray:
+        """Mean over contexts of the mean over classes of the share decided rightly; `counts` as in `score`."""
+        taken = _or_once(counts, len(decided))
+        members = self.cells[:, None] == np.unique(self.cells)
+        right = (decided == self.target)[:, None] & members
+        found = _mean_of_known(_ratio(taken @ right, taken @ members).T)
+        return found if counts is not None else float(found[0])
 
 
 @dataclass(frozen=True)
@@ -220,17 +222,41 @@ def octants(components: np.ndarray) -> np.ndarray:
     return signs @ (1 << np.arange(signs.shape[1]))
 
 
-def conditional_auc(target: np.ndarray, scores: np.ndarray, context: np.ndarray) -> float:
-    """Return the area under the ROC curve over pairs of equal context, averaged over contexts."""
-    areas = []
+def conditional_auc(
+    target: np.ndarray, scores: np.ndarray, context: np.ndarray, counts: np.ndarray | None = None
+) -> float | np.ndarray:
+    """Return the area under the ROC curve over pairs of equal context, averaged over contexts.
+
+    NaN if no context has subjects of both kinds. With `counts`, shape (draws, n), of how often each subject occurs in each
+    of several samples: one area per sample.
+    """
+    taken, areas = _or_once(counts, len(target)), []
     for value in np.unique(context):
-        inside = context == value
-        positive = target[inside] == 1
-        ones, zeros = positive.sum(), (~positive).sum()
-        if ones and zeros:
-            # Mann-Whitney: the mean rank of the positives, less what their own number contributes.
-            areas.append((rankdata(scores[inside])[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
-    return float(np.mean(areas)) if areas else np.nan
+        inside = np.flatnonzero(context == value)
+        ordered = inside[np.argsort(scores[inside])]
+        ranked, positive = scores[ordered], target[ordered] == 1
+        tied = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))
+        ones, zeros = (np.add.reduceat(taken[:, ordered] * kind, tied, axis=1) for kind in (positive, ~positive))
+        # Mann-Whitney: a positive beats each negative below it, and half of those that tie with it.
+        wins = (ones * (zeros.cumsum(axis=1) - zeros / 2)).sum(axis=1)
+        areas.append(_ratio(wins, ones.sum(axis=1) * zeros.sum(axis=1)))
+    found = _mean_of_known(areas)
+    return found if counts is not None else float(found[0])
+
+
+def _or_once(counts: np.ndarray | None, count: int) -> np.ndarray:
+    return np.ones((1, count), int) if counts is None else counts
+
+
+def _ratio(share: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Divide; NaN where the whole is nothing."""
+    return np.divide(share, whole, out=np.full(np.shape(whole), np.nan), where=whole != 0)
+
+
+def _mean_of_known(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean over the first axis of what is not NaN; NaN where all is."""
+    rows = np.stack(list(rows))
+    return _ratio(np.nansum(rows, axis=0), np.isfinite(rows).sum(axis=0))
 
 
 def checked(gram: np.ndarray, count: int, name: str) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -22,6 +22,11 @@ def resampled(clusters: np.ndarray, generator: np.random.Generator) -> list[np.n
         return list(np.argsort(clusters)[drawn])
     members = np.split(np.argsort(clusters, kind="stable"), np.cumsum(np.bincount(clusters))[:-1])
     return [np.concatenate([members[number] for number in one]) for one in drawn]
+
+
+def counts_of(draws: Sequence[np.ndarray], count: int) -> np.ndarray:
+    """Return how often each of `count` rows occurs in each sample, shape (draws, count), from the rows of the samples."""
+    return np.stack([np.bincount(rows, minlength=count) for rows in draws])
 
 
 def interval(name: str, draws: Iterable[float]) -> dict[str, float]:
