@@ -80,21 +80,25 @@ class LabSlider:
 
     def html(self) -> str:
         """Return the slider as self-contained HTML."""
-        frames = [self.frame(value) for value in self.values]
-        rows, columns = frames[0].shape[:2]
+        first, count = Image.fromarray(self.frame(self.values[0])), len(self.values)
+        columns, rows = first.size
         # One above the other, and beside each other where that would be higher than a WebP image can be.
-        high = max(1, min(len(frames), WEBP_LIMIT // rows))
-        wide = -(-len(frames) // high)
-        empty = [np.zeros_like(frames[0])] * (wide * high - len(frames))
-        stacks = [np.concatenate([*frames, *empty][stack * high : (stack + 1) * high]) for stack in range(wide)]
-        sprite = _data_uri(np.concatenate(stacks, axis=1), "WEBP", quality=86, method=6)
+        high = max(1, min(count, WEBP_LIMIT // rows))
+        wide = -(-count // high)
+        sprite = Image.new(first.mode, (wide * columns, high * rows))
+        for number, value in enumerate(self.values):
+            frame = Image.fromarray(self.frame(value)) if number else first
+            if frame.size != first.size:
+                raise SimbaError(f"draw({value})", f"{frame.size} pixels", f"as large as the first, {first.size} pixels")
+            sprite.paste(frame, (number // high * columns, number % high * rows))
+        sprite = _data_uri(sprite, "WEBP", quality=86, method=6)
         key = "lab" + hashlib.blake2b((self.label + sprite).encode(), digest_size=6).hexdigest()
         texts = [self.text(value) for value in self.values]
         marks = "".join(
             f'<span aria-hidden="true" style="left:{100 * x:.2f}%;top:{100 * y:.2f}%">{html.escape(text)}</span>'
             for text, x, y in self.marks
         )
-        last, button, player = len(frames) - 1, "", ""
+        last, button, player = count - 1, "", ""
         right, down = max(wide - 1, 1), max(high - 1, 1)
 
         def place(frame: int) -> str:
@@ -160,7 +164,7 @@ i.setAttribute("aria-valuetext",t[k])}};i.addEventListener("input",show);show();
         return bundle
 
 
-def _data_uri(pixels: np.ndarray, form: str, **options: Any) -> str:
+def _data_uri(picture: Image.Image, form: str, **options: Any) -> str:
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, form, **options)
+    picture.save(stream, form, **options)
     return f"data:image/{form.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"

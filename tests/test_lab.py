@@ -158,6 +158,11 @@ def test_slider_needs_increasing_values():
         sb.LabSlider(lambda v: np.zeros((2, 2)), [1, 0], label="x", alt="y")
 
 
+def test_frames_of_different_sizes_are_refused():
+    with pytest.raises(sb.SimbaError, match=r"draw\(2.0\) must be as large as the first, \(2, 1\) pixels"):
+        sb.LabSlider(lambda v: np.zeros((int(v), 2)), [1, 2], label="x", alt="y").html()
+
+
 # -- figures -------------------------------------------------------------------------------------------------------------
 
 
