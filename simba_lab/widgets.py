@@ -32,7 +32,8 @@ class LabSlider:
     Parameters
     ----------
     draw : callable
-        Value to picture: floats in [0, 1], shape (rows, columns) for grey or (rows, columns, 3) for colour.
+        Value to picture: floats in [0, 1], shape (rows, columns) for grey or (rows, columns, 3) for colour, the same for
+        all values.
     values : sequence of float
         Increasing slider positions of the frames.
     label : str
@@ -80,17 +81,17 @@ class LabSlider:
 
     def html(self) -> str:
         """Return the slider as self-contained HTML."""
-        first, count = Image.fromarray(self.frame(self.values[0])), len(self.values)
-        columns, rows = first.size
+        first, count = self.frame(self.values[0]), len(self.values)
+        rows, columns = first.shape[:2]
         # One above the other, and beside each other where that would be higher than a WebP image can be.
         high = max(1, min(count, WEBP_LIMIT // rows))
         wide = -(-count // high)
-        sprite = Image.new(first.mode, (wide * columns, high * rows))
+        sprite = Image.new(Image.fromarray(first).mode, (wide * columns, high * rows))
         for number, value in enumerate(self.values):
-            frame = Image.fromarray(self.frame(value)) if number else first
-            if frame.size != first.size:
-                raise SimbaError(f"draw({value})", f"{frame.size} pixels", f"as large as the first, {first.size} pixels")
-            sprite.paste(frame, (number // high * columns, number % high * rows))
+            pixels = self.frame(value) if number else first
+            if pixels.shape != first.shape:
+                raise SimbaError(f"draw({value})", f"shape {pixels.shape}", f"of the shape of the first, {first.shape}")
+            sprite.paste(Image.fromarray(pixels), (number // high * columns, number % high * rows))
         sprite = _data_uri(sprite, "WEBP", quality=86, method=6)
         key = "lab" + hashlib.blake2b((self.label + sprite).encode(), digest_size=6).hexdigest()
         texts = [self.text(value) for value in self.values]

@@ -158,9 +158,13 @@ def test_slider_needs_increasing_values():
         sb.LabSlider(lambda v: np.zeros((2, 2)), [1, 0], label="x", alt="y")
 
 
-def test_frames_of_different_sizes_are_refused():
-    with pytest.raises(sb.SimbaError, match=r"draw\(2.0\) must be as large as the first, \(2, 1\) pixels"):
-        sb.LabSlider(lambda v: np.zeros((int(v), 2)), [1, 2], label="x", alt="y").html()
+@pytest.mark.parametrize(("other", "said"), [((3, 2), "(3, 2)"), ((1, 2, 3), "(1, 2, 3)")])
+def test_frames_of_different_shapes_are_refused(other, said):
+    shapes = {1: (1, 2), 2: other}
+    with pytest.raises(sb.SimbaError) as refusal:
+        sb.LabSlider(lambda v: np.zeros(shapes[v]), [1, 2], label="x", alt="y").html()
+    assert str(refusal.value).startswith("draw(2.0) must be of the shape of the first, (1, 2)")
+    assert said in str(refusal.value)
 
 
 # -- figures -------------------------------------------------------------------------------------------------------------

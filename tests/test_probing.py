@@ -426,6 +426,15 @@ def test_scores_of_samples_are_those_of_their_rows(kind):
     np.testing.assert_allclose(found, alone, rtol=1e-12)
 
 
+def test_what_has_no_order_or_no_pairs_has_no_area():
+    target, scores, context = np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 5.0, 4.0]), np.zeros(4, int)
+    counts = np.array([[1, 1, 1, 1], [2, 0, 2, 0], [0, 2, 1, 0]])
+    np.testing.assert_array_equal(questions.conditional_auc(target, scores, context, counts), [0.5, np.nan, 0])
+    scores[2] = np.nan
+    assert np.isnan(questions.conditional_auc(target, scores, context))
+    assert np.isnan(questions.conditional_auc(target, scores, context, counts)).all()
+
+
 def test_conditional_auc_is_the_mean_of_those_of_scikit_learn():
     draws = np.random.default_rng(1)
     target, context, scores = draws.integers(0, 2, 90), draws.integers(0, 3, 90), np.round(draws.normal(size=90), 1)

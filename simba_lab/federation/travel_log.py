@@ -25,7 +25,7 @@ class TravelLog:
     """Watches a training over many sites: give it to `follow`, then look at its tables.
 
     After each step the network is shown held-out subjects of all sites, among whom the site tells nothing of the disease,
-    their twins with and without each bias, and the training subjects of every site.
+    their twins with and without each bias, and the training subjects of every site, or of some.
 
     Parameters
     ----------
@@ -37,10 +37,10 @@ class TravelLog:
     biases : sequence of str, optional
         Which to follow; by default those that not everybody carries (everybody has a scanner).
     layers : sequence of str, optional
-        As for `simba_lab.record`; none at all leaves the probes out, which take most of the time.
+        As for `simba_lab.record`; an empty sequence leaves the probes out, which take most of the time.
     sites : sequence of str, optional
-        Whose training subjects are shown; all by default. None at all leaves forgetting out, which takes most of the time
-        that probes do not.
+        Whose training subjects are shown; those of all by default. An empty sequence leaves forgetting out, which takes
+        most of the time that probes do not.
     every : int
         Look after each so many steps; the last of a plan is looked at if it is a multiple.
 

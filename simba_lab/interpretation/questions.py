@@ -227,8 +227,8 @@ def conditional_auc(
 ) -> float | np.ndarray:
     """Return the area under the ROC curve over pairs of equal context, averaged over contexts.
 
-    NaN if no context has subjects of both kinds. With `counts`, shape (draws, n), of how often each subject occurs in each
-    of several samples: one area per sample.
+    NaN if no context has subjects of both kinds, or a score is NaN. With `counts`, shape (draws, n), of how often each
+    subject occurs in each of several samples: one area per sample.
     """
     taken, areas = _or_once(counts, len(target)), []
     for value in np.unique(context):
@@ -240,7 +240,8 @@ def conditional_auc(
         # Mann-Whitney: a positive beats each negative below it, and half of those that tie with it.
         wins = (ones * (zeros.cumsum(axis=1) - zeros / 2)).sum(axis=1)
         areas.append(_ratio(wins, ones.sum(axis=1) * zeros.sum(axis=1)))
-    found = _mean_of_known(areas)
+    # What has no order has no area.
+    found = np.full(len(taken), np.nan) if np.isnan(scores).any() else _mean_of_known(areas)
     return found if counts is not None else float(found[0])
 
 
