@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 import simba_lab as sb
-from simba_lab.synthesis.salience import _d_prime, matched
+from simba_lab.synthesis.salience import _d_prime, _population, matched
 
 FEW = {"subjects": 200}
 
@@ -50,6 +51,15 @@ def test_matching_finds_what_it_was_asked_for(scenario):
         found = matched(effect, d_prime=1.0, scenario=scenario, **FEW)
         assert sb.salience(found, scenario, **FEW).d_prime == pytest.approx(1.0, rel=0.015)
         assert type(found) is type(effect)
+
+
+def test_sizes_do_not_depend_on_the_threads_of_the_algebra(scenario):
+    effect, found = sb.Intensity("contrast", 0.02), []
+    for threads in (1, 2, 4):
+        _population.cache_clear()
+        with threadpool_limits(threads, user_api="blas"):
+            found.append(matched(effect, d_prime=1.0, scenario=scenario, **FEW))
+    assert found[0] == found[1] == found[2]
 
 
 def test_disease_is_between_classes(scenario):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from joblib import Parallel, delayed
 from scipy.linalg import cho_factor, cho_solve
+from threadpoolctl import threadpool_limits
 
 from simba_lab.errors import FoldingError, SimbaError, UnknownNameError
 from simba_lab.rng import stream
@@ -36,6 +37,9 @@ class Salience(NamedTuple):
     high: float
 
 
+# Sums in a different order round differently, and networks magnify it: a matched size must not depend on how many cores
+# there are, or on how many processes share them.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def salience(effect: Effect | str, scenario: Scenario, *, subjects: int = SUBJECTS, seed: int = 0) -> Salience:
     """Return how detectable an effect is in a scenario: the d' of a Hotelling observer.
 
