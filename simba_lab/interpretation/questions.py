@@ -51,24 +51,23 @@ class Question:
 
         With `counts`, shape (draws, n), of how often each row occurs in each of several samples: one score per sample.
         """
+        if counts is None:
+            return float(self.score(values, scores, _once(len(values)))[0])
         if self.kind == "binary":
-            found = conditional_auc(values, scores[:, 0], self.context, _or_once(counts, len(values)))
-        elif self.kind == "classes":
-            taken = _or_once(counts, len(values))
+            return conditional_auc(values, scores[:, 0], self.context, counts)
+        if self.kind == "classes":
             rests = [((values == k).astype(int), scores[:, k]) for k in range(scores.shape[1])]
-            found = _mean_of_known([conditional_auc(one, of_rest, self.context, taken) for one, of_rest in rests])
-        else:
-            wrong, spread = (_or_once(counts, len(values)) @ (values[:, None] - scores[:, :2]) ** 2).T
-            found = 1 - _ratio(wrong, spread)
-        return found if counts is not None else float(found[0])
+            return _mean_of_known([conditional_auc(one, of_rest, self.context, counts) for one, of_rest in rests])
+        wrong, spread = (counts @ (values[:, None] - scores[:, :2]) ** 2).T
+        return 1 - _ratio(wrong, spread)
 
     def balanced_accuracy(self, decided: np.ndarray, counts: np.ndarray | None = None) -> float | np.ndarray:
         """Mean over contexts of the mean over classes of the share decided rightly; `counts` as in `score`."""
-        taken = _or_once(counts, len(decided))
+        if counts is None:
+            return float(self.balanced_accuracy(decided, _once(len(decided)))[0])
         members = self.cells[:, None] == np.unique(self.cells)
         right = (decided == self.target)[:, None] & members
-        found = _mean_of_known(_ratio(taken @ right, taken @ members).T)
-        return found if counts is not None else float(found[0])
+        return _mean_of_known(_ratio(counts @ right, counts @ members).T)
 
 
 @dataclass(frozen=True)
@@ -230,23 +229,26 @@ def conditional_auc(
     NaN if no context has subjects of both kinds, or a score is NaN. With `counts`, shape (draws, n), of how often each
     subject occurs in each of several samples: one area per sample.
     """
-    taken, areas = _or_once(counts, len(target)), []
+    if counts is None:
+        return float(conditional_auc(target, scores, context, _once(len(target)))[0])
+    if np.isnan(scores).any():  # what has no order has no area
+        return np.full(len(counts), np.nan)
+    areas = []
     for value in np.unique(context):
         inside = np.flatnonzero(context == value)
         ordered = inside[np.argsort(scores[inside])]
         ranked, positive = scores[ordered], target[ordered] == 1
         tied = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))
-        ones, zeros = (np.add.reduceat(taken[:, ordered] * kind, tied, axis=1) for kind in (positive, ~positive))
+        ones, zeros = (np.add.reduceat(counts[:, ordered] * kind, tied, axis=1) for kind in (positive, ~positive))
         # Mann-Whitney: a positive beats each negative below it, and half of those that tie with it.
         wins = (ones * (zeros.cumsum(axis=1) - zeros / 2)).sum(axis=1)
         areas.append(_ratio(wins, ones.sum(axis=1) * zeros.sum(axis=1)))
-    # What has no order has no area.
-    found = np.full(len(taken), np.nan) if np.isnan(scores).any() else _mean_of_known(areas)
-    return found if counts is not None else float(found[0])
+    return _mean_of_known(areas)
 
 
-def _or_once(counts: np.ndarray | None, count: int) -> np.ndarray:
-    return np.ones((1, count), int) if counts is None else counts
+def _once(count: int) -> np.ndarray:
+    """Return the sample that has every row once, as `counts`."""
+    return np.ones((1, count), int)
 
 
 def _ratio(share: np.ndarray, whole: np.ndarray) -> np.ndarray:
