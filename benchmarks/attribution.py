@@ -17,11 +17,15 @@ from captum.attr import IntegratedGradients, NoiseTunnel, Saliency
 from measuring import Figure
 
 import simba_lab as sb
-from simba_lab.rng import stream
-from simba_lab.training.arithmetic import deterministic
+from simba_lab.core.compute import deterministic
+from simba_lab.core.rng import stream
 from simba_lab.training.networks import logit
 
-STEPS, SAMPLES, NOISE = 38, 20, 0.2  # steps that err no more than Captum's 50; the published samples and noise
+STEPS, SAMPLES, NOISE = (
+    38,
+    20,
+    0.2,
+)  # steps that err no more than Captum's 50; the published samples and noise
 REFERENCE = 600  # steps of the map that both are compared with
 MEMORY_GB = 4.0
 
@@ -41,9 +45,11 @@ class SeededTunnel(NoiseTunnel):
 def audience(subjects: int, spacing_mm: float) -> sb.Cohort:
     """Subjects of a biased scenario."""
     scenario = sb.Scenario(
-        subjects=max(16, subjects), spacing_mm=spacing_mm, disease=sb.Morphology("Insula_L", 2.5),
+        subjects=max(16, subjects),
+        spacing_mm=spacing_mm,
+        disease=sb.Morphology("Insula_L", 2.5),
         bias=sb.Morphology("Putamen_L", 2.5, prevalence={"disease": 0.8, "control": 0.2}),
-    )  # fmt: skip
+    )
     return sb.synthesise(scenario, seed=0).where(np.arange(subjects))
 
 
@@ -55,9 +61,15 @@ def trained() -> torch.nn.Module:
 def against_captum(subjects: int) -> dict[str, float]:
     """Times of both in turns of fifty subjects, so that whatever else the machine does slows down both alike."""
     cohort, model, found = audience(subjects, 4), trained(), {}
-    volumes = torch.from_numpy(cohort.arrays())[:, None]  # rendered before either starts; the lab keeps its own
+    volumes = torch.from_numpy(cohort.arrays())[
+        :, None
+    ]  # rendered before either starts; the lab keeps its own
     seconds = dict.fromkeys(("ig", "captum ig", "sg", "captum sg", "default"), 0.0)
-    apart, wrong, size = {"ig": [], "captum ig": [], "sg": []}, {"ig": [], "captum ig": [], "default": []}, []
+    apart, wrong, size = (
+        {"ig": [], "captum ig": [], "sg": []},
+        {"ig": [], "captum ig": [], "default": []},
+        [],
+    )
 
     def timed(name: str, run: Callable):
         start = time.perf_counter()
@@ -72,12 +84,21 @@ def against_captum(subjects: int) -> dict[str, float]:
     smoothing = {"noise": NOISE, "samples": SAMPLES}
     with deterministic():
         for begin in range(0, subjects, 50):
-            part, images = cohort.where(np.arange(begin, min(begin + 50, subjects))), volumes[begin : begin + 50]
+            part, images = (
+                cohort.where(np.arange(begin, min(begin + 50, subjects))),
+                volumes[begin : begin + 50],
+            )
             _ = part.arrays()  # on the shelf: rendering is not what is measured
             theirs = timed(
-                "captum ig", lambda x=images: torch.cat([IntegratedGradients(score).attribute(v[None]) for v in x])
+                "captum ig",
+                lambda x=images: torch.cat(
+                    [IntegratedGradients(score).attribute(v[None]) for v in x]
+                ),
             )
-            ours = timed("ig", lambda p=part: sb.attribute(model, p, steps=STEPS, tolerance=None, scored=False))
+            ours = timed(
+                "ig",
+                lambda p=part: sb.attribute(model, p, steps=STEPS, tolerance=None, scored=False),
+            )
             default = timed("default", lambda p=part: sb.attribute(model, p, scored=False))
             with torch.no_grad():
                 change = (score(images) - score(torch.zeros_like(images[:1]))).double().numpy()
@@ -86,12 +107,26 @@ def against_captum(subjects: int) -> dict[str, float]:
             wrong["ig"] += list(np.abs(ours.table["total"] - change))
             wrong["default"] += list(np.abs(default.table["total"] - change))
             exact = sb.attribute(
-                model, part.where(np.arange(min(5, len(part)))), steps=REFERENCE, tolerance=None, scored=False
+                model,
+                part.where(np.arange(min(5, len(part)))),
+                steps=REFERENCE,
+                tolerance=None,
+                scored=False,
             ).maps
             apart["ig"] += list(distance(ours.maps[: len(exact)], exact))
             apart["captum ig"] += list(distance(theirs[: len(exact), 0].detach().numpy(), exact))
-            ours = timed("sg", lambda p=part: sb.attribute(model, p, method="smooth_grad", **smoothing, scored=False))
-            timed("captum sg", lambda x=images: [NoiseTunnel(Saliency(score)).attribute(v[None], **settings) for v in x])
+            ours = timed(
+                "sg",
+                lambda p=part: sb.attribute(
+                    model, p, method="smooth_grad", **smoothing, scored=False
+                ),
+            )
+            timed(
+                "captum sg",
+                lambda x=images: [
+                    NoiseTunnel(Saliency(score)).attribute(v[None], **settings) for v in x
+                ],
+            )
             for row, volume in enumerate(images):
                 tunnel = SeededTunnel(Saliency(score))
                 tunnel.subject = part.table.index[row]
@@ -114,11 +149,14 @@ def twins_and_memory(spacing_mm: float, subjects: int, memory_gb: float) -> dict
     sb.logits(model, [np.zeros((32, 32, 32), np.float32)])
     before = peak_gb()
     start = time.perf_counter()
-    result = sb.attribute(model, cohort, baseline=cohort.twin(without="bias"), memory_gb=memory_gb, scored=False)
+    result = sb.attribute(
+        model, cohort, baseline=cohort.twin(without="bias"), memory_gb=memory_gb, scored=False
+    )
     return {
-        "memory": peak_gb() - before, "seconds": (time.perf_counter() - start) / subjects,
+        "memory": peak_gb() - before,
+        "seconds": (time.perf_counter() - start) / subjects,
         "error": float(result.table["completeness_error"].abs().max()),
-    }  # fmt: skip
+    }
 
 
 def peak_gb() -> float:
@@ -137,16 +175,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few subjects")
     quick = parser.parse_args().quick
-    print(f"{os.cpu_count()} cores, load before the start {os.getloadavg()[0]:.1f} (times are worth little above 0.3)")
+    print(
+        f"{os.cpu_count()} cores, load before the start {os.getloadavg()[0]:.1f} (times are worth little above 0.3)"
+    )
     subjects = 10 if quick else 200
     print(f"{subjects} volumes at 4 mm, a trained network of four blocks, blank baseline")
     found = alone(against_captum, subjects)
-    for name, label in (("ig", f"integrated gradients, {STEPS} steps"), ("sg", f"SmoothGrad, {SAMPLES} samples")):
+    for name, label in (
+        ("ig", f"integrated gradients, {STEPS} steps"),
+        ("sg", f"SmoothGrad, {SAMPLES} samples"),
+    ):
         print(Figure(f"{label}: lab", found[f"seconds {name}"], "s"))
         print(Figure("Captum, volume by volume, defaults", found[f"seconds captum {name}"], "s"))
-        print(Figure("Captum / lab", found[f"seconds captum {name}"] / found[f"seconds {name}"], at_least=2.5))
+        print(
+            Figure(
+                "Captum / lab",
+                found[f"seconds captum {name}"] / found[f"seconds {name}"],
+                at_least=2.5,
+            )
+        )
     print(Figure("SmoothGrad: difference of maps, same noise", found["apart sg"], at_most=1e-3))
-    print(Figure(f"integrated gradients: error of Captum's maps ({REFERENCE} steps are exact)", found["apart captum ig"]))
+    print(
+        Figure(
+            f"integrated gradients: error of Captum's maps ({REFERENCE} steps are exact)",
+            found["apart captum ig"],
+        )
+    )
     print(Figure("error of the lab's maps", found["apart ig"], at_most=found["apart captum ig"]))
     print(Figure("completeness error, Captum", found["error captum ig"]))
     print(Figure("completeness error, lab", found["error ig"], at_most=found["error captum ig"]))

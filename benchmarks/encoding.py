@@ -18,16 +18,18 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
 import simba_lab as sb
-from simba_lab.interpretation.kernel_ridge import PENALTIES, held_out
-from simba_lab.interpretation.questions import fold_numbers, question_of
+from simba_lab.interpretation.probes.kernel_ridge import PENALTIES, held_out
+from simba_lab.interpretation.probes.questions import fold_numbers, question_of
 
 
 def audience(subjects: int, spacing_mm: float) -> sb.Cohort:
     """Subjects in whom the bias is as common in both classes, all of them in one part."""
     scenario = sb.Scenario(
-        subjects=subjects, spacing_mm=spacing_mm, disease=sb.Morphology("Insula_L", 2.5),
+        subjects=subjects,
+        spacing_mm=spacing_mm,
+        disease=sb.Morphology("Insula_L", 2.5),
         bias=sb.Morphology("Putamen_L", 2.5, prevalence={"disease": 0.5, "control": 0.5}),
-    )  # fmt: skip
+    )
     return sb.synthesise(scenario, seed=0)
 
 
@@ -37,19 +39,27 @@ def lab(subjects: int) -> dict[str, float]:
     start = time.perf_counter()
     grams = sb.record(sb.SimBANet(seed=0), cohort)
     recorded = time.perf_counter()
-    types = sb.octants(cohort.table[["anatomy_1", "anatomy_2", "anatomy_3"]])
+    types = sb.probes.octants(cohort.table[["anatomy_1", "anatomy_2", "anatomy_3"]])
     sb.probe(grams, cohort["bias"], given=cohort["label"], folds=cohort["fold"], types=types)
     sb.probe(grams, cohort["label"], folds=cohort["fold"])
     probed = time.perf_counter()
     sb.cka(grams, permutations=100)
     done = time.perf_counter()
-    return {"record": recorded - start, "probe": probed - recorded, "cka": done - probed, "memory": peak_gb()}
+    return {
+        "record": recorded - start,
+        "probe": probed - recorded,
+        "cka": done - probed,
+        "memory": peak_gb(),
+    }
 
 
 def both_ways(subjects: int) -> dict[str, float]:
     """One held-out fold by the lab and by scikit-learn on the flattened features of each block."""
     cohort = audience(subjects, 4)
-    blocks, volumes = sb.SimBANet(seed=0).blocks, cohort.arrays()  # rendering is not what is compared
+    blocks, volumes = (
+        sb.SimBANet(seed=0).blocks,
+        cohort.arrays(),
+    )  # rendering is not what is compared
     recording = sb.record(sb.SimBANet(seed=0), volumes, features=blocks, memory_gb=4)
     start = time.perf_counter()
     sb.record(sb.SimBANet(seed=0), volumes, pixels=False)
@@ -70,18 +80,25 @@ def both_ways(subjects: int) -> dict[str, float]:
         start = time.perf_counter()
         found = by_library(features[train], target[train], features[test], inner)
         theirs += time.perf_counter() - start
-        apart = max(apart, abs(roc_auc_score(target[test], found) - roc_auc_score(target[test], scores[test, 0])))
+        apart = max(
+            apart,
+            abs(roc_auc_score(target[test], found) - roc_auc_score(target[test], scores[test, 0])),
+        )
     # The lab records once for all folds.
     return {"ours": ours + recorded / len(split), "theirs": theirs, "apart": apart}
 
 
-def by_library(seen: np.ndarray, target: np.ndarray, unseen: np.ndarray, inner: PredefinedSplit) -> np.ndarray:
+def by_library(
+    seen: np.ndarray, target: np.ndarray, unseen: np.ndarray, inner: PredefinedSplit
+) -> np.ndarray:
     """Choose the penalty as the lab does: by the best scaled prediction of inner folds, less the mean of the others."""
     means = np.array([np.mean(target[inner.test_fold != fold]) for fold in inner.test_fold])
     wanted, best = target - means, (np.inf, 0.0)
     size = np.square(seen - seen.mean(axis=0)).sum() / len(seen)
     for penalty in PENALTIES * size:
-        predicted = cross_val_predict(Ridge(penalty), seen, target.astype(np.float32), cv=inner) - means
+        predicted = (
+            cross_val_predict(Ridge(penalty), seen, target.astype(np.float32), cv=inner) - means
+        )
         scale = max(wanted @ predicted, 0.0) / (predicted @ predicted)
         best = min(best, (np.square(wanted - scale * predicted).sum(), penalty))
     return Ridge(best[1]).fit(seen, target.astype(np.float32)).predict(unseen)
@@ -111,7 +128,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few subjects")
     quick = parser.parse_args().quick
-    print(f"{os.cpu_count()} cores, load before the start {os.getloadavg()[0]:.1f} (times are worth little above 0.3)")
+    print(
+        f"{os.cpu_count()} cores, load before the start {os.getloadavg()[0]:.1f} (times are worth little above 0.3)"
+    )
     subjects = 200 if quick else 1000
     print(f"All probes and CKA of {subjects} volumes at 4 mm, pixels and four blocks")
     found = alone(lab, subjects)
@@ -120,7 +139,9 @@ def main() -> None:
         print(Figure(name, found[name], "s"))
     print(Figure("together", together, "s", at_most=60.0))
     print(Figure("peak memory", found["memory"], "GB", at_most=2.0), flush=True)
-    print("One held-out fold of a probe of each block, against scikit-learn's Ridge on flattened features")
+    print(
+        "One held-out fold of a probe of each block, against scikit-learn's Ridge on flattened features"
+    )
     found = alone(both_ways, subjects)
     print(Figure("lab, its share of recording included", found["ours"], "s"))
     print(Figure("scikit-learn", found["theirs"], "s"))

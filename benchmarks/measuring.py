@@ -68,8 +68,8 @@ def bandwidth(cores: int) -> dict[str, float]:
 
     References
     ----------
-    McCalpin (1995), "Memory bandwidth and machine balance in current high performance computers", IEEE TCCA newsletter
-    (its kernels "copy" and "add", and its way to count).
+    McCalpin (1995), "Memory bandwidth and machine balance in current high performance computers",
+    IEEE TCCA newsletter (its kernels "copy" and "add", and its way to count).
     """
     arrays = [np.ones((3, BANDWIDTH_VOXELS), np.float32) for _ in range(cores)]
     kinds = {
@@ -78,6 +78,9 @@ def bandwidth(cores: int) -> dict[str, float]:
     }
     with ThreadPoolExecutor(cores) as threads:
         return {
-            kind: touched * arrays[0][0].nbytes * cores / best_of(7, lambda step=step: list(threads.map(step, arrays)))
+            kind: touched
+            * arrays[0][0].nbytes
+            * cores
+            / best_of(7, lambda step=step: list(threads.map(step, arrays)))
             for kind, (touched, step) in kinds.items()
         }

@@ -1,29 +1,31 @@
 """The published way to make one volume, written anew with SimpleITK: the baseline of `synthesis.py`.
 
-Stanley et al. (2023) render a subject on the lattice of the SRI24 atlas, 173 x 211 x 155 voxels of 1 mm, from three
-stationary velocity fields: healthy anatomy ``s``, disease ``d`` and bias ``b``. All are dense and at full resolution.
-Effects are defined on the template and have to act on the subject, so they are carried over by the conjugate action
-``exp(-s) o exp(e) o exp(s)``, one image after the other. To move anatomy along ``v``, an image is sampled at ``exp(-v)``:
+Stanley et al. (2023) render a subject on the lattice of the SRI24 atlas, 173 x 211 x 155 voxels of
+1 mm, from three stationary velocity fields: healthy anatomy ``s``, disease ``d`` and bias ``b``.
+All are dense and at full resolution. Effects are defined on the template and have to act on the
+subject, so they are carried over by the conjugate action ``exp(-s) o exp(e) o exp(s)``, one image
+after the other. To move anatomy along ``v``, an image is sampled at ``exp(-v)``:
 
-1. ``exp(-s)``; the template is sampled at it (first warp). That is the healthy subject.
-2. ``exp(s)``; the subject is sampled at it (second warp). Back to the template, where the effects are defined.
-3. ``exp(d)`` and ``exp(b)``, composed to one displacement: both effects, as a map that pushes tissue forward.
-4. That displacement is inverted by iteration, for images are pulled back, and a composition of two exponentials has no
+1. ``exp(-s)``; the template is sampled at it (first warp). That is the healthy subject. 2.
+``exp(s)``; the subject is sampled at it (second warp). Back to the template, where the effects are
+defined. 3. ``exp(d)`` and ``exp(b)``, composed to one displacement: both effects, as a map that
+pushes tissue forward. 4. That displacement is inverted by iteration, for images are pulled back,
+and a composition of two exponentials has no
    velocity at hand whose sign could be changed.
 5. The image is sampled at the inverse (third warp): disease and bias.
 6. ``exp(-s)``; the image is sampled at it (fourth warp). To the subject again.
 
-In all five exponentials, four interpolations of the image and one inversion. Exponentials are by scaling and squaring,
-with a first step of at most a quarter of a voxel: the rule of ITK's own filter for them, which SimpleITK does not wrap.
-Composition, inversion and warps are SimpleITK's filters at their defaults, on float32 fields, with its default number of
-threads.
+In all five exponentials, four interpolations of the image and one inversion. Exponentials are by
+scaling and squaring, with a first step of at most a quarter of a voxel: the rule of ITK's own
+filter for them, which SimpleITK does not wrap. Composition, inversion and warps are SimpleITK's
+filters at their defaults, on float32 fields, with its default number of threads.
 
 References
 ----------
-Stanley, Wilms, Forkert (2023), "A flexible framework for simulating and evaluating biases in deep learning-based medical
-image analysis", MICCAI (the method; none of its code is used here).
-Arsigny, Commowick, Pennec, Ayache (2006), "A log-Euclidean framework for statistics on diffeomorphisms", MICCAI, sec. 3
-(exponential).
+Stanley, Wilms, Forkert (2023), "A flexible framework for simulating and evaluating biases in deep
+learning-based medical image analysis", MICCAI (the method; none of its code is used here). Arsigny,
+Commowick, Pennec, Ayache (2006), "A log-Euclidean framework for statistics on diffeomorphisms",
+MICCAI, sec. 3 (exponential).
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import SimpleITK as sitk
 
-from simba_lab import Lattice
+from simba_lab.core import Lattice
 
 # The extent of the SRI24 atlas at 1 mm.
 SHAPE = (173, 211, 155)
@@ -70,13 +72,18 @@ class Published:
 
 def sri24_lattice(centre_mm) -> Lattice:
     """Return the 173 x 211 x 155 lattice of 1 mm around a point, its voxel centres at whole mm."""
-    return Lattice(SHAPE, 1.0, tuple(float(np.round(c) - n // 2) for c, n in zip(centre_mm, SHAPE, strict=True)))
+    return Lattice(
+        SHAPE,
+        1.0,
+        tuple(float(np.round(c) - n // 2) for c, n in zip(centre_mm, SHAPE, strict=True)),
+    )
 
 
 def to_image(array: np.ndarray, lattice: Lattice) -> sitk.Image:
     """Return an array (X, Y, Z), or interleaved (X, Y, Z, 3), as a SimpleITK image.
 
-    Image and fields are all given in the lab's axes, so none needs the change of sign to SimpleITK's LPS.
+    Image and fields are all given in the lab's axes, so none needs the change of sign to
+    SimpleITK's LPS.
     """
     made = sitk.GetImageFromArray(
         np.ascontiguousarray(np.swapaxes(array, 0, 2), dtype=np.float32), isVector=array.ndim == 4
@@ -89,9 +96,12 @@ def to_image(array: np.ndarray, lattice: Lattice) -> sitk.Image:
 def sampled(image: sitk.Image, displacement: sitk.Image) -> sitk.Image:
     """Return an image, or a field, interpolated at displaced positions; 0 outside."""
     return sitk.Warp(
-        image, displacement, outputSize=displacement.GetSize(), outputSpacing=displacement.GetSpacing(),
+        image,
+        displacement,
+        outputSize=displacement.GetSize(),
+        outputSpacing=displacement.GetSpacing(),
         outputOrigin=displacement.GetOrigin(),
-    )  # fmt: skip
+    )
 
 
 def compose(outer: sitk.Image, inner: sitk.Image) -> sitk.Image:
@@ -109,7 +119,13 @@ def exponential(velocity: np.ndarray, lattice: Lattice) -> sitk.Image:
     return displacement
 
 
-def render(template: np.ndarray, lattice: Lattice, subject: np.ndarray, disease: np.ndarray, bias: np.ndarray) -> Published:
+def render(
+    template: np.ndarray,
+    lattice: Lattice,
+    subject: np.ndarray,
+    disease: np.ndarray,
+    bias: np.ndarray,
+) -> Published:
     """Render one subject with a disease and a bias.
 
     Parameters

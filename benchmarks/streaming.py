@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import simba_lab as sb
-from simba_lab.synthesis import store
+from simba_lab.scans import stores as store
 
 MOST_GB = 1.0
 SCENARIOS = Path(__file__).parents[1] / "data" / "scenarios"
@@ -44,14 +44,24 @@ def main(subjects: int = 10_000) -> int:
         moments = np.array(saved_in(cohort, Path(folder) / "cohort"))
         size = (Path(folder) / "cohort" / "volumes.npy").stat().st_size
     # Kilobytes on Linux, bytes on macOS.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+    peak = (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * (1 if sys.platform == "darwin" else 1024)
+        / 1e9
+    )
     steps = np.diff(np.r_[0.0, moments])
     quarters = [part.mean() for part in np.array_split(steps, 4)]
     growth = quarters[-1] / np.median(quarters)
     volume = 1e3 * moments[-1] / subjects
-    print(f"{subjects} subjects at 4 mm, {size / 1e9:.1f} GB in {moments[-1]:.0f} s: {volume:.2f} ms a volume")
-    print(f"peak resident memory {peak:.2f} GB (target: under {MOST_GB:g}): {'PASS' if peak < MOST_GB else 'short'}")
-    print(f"last quarter / median quarter {growth:.2f} (target: at most 1.2): {'PASS' if growth < 1.2 else 'short'}")
+    print(
+        f"{subjects} subjects at 4 mm, {size / 1e9:.1f} GB in {moments[-1]:.0f} s: {volume:.2f} ms a volume"
+    )
+    print(
+        f"peak resident memory {peak:.2f} GB (target: under {MOST_GB:g}): {'PASS' if peak < MOST_GB else 'short'}"
+    )
+    print(
+        f"last quarter / median quarter {growth:.2f} (target: at most 1.2): {'PASS' if growth < 1.2 else 'short'}"
+    )
     return 0
 
 

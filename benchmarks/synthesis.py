@@ -20,7 +20,7 @@ from measuring import Figure, bandwidth, best_of
 from scipy.ndimage import binary_erosion, gaussian_filter, map_coordinates
 
 import simba_lab as sb
-from simba_lab.synthesis import deformation
+from simba_lab.synthesis.rendering import deformation
 
 CORES = 2
 SCENARIO = Path(__file__).parents[1] / "data" / "scenarios" / "near.yaml"
@@ -34,7 +34,9 @@ BACKGROUND = 0.02
 COMPARED = 20_000
 
 
-def cohort_of(subjects: int, spacing_mm: float, *, seed: int = 0, scanner: bool = True) -> sb.Cohort:
+def cohort_of(
+    subjects: int, spacing_mm: float, *, seed: int = 0, scanner: bool = True
+) -> sb.Cohort:
     """Return a cohort in which everybody shows the disease and the bias; without `scanner`, no noise and a flat field."""
     scenario = sb.Scenario.from_yaml(SCENARIO).replace(subjects=subjects, spacing_mm=spacing_mm)
     if not scanner:
@@ -42,7 +44,7 @@ def cohort_of(subjects: int, spacing_mm: float, *, seed: int = 0, scanner: bool 
     return sb.synthesise(scenario, seed=seed).twin(carrying="bias")
 
 
-def onto(cohort: sb.Cohort, lattice: sb.Lattice) -> sb.Cohort:
+def onto(cohort: sb.Cohort, lattice: sb.core.Lattice) -> sb.Cohort:
     """Return the same subjects on another lattice than the template's own, none of them rendered yet."""
     moved, studio = replace(cohort), cohort._studio
     shelf = type(studio.shelf)(studio.shelf.left)
@@ -53,7 +55,8 @@ def onto(cohort: sb.Cohort, lattice: sb.Lattice) -> sb.Cohort:
 def seconds_per_volume(cohorts: Iterable[sb.Cohort]) -> tuple[float, float]:
     """Return the least time per volume over cohorts that were never rendered before, with all cores at work.
 
-    Both by the clock and as processor time over the cores, which is what the clock would show if nothing else ran.
+    Both by the clock and as processor time over the cores, which is what the clock would show if
+    nothing else ran.
     """
     clock, processor = [], []
     for cohort in cohorts:
@@ -71,23 +74,27 @@ def compile_kernels() -> None:
         cohort_of(FEWEST, spacing, seed=99).array(0)
 
 
-def sri24() -> sb.Lattice:
+def sri24() -> sb.core.Lattice:
     """Return the lattice of the published pipeline around the lab's template."""
     return published_pipeline.sri24_lattice(np.mean(sb.load_template().box_mm, axis=0))
 
 
-def words(lattice: sb.Lattice) -> str:
+def words(lattice: sb.core.Lattice) -> str:
     """Return the shape in words."""
     return " x ".join(map(str, lattice.shape))
 
 
-def published_volume(cohort: sb.Cohort, index: int, lattice: sb.Lattice, rounds: int) -> published_pipeline.Published:
+def published_volume(
+    cohort: sb.Cohort, index: int, lattice: sb.core.Lattice, rounds: int
+) -> published_pipeline.Published:
     """Render one subject of a cohort by the published pipeline, from dense velocities; return the fastest of the rounds."""
     template, magnitudes = cohort.template, cohort.magnitudes(index)
     velocities = {"subject": truth.subject_velocity(cohort, index, lattice)}
     for name, effect in cohort.scenario.effects.items():
         field = truth.effect_field(effect, template)
-        velocities[name] = magnitudes[name] * field(lattice.points_mm().reshape(3, -1)).reshape(3, *lattice.shape)
+        velocities[name] = magnitudes[name] * field(lattice.points_mm().reshape(3, -1)).reshape(
+            3, *lattice.shape
+        )
     interleaved = {name: deformation.interleaved(velocity) for name, velocity in velocities.items()}
     image = on_lattice(template, lattice)
     return min(
@@ -96,10 +103,16 @@ def published_volume(cohort: sb.Cohort, index: int, lattice: sb.Lattice, rounds:
     )
 
 
-def on_lattice(template: sb.Template, lattice: sb.Lattice) -> np.ndarray:
+def on_lattice(template: sb.synthesis.Template, lattice: sb.core.Lattice) -> np.ndarray:
     """Return the template on another lattice of 1 mm whose voxels coincide with its own: nothing is interpolated."""
     still = np.zeros((3, 2, 2, 2))
-    return deformation.warp(template.t1, template.lattice, still, sb.Lattice((2, 2, 2), 200.0, (0, 0, 0)), onto=lattice)
+    return deformation.warp(
+        template.t1,
+        template.lattice,
+        still,
+        sb.core.Lattice((2, 2, 2), 200.0, (0, 0, 0)),
+        onto=lattice,
+    )
 
 
 def speed_of(published: published_pipeline.Published, quick: bool) -> list[Figure]:
@@ -117,24 +130,40 @@ def speed_of(published: published_pipeline.Published, quick: bool) -> list[Figur
     busy = "    its processor time over the cores"
     figures = [
         Figure(f"published pipeline, {words(lattice)}", theirs, "s"),
-        *(Figure(f"    of it {published.counts[kind]} {kind}", value, "s") for kind, value in published.seconds.items()),
+        *(
+            Figure(f"    of it {published.counts[kind]} {kind}", value, "s")
+            for kind, value in published.seconds.items()
+        ),
         Figure(busy, published.processor_seconds / CORES, "s"),
-        Figure(f"lab, {words(lattice)}, as published: deformations alone", clean[0], "s", at_most=0.13),
+        Figure(
+            f"lab, {words(lattice)}, as published: deformations alone", clean[0], "s", at_most=0.13
+        ),
         Figure(busy, clean[1], "s"),
         Figure(f"lab, {words(lattice)}, with noise and bias field", wide[0], "s", at_most=0.13),
         Figure(busy, wide[1], "s"),
-        Figure(f"lab, {words(template.output_lattice(1.0))}, with noise and bias field", own[0], "s", at_most=0.13),
+        Figure(
+            f"lab, {words(template.output_lattice(1.0))}, with noise and bias field",
+            own[0],
+            "s",
+            at_most=0.13,
+        ),
         Figure(busy, own[1], "s"),
         Figure("published / lab, deformations alone", theirs / clean[0], at_least=150),
         Figure("published / lab, with noise and bias field", theirs / wide[0], at_least=150),
-        Figure("published / lab, deformations alone, processor time", published.processor_seconds / CORES / clean[1]),
+        Figure(
+            "published / lab, deformations alone, processor time",
+            published.processor_seconds / CORES / clean[1],
+        ),
     ]
     rates = bandwidth(CORES)
     traffic = template.antialiased(1.0)[0].nbytes + 4 * int(np.prod(lattice.shape))
     floor = traffic / rates["copy"]
     return [
         *figures,
-        *(Figure(f"memory on {CORES} cores, {kind}", rate / 1e9, "GB/s") for kind, rate in rates.items()),
+        *(
+            Figure(f"memory on {CORES} cores, {kind}", rate / 1e9, "GB/s")
+            for kind, rate in rates.items()
+        ),
         Figure("least traffic: template read once, volume written once", traffic / 1e6, "MB"),
         Figure("    time of that at the rate of a copy", 1e3 * floor, "ms"),
         Figure("lab, deformations alone / that time", clean[0] / floor),
@@ -143,7 +172,9 @@ def speed_of(published: published_pipeline.Published, quick: bool) -> list[Figur
 
 def training_volumes(quick: bool) -> list[Figure]:
     """Time the volumes that networks are trained on: cohorts of 400, each subject for the first time."""
-    clock, processor = seconds_per_volume(cohort_of(400, 4.0, seed=seed) for seed in range(2 if quick else 5))
+    clock, processor = seconds_per_volume(
+        cohort_of(400, 4.0, seed=seed) for seed in range(2 if quick else 5)
+    )
     return [
         Figure("lab at 4 mm, with noise and bias field", 1e3 * clock, "ms", at_most=4.0),
         Figure("    its processor time over the cores", 1e3 * processor, "ms"),
@@ -153,11 +184,11 @@ def training_volumes(quick: bool) -> list[Figure]:
 def displacement_error(quick: bool) -> list[Figure]:
     """Compare the positions that the lab samples with those of fine integration in float64, all effects on.
 
-    Positions are read off by rendering images whose intensity is a coordinate: trilinear interpolation keeps a ramp, and
-    two points an axis make one that no position leaves.
+    Positions are read off by rendering images whose intensity is a coordinate: trilinear
+    interpolation keeps a ramp, and two points an axis make one that no position leaves.
     """
     figures, random = [], np.random.default_rng(0)
-    wide = sb.Lattice((2, 2, 2), 512.0, (-256.0, -256.0, -256.0))
+    wide = sb.core.Lattice((2, 2, 2), 512.0, (-256.0, -256.0, -256.0))
     ramps = [np.ascontiguousarray(axis, np.float32) for axis in wide.points_mm()]
     for spacing in (1.0, 4.0):
         cohort = cohort_of(FEWEST, spacing)
@@ -170,14 +201,17 @@ def displacement_error(quick: bool) -> list[Figure]:
         errors = {"brain": [], "brain in the boxes of the effects": []}
         for index in range(2 if quick else 6):
             sampled = [
-                cohort._studio.sampled(ramp, wide, *cohort._person(index), cohort.magnitudes(index)) for ramp in ramps
+                cohort._studio.sampled(ramp, wide, *cohort._person(index), cohort.magnitudes(index))
+                for ramp in ramps
             ]
             brain = cohort.brain(index)
             for name, mask in zip(errors, (brain, brain & near), strict=True):
                 voxels = np.flatnonzero(mask)
                 voxels = random.choice(voxels, min(len(voxels), COMPARED), replace=False)
                 true = truth.sampled_at(cohort, index, points.reshape(3, -1)[:, voxels])
-                errors[name].append(np.linalg.norm(np.stack(sampled).reshape(3, -1)[:, voxels] - true, axis=0))
+                errors[name].append(
+                    np.linalg.norm(np.stack(sampled).reshape(3, -1)[:, voxels] - true, axis=0)
+                )
         for name, values in errors.items():
             pooled, what = np.concatenate(values), f"voxels of {spacing:g} mm, {name}"
             figures += [
@@ -190,12 +224,25 @@ def displacement_error(quick: bool) -> list[Figure]:
 def blur(published: published_pipeline.Published) -> list[Figure]:
     """Compare the detail left by one interpolation and by four, on the same deformation, with the still template's."""
     still = on_lattice(sb.load_template(), sri24())
-    images = {"one interpolation": onto(published_cohort(), sri24()).array(0), "four": published.volume}
+    images = {
+        "one interpolation": onto(published_cohort(), sri24()).array(0),
+        "four": published.volume,
+    }
     figures = []
-    for kind, energy in (("squared gradient", gradient_energy), ("power below 4 mm wavelength", fine_energy)):
+    for kind, energy in (
+        ("squared gradient", gradient_energy),
+        ("power below 4 mm wavelength", fine_energy),
+    ):
         shares = {name: energy(image) / energy(still) for name, image in images.items()}
-        figures += [Figure(f"{kind}, {name}, share of the template's", value) for name, value in shares.items()]
-        figures.append(Figure(f"{kind}, one / four", shares["one interpolation"] / shares["four"], at_least=1.0))
+        figures += [
+            Figure(f"{kind}, {name}, share of the template's", value)
+            for name, value in shares.items()
+        ]
+        figures.append(
+            Figure(
+                f"{kind}, one / four", shares["one interpolation"] / shares["four"], at_least=1.0
+            )
+        )
     return figures
 
 
@@ -232,8 +279,17 @@ def against_scipy(quick: bool) -> list[Figure]:
         cohort = cohort_of(FEWEST, spacing)
         studio, shown = cohort._studio, cohort.magnitudes(0)
         coarse = studio.displacement(*cohort._person(0))
-        local = [(studio.flows[name].at(shown[name]), studio.flows[name].lattice) for name in ("bias", "disease")]
-        arguments = (*cohort.template.antialiased(spacing), coarse, studio.subject, local, studio.output)
+        local = [
+            (studio.flows[name].at(shown[name]), studio.flows[name].lattice)
+            for name in ("bias", "disease")
+        ]
+        arguments = (
+            *cohort.template.antialiased(spacing),
+            coarse,
+            studio.subject,
+            local,
+            studio.output,
+        )
         difference = np.abs(deformation.render(*arguments) - with_scipy(*arguments)).max()
         ours = best_of(5, lambda a=arguments: deformation.render(*a))
         theirs = best_of(1 if spacing == 1 else 3, lambda a=arguments: with_scipy(*a))
@@ -241,7 +297,9 @@ def against_scipy(quick: bool) -> list[Figure]:
             Figure(f"fused, {spacing:g} mm", 1e3 * ours, "ms"),
             Figure(f"scipy, {spacing:g} mm", 1e3 * theirs, "ms"),
             Figure(f"scipy / fused, {spacing:g} mm", theirs / ours, at_least=1.0),
-            Figure(f"largest difference, {spacing:g} mm (white matter is 1)", difference, at_most=1e-3),
+            Figure(
+                f"largest difference, {spacing:g} mm (white matter is 1)", difference, at_most=1e-3
+            ),
         ]
     return figures
 
@@ -254,7 +312,12 @@ def with_scipy(image, image_lattice, coarse, coarse_lattice, local, output):
 
     def moved(points, field, lattice, outside):
         where = voxels(points, lattice)
-        return points + np.stack([map_coordinates(field[..., d], where, order=1, mode=outside, cval=0.0) for d in range(3)])
+        return points + np.stack(
+            [
+                map_coordinates(field[..., d], where, order=1, mode=outside, cval=0.0)
+                for d in range(3)
+            ]
+        )
 
     points = moved(output.points_mm(), coarse, coarse_lattice, "nearest")
     for field, lattice in local:
@@ -265,18 +328,24 @@ def with_scipy(image, image_lattice, coarse, coarse_lattice, local, output):
 def main() -> None:
     """Print every figure, section by section, and write them to a JSON file if one is named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer subjects and rounds: about three minutes")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer subjects and rounds: about three minutes"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     options = parser.parse_args()
     load = os.getloadavg()[0]
-    print(f"{os.cpu_count()} cores, load before the start {load:.1f} (times are worth little above 0.3)")
+    print(
+        f"{os.cpu_count()} cores, load before the start {load:.1f} (times are worth little above 0.3)"
+    )
     compile_kernels()
     published = published_volume(published_cohort(), 0, sri24(), rounds=2 if options.quick else 3)
     sections: dict[str, Callable[[], list[Figure]]] = {
-        f"Seconds per volume of 1 mm, subject and disease and bias, {CORES} cores": lambda: speed_of(
-            published, options.quick
+        f"Seconds per volume of 1 mm, subject and disease and bias, {CORES} cores": lambda: (
+            speed_of(published, options.quick)
         ),
-        f"Milliseconds per volume for training, {CORES} cores": lambda: training_volumes(options.quick),
+        f"Milliseconds per volume for training, {CORES} cores": lambda: training_volumes(
+            options.quick
+        ),
         "Displacement, distance from fine integration": lambda: displacement_error(options.quick),
         "Detail at 1 mm": lambda: blur(published),
         "Rendering alone, one thread": lambda: against_scipy(options.quick),

@@ -24,8 +24,12 @@ SCENARIOS = Path(__file__).parents[1] / "data" / "scenarios"
 STANDARD = ("none", "near", "far", "intensity")
 CORES = os.cpu_count() or 1
 ROUNDS = 3
-# The lab's own network, and one of the same widths with its layers in the usual order, all of them at full resolution.
-PLAIN = {"plain loop, NIfTI": {}, "plain loop, NIfTI, usual layers": {"stem": "pool", "pool": "late"}}
+# The lab's own network, and one of the same widths with its layers in the usual order, all of them
+# at full resolution.
+PLAIN = {
+    "plain loop, NIfTI": {},
+    "plain loop, NIfTI, usual layers": {"stem": "pool", "pool": "late"},
+}
 FASTEST, RENDERED = "lab, fastest settings here", "lab, fastest settings here, rendering included"
 
 
@@ -51,10 +55,13 @@ class Files(Dataset):
         return torch.from_numpy(volume)[None], self.labels[index]
 
 
-def plain_fit(train: Files, validation: Files, epochs: int, order: dict[str, str]) -> tuple[float, float]:
+def plain_fit(
+    train: Files, validation: Files, epochs: int, order: dict[str, str]
+) -> tuple[float, float]:
     """Train as a tutorial would; return seconds and the validation accuracy of the best epoch.
 
-    Volumes are read in this process: on two cores, worker processes only take time from the network (measured).
+    Volumes are read in this process: on two cores, worker processes only take time from the network
+    (measured).
     """
     torch.set_num_threads(CORES)
     torch.manual_seed(0)
@@ -68,7 +75,9 @@ def plain_fit(train: Files, validation: Files, epochs: int, order: dict[str, str
     for _ in range(epochs):
         model.train()
         for volumes, labels in feed:
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(model(volumes)[:, 0], labels)
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(
+                model(volumes)[:, 0], labels
+            )
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -93,42 +102,64 @@ def lab_fit(cohort: sb.Cohort, config: sb.FitConfig) -> tuple[float, float]:
     start = time.perf_counter()
     run = sb.fit(sb.SimBANet(seed=0), cohort, config, cache=False)
     history = run.history
-    return time.perf_counter() - start, float(history.loc[history["kept"], "validation_accuracy"].iloc[0])
+    return time.perf_counter() - start, float(
+        history.loc[history["kept"], "validation_accuracy"].iloc[0]
+    )
 
 
 def throughput(epochs: int) -> list[Figure]:
     """Volumes per second of training from files on disk: the lab's store, and one NIfTI file a volume."""
     cohort = sb.synthesise(sb.Scenario.from_yaml(SCENARIOS / "near.yaml"), seed=0)
     volumes, held_out = epochs * len(cohort.train), len(cohort.validation)
-    fast, speeds = sb.fastest(sb.SimBANet(seed=0), cohort, sb.FitConfig(epochs=epochs))
+    fast, speeds = sb.training.fastest(sb.SimBANet(seed=0), cohort, sb.FitConfig(epochs=epochs))
     ways: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         stored = sb.save_cohort(cohort, Path(folder) / "cohort")
-        train, validation = Files.written(cohort.train, Path(folder)), Files.written(cohort.validation, Path(folder))
+        train, validation = (
+            Files.written(cohort.train, Path(folder)),
+            Files.written(cohort.validation, Path(folder)),
+        )
         for _ in range(ROUNDS):  # by turns, so that a slow minute of the machine meets all
             for name, order in PLAIN.items():
-                ways.setdefault(name, []).append(plain_fit_elsewhere(train, validation, epochs, order))
-            ways.setdefault("lab, as it comes", []).append(lab_fit(stored, sb.FitConfig(epochs=epochs)))
+                ways.setdefault(name, []).append(
+                    plain_fit_elsewhere(train, validation, epochs, order)
+                )
+            ways.setdefault("lab, as it comes", []).append(
+                lab_fit(stored, sb.FitConfig(epochs=epochs))
+            )
             ways.setdefault(FASTEST, []).append(lab_fit(stored, fast))
             ways.setdefault(RENDERED, []).append(lab_fit(cohort, fast))
     seconds = {name: float(np.median([time for time, _ in found])) for name, found in ways.items()}
     figures = [
         Figure(
-            f"{row.precision}, channels {'last' if row.channels_last else 'first'}, a step alone", row.ms_per_volume, "ms"
+            f"{row.precision}, channels {'last' if row.channels_last else 'first'}, a step alone",
+            row.ms_per_volume,
+            "ms",
         )
         for row in speeds.itertuples()
     ]
-    figures += [Figure(f"{name}: volumes/s, validation included", volumes / time) for name, time in seconds.items()]
     figures += [
-        Figure(f"{name} / {plain}", seconds[plain] / time, at_least=3.0 if name == FASTEST else None)
+        Figure(f"{name}: volumes/s, validation included", volumes / time)
+        for name, time in seconds.items()
+    ]
+    figures += [
+        Figure(
+            f"{name} / {plain}", seconds[plain] / time, at_least=3.0 if name == FASTEST else None
+        )
         for plain in PLAIN
         for name, time in seconds.items()
         if name not in PLAIN
     ]
     accuracies = [found[0][1] for found in ways.values()]
-    middle = binomtest(round(np.median(accuracies) * held_out), held_out).proportion_ci(method="wilson")
+    middle = binomtest(round(np.median(accuracies) * held_out), held_out).proportion_ci(
+        method="wilson"
+    )
     apart = max(accuracies) - min(accuracies)
-    figures += [Figure("largest difference of validation accuracies", apart, at_most=middle.high - middle.low)]
+    figures += [
+        Figure(
+            "largest difference of validation accuracies", apart, at_most=middle.high - middle.low
+        )
+    ]
     return figures
 
 
@@ -147,7 +178,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two epochs instead of eight")
     epochs = 2 if parser.parse_args().quick else 8
-    print(f"{CORES} cores, load before the start {os.getloadavg()[0]:.1f} (times are worth little above 0.3)")
+    print(
+        f"{CORES} cores, load before the start {os.getloadavg()[0]:.1f} (times are worth little above 0.3)"
+    )
     for title, measure in (
         ("Training of SimBANet 8-16-32-64 at 40 x 48 x 40, batches of 8", throughput),
         ("The four standard runs", standard_runs),

@@ -1,7 +1,7 @@
 """What the lab approximates, without its approximations: velocities from their definition and flows by many small steps.
 
-Float64, cubic splines on lattices far below the length scales, classical Runge-Kutta. Slow, and sharing nothing with the
-lab's kernels; the strength of an effect is calibrated anew.
+Float64, cubic splines on lattices far below the length scales, classical Runge-Kutta. Slow, and
+sharing nothing with the lab's kernels; the strength of an effect is calibrated anew.
 """
 
 from __future__ import annotations
@@ -14,13 +14,17 @@ from scipy.interpolate import make_interp_spline
 from scipy.ndimage import map_coordinates, spline_filter
 from scipy.optimize import brentq
 
-from simba_lab import Cohort, Lattice, Morphology, Template
-from simba_lab.synthesis.flows import local_velocity
-from simba_lab.synthesis.modes import subject_lattice
+from simba_lab import Cohort, Morphology
+from simba_lab.core import Lattice
+from simba_lab.synthesis import Template
+from simba_lab.synthesis.anatomy.modes import subject_lattice
+from simba_lab.synthesis.rendering.flows import local_velocity
 
-# Half of the step at which cubic splines of a field with a length scale of 10 mm (the least allowed) err by a micrometre.
+# Half of the step at which cubic splines of a field with a length scale of 10 mm (the least
+# allowed) err by a micrometre.
 FINE_SPACING_MM = 2.0
-# Steps of the Runge-Kutta rule for the unit of time; twice as many change no position by a micrometre.
+# Steps of the Runge-Kutta rule for the unit of time; twice as many change no position by a
+# micrometre.
 STEPS = 24
 
 
@@ -33,7 +37,8 @@ class Field:
     values : ndarray of float64, shape (3, X, Y, Z)
         In mm on `lattice`.
     low_mm, high_mm : ndarray, shape (3,), optional
-        Outside this box the field keeps the value of the box's nearest point; without a box, it is zero off its lattice.
+        Outside this box the field keeps the value of the box's nearest point; without a box, it is
+        zero off its lattice.
     """
 
     values: np.ndarray
@@ -43,17 +48,24 @@ class Field:
 
     @cached_property
     def _splines(self) -> list[np.ndarray]:
-        return [spline_filter(component.astype(np.float64), order=3, mode="mirror") for component in self.values]
+        return [
+            spline_filter(component.astype(np.float64), order=3, mode="mirror")
+            for component in self.values
+        ]
 
     def __call__(self, points_mm: np.ndarray) -> np.ndarray:
         """Return the field at points in mm, both of shape (3, n)."""
         if self.low_mm is not None:
             points_mm = np.clip(points_mm, self.low_mm[:, None], self.high_mm[:, None])
         voxels = (points_mm - np.reshape(self.lattice.origin_mm, (3, 1))) / self.lattice.spacing_mm
-        inside = ((voxels >= 0) & (voxels <= np.reshape(self.lattice.shape, (3, 1)) - 1)).all(axis=0)
+        inside = ((voxels >= 0) & (voxels <= np.reshape(self.lattice.shape, (3, 1)) - 1)).all(
+            axis=0
+        )
         out = np.zeros(points_mm.shape)
         for component, spline in enumerate(self._splines):
-            out[component, inside] = map_coordinates(spline, voxels[:, inside], order=3, mode="mirror", prefilter=False)
+            out[component, inside] = map_coordinates(
+                spline, voxels[:, inside], order=3, mode="mirror", prefilter=False
+            )
         return out
 
 
@@ -71,22 +83,28 @@ def flowed(field: Field, points_mm: np.ndarray, time: float, *, steps: int = STE
 def subject_velocity(cohort: Cohort, index: int, onto: Lattice) -> np.ndarray:
     """Return the velocity of one subject's anatomy on any lattice, float64, shape (3, X, Y, Z), in mm.
 
-    The model gives it on the coarse lattice; quintic splines fill the space between. With a length scale of 20 mm, five
-    points, they are within 0.2 um of the Gaussian process itself (its modes continued by their covariance). Outside the
-    field of view the velocity keeps the border's value.
+    The model gives it on the coarse lattice; quintic splines fill the space between. With a length
+    scale of 20 mm, five points, they are within 0.2 um of the Gaussian process itself (its modes
+    continued by their covariance). Outside the field of view the velocity keeps the border's value.
     """
     coarse = subject_lattice(cohort.template)
-    velocity = cohort.scenario.variability.velocity(cohort.coefficients(index), coarse).astype(np.float64)
+    velocity = cohort.scenario.variability.velocity(cohort.coefficients(index), coarse).astype(
+        np.float64
+    )
     for axis in range(3):
         known = coarse.axis_mm(axis)
-        velocity = make_interp_spline(known, velocity, k=5, axis=axis)(onto.axis_mm(axis).clip(known[0], known[-1]))
+        velocity = make_interp_spline(known, velocity, k=5, axis=axis)(
+            onto.axis_mm(axis).clip(known[0], known[-1])
+        )
     return np.moveaxis(velocity, -1, 0)
 
 
 def subject_field(cohort: Cohort, index: int) -> Field:
     """Return the velocity of one subject's anatomy everywhere."""
     low, high = cohort.template.box_mm
-    fine = Lattice.spanning(low - FINE_SPACING_MM, high + FINE_SPACING_MM, FINE_SPACING_MM, centred=False)
+    fine = Lattice.spanning(
+        low - FINE_SPACING_MM, high + FINE_SPACING_MM, FINE_SPACING_MM, centred=False
+    )
     return Field(subject_velocity(cohort, index, fine), fine, low, high)
 
 
@@ -94,7 +112,9 @@ def effect_field(effect: Morphology, template: Template) -> Field:
     """Return the velocity of an effect of magnitude 1 everywhere: the peak of its flow of time 1 is the amplitude."""
     values, box = local_velocity(effect, template)
     shape = Field(np.moveaxis(values, -1, 0), box)
-    dense = Lattice.spanning(box.origin_mm, [box.axis_mm(axis)[-1] for axis in range(3)], 1.0, centred=False)
+    dense = Lattice.spanning(
+        box.origin_mm, [box.axis_mm(axis)[-1] for axis in range(3)], 1.0, centred=False
+    )
     points = dense.points_mm().reshape(3, -1)
     # Tissue travels furthest along the steepest part of the velocity.
     points = points[:, np.linalg.norm(shape(points), axis=0) > 0.7]
@@ -103,17 +123,22 @@ def effect_field(effect: Morphology, template: Template) -> Field:
         moved = np.linalg.norm(flowed(shape, points, travel, steps=8) - points, axis=0)
         return moved.max() - abs(effect.amplitude_mm)
 
-    travel = brentq(missing, 0.5 * abs(effect.amplitude_mm), 4 * abs(effect.amplitude_mm), xtol=1e-4)
+    travel = brentq(
+        missing, 0.5 * abs(effect.amplitude_mm), 4 * abs(effect.amplitude_mm), xtol=1e-4
+    )
     return Field(np.sign(effect.amplitude_mm) * travel * shape.values, box)
 
 
 def sampled_at(cohort: Cohort, index: int, points_mm: np.ndarray) -> np.ndarray:
     """Return where in the template the volume of a subject has to be sampled at points (3, n), in mm.
 
-    The image is ``T o exp(-disease) o exp(-bias) o exp(-subject)``: the effect applied last is undone first.
+    The image is ``T o exp(-disease) o exp(-bias) o exp(-subject)``: the effect applied last is
+    undone first.
     """
     points_mm = flowed(subject_field(cohort, index), points_mm, -1.0)
     for name, magnitude in reversed(cohort.magnitudes(index).items()):
         if magnitude:
-            points_mm = flowed(effect_field(cohort.scenario.effects[name], cohort.template), points_mm, -magnitude)
+            points_mm = flowed(
+                effect_field(cohort.scenario.effects[name], cohort.template), points_mm, -magnitude
+            )
     return points_mm

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from simba_lab.errors import SimbaError
+from simba_lab.core.errors import SimbaError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,58 +28,106 @@ def _parser() -> argparse.ArgumentParser:
     regions.add_argument("--template", default="icbm2009c")
     regions.set_defaults(command=_regions)
     for name, command, text in (
-        ("synthesise", _synthesise, "write the volumes of a scenario to a folder; an interrupted call resumes"),
-        ("export", _export, "write the volumes of a scenario as a BIDS dataset, with twins and masks of its biases"),
+        (
+            "synthesise",
+            _synthesise,
+            "write the volumes of a scenario to a folder; an interrupted call resumes",
+        ),
+        (
+            "export",
+            _export,
+            "write the volumes of a scenario as a BIDS dataset, with twins and masks of its biases",
+        ),
         ("fit", _fit, "train a network on a scenario and judge it"),
         ("probe", _probe, "read the biases from every block of a fitted network"),
     ):
         sub = commands.add_parser(name, help=text)
-        sub.add_argument("scenario", type=Path, help="YAML file (examples: data/scenarios/) or folder of `synthesise`")
-        sub.add_argument("folder", type=Path, help="run to read" if name == "probe" else "folder to write")
+        sub.add_argument(
+            "scenario",
+            type=Path,
+            help="YAML file (examples: data/scenarios/) or folder of `synthesise`",
+        )
+        sub.add_argument(
+            "folder", type=Path, help="run to read" if name == "probe" else "folder to write"
+        )
         sub.add_argument("--seed", type=int, default=0, help="seed of the cohort")
         sub.set_defaults(command=command)
         if name in ("fit", "probe"):
-            sub.add_argument("--network-seed", type=int, default=0, help="seed of the initial weights and batch order")
+            sub.add_argument(
+                "--network-seed",
+                type=int,
+                default=0,
+                help="seed of the initial weights and batch order",
+            )
         else:
             sub.add_argument("--jobs", type=int, default=-1, help="threads; -1 is one per core")
         if name == "fit":
             sub.add_argument("--epochs", type=int, default=8)
-            sub.add_argument("--mitigation", default="none", help="what to do against a shortcut, such as reweighing")
-    sweep = commands.add_parser("sweep", help="run a factorial experiment and write its table; an interrupted call resumes")
+            sub.add_argument(
+                "--mitigation",
+                default="none",
+                help="what to do against a shortcut, such as reweighing",
+            )
+    sweep = commands.add_parser(
+        "sweep", help="run a factorial experiment and write its table; an interrupted call resumes"
+    )
     sweep.add_argument("sweep", type=Path, help="YAML file (examples: data/sweeps/)")
     sweep.add_argument("folder", type=Path, help="folder to write cells.csv and manifest.json to")
     sweep.add_argument("--jobs", type=int, default=-1, help="processes; -1 is one per core")
     sweep.add_argument(
-        "--memory-gb", type=float, default=4.0, help="for the volumes of each process; beyond it they stream"
+        "--memory-gb",
+        type=float,
+        default=4.0,
+        help="for the volumes of each process; beyond it they stream",
     )
     sweep.set_defaults(command=_sweep)
-    compare = commands.add_parser("compare", help="compare strategies over sizes of sites; an interrupted call resumes")
-    compare.add_argument("comparison", type=Path, help="YAML file (example: data/comparisons/samples_per_site.yaml)")
+    compare = commands.add_parser(
+        "compare", help="compare strategies over sizes of sites; an interrupted call resumes"
+    )
+    compare.add_argument(
+        "comparison", type=Path, help="YAML file (example: data/comparisons/samples_per_site.yaml)"
+    )
     compare.add_argument("folder", type=Path, help="folder to write cells.csv and manifest.json to")
     compare.add_argument("--jobs", type=int, default=-1, help="processes; -1 is one per core")
     compare.set_defaults(command=_compare)
-    federate = commands.add_parser("federate", help="train over hospitals: here, or deployed; an interrupted call resumes")
+    federate = commands.add_parser(
+        "federate", help="train over hospitals: here, or deployed; an interrupted call resumes"
+    )
     federate.add_argument("study", type=Path, help="YAML file (examples: data/federations/)")
-    federate.add_argument("folder", type=Path, help="folder for steps and weights, or for stores and start-up kits")
+    federate.add_argument(
+        "folder", type=Path, help="folder for steps and weights, or for stores and start-up kits"
+    )
     how = federate.add_mutually_exclusive_group(required=True)
     how.add_argument("--local", action="store_true", help="all sites in this process")
-    how.add_argument("--provision", action="store_true", help="write stores and start-up kits, and say who starts what")
+    how.add_argument(
+        "--provision",
+        action="store_true",
+        help="write stores and start-up kits, and say who starts what",
+    )
     how.add_argument("--submit", action="store_true", help="start the training once all roles run")
-    federate.add_argument("--host", default="localhost", help="name under which sites reach the server")
-    federate.add_argument("--port", type=int, default=8002, help="of the server; the next one is the administrator's")
-    federate.add_argument("--timeout", type=float, default=3600, help="seconds that one visit may take")
+    federate.add_argument(
+        "--host", default="localhost", help="name under which sites reach the server"
+    )
+    federate.add_argument(
+        "--port", type=int, default=8002, help="of the server; the next one is the administrator's"
+    )
+    federate.add_argument(
+        "--timeout", type=float, default=3600, help="seconds that one visit may take"
+    )
     federate.set_defaults(command=_federate)
     return parser
 
 
 def _regions(options: argparse.Namespace) -> None:
-    from simba_lab.synthesis import load_template
+    from simba_lab.synthesis.anatomy.template import load_template
 
     print("\n".join(load_template(options.template).regions))
 
 
 def _cohort(options: argparse.Namespace):
-    from simba_lab.synthesis import Scenario, open_cohort, synthesise
+    from simba_lab.scans.stores import open_cohort
+    from simba_lab.synthesis.scenario import Scenario
+    from simba_lab.synthesis.synthetic_cohort import synthesise
 
     if options.scenario.is_dir():
         return open_cohort(options.scenario)
@@ -88,21 +136,23 @@ def _cohort(options: argparse.Namespace):
 
 def _new(folder: Path) -> Path:
     if folder.exists():
-        raise SimbaError("folder", str(folder), "a folder that does not exist yet", "Nothing is overwritten.")
+        raise SimbaError(
+            "folder", str(folder), "a folder that does not exist yet", "Nothing is overwritten."
+        )
     if not folder.absolute().parent.is_dir():
         raise SimbaError("folder", str(folder), "inside an existing folder")
     return folder
 
 
 def _synthesise(options: argparse.Namespace) -> None:
-    from simba_lab.synthesis import save_cohort
+    from simba_lab.scans.stores import save_cohort
 
     cohort = save_cohort(_cohort(options), options.folder, n_jobs=options.jobs, progress=True)
     print(f"{len(cohort)} volumes in {options.folder}")
 
 
 def _export(options: argparse.Namespace) -> None:
-    from simba_lab.synthesis import export_bids
+    from simba_lab.scans.bids import export_bids
 
     folder, cohort = _new(options.folder), _cohort(options)
     export_bids(cohort, folder, twins=cohort.biases, n_jobs=options.jobs, progress=True)
@@ -110,11 +160,21 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _fit(options: argparse.Namespace) -> None:
-    from simba_lab.training import FitConfig, SimBANet, evaluate, fit, twin_effect
+    from simba_lab.training.config import FitConfig
+    from simba_lab.training.fitting import fit
+    from simba_lab.training.metrics import evaluate
+    from simba_lab.training.networks import SimBANet
+    from simba_lab.training.twins import twin_effect
 
     folder, cohort = _new(options.folder), _cohort(options)
     config = FitConfig(epochs=options.epochs, seed=options.network_seed)
-    run = fit(SimBANet(seed=options.network_seed), cohort, config, mitigation=options.mitigation, progress=True)
+    run = fit(
+        SimBANet(seed=options.network_seed),
+        cohort,
+        config,
+        mitigation=options.mitigation,
+        progress=True,
+    )
     run.save(folder)
     for by in cohort.biases or [None]:
         print(evaluate(run.model, cohort.test, by=by).round(3).to_string())
@@ -123,8 +183,10 @@ def _fit(options: argparse.Namespace) -> None:
 
 
 def _probe(options: argparse.Namespace) -> None:
-    from simba_lab.interpretation import probe, record
-    from simba_lab.training import Run, SimBANet
+    from simba_lab.interpretation.probes.probing import probe
+    from simba_lab.interpretation.recording import record
+    from simba_lab.training.networks import SimBANet
+    from simba_lab.training.run import Run
 
     cohort = _cohort(options)
     if not cohort.biases:
@@ -133,17 +195,25 @@ def _probe(options: argparse.Namespace) -> None:
     run, test = Run.load(options.folder, untrained), cohort.test
     mine, yours = run.provenance["cohort"], cohort.identity
     if mine != yours:
-        changed = [name for name, value in yours["scenario"].items() if mine.get("scenario", {}).get(name) != value]
-        raise SimbaError("scenario", changed or f"seed {cohort.seed}", "the one that the run was fitted on")
+        changed = [
+            name
+            for name, value in yours["scenario"].items()
+            if mine.get("scenario", {}).get(name) != value
+        ]
+        raise SimbaError(
+            "scenario", changed or f"seed {cohort.seed}", "the one that the run was fitted on"
+        )
     floors = {"untrained": record(untrained, test)}
     activations = record(run.model, test)
     for bias in cohort.biases:
-        table = probe(activations, test[bias], given=test["label"], folds=test["fold"], floors=floors)
+        table = probe(
+            activations, test[bias], given=test["label"], folds=test["fold"], floors=floors
+        )
         print(f"{bias}\n{table.round(3).to_string()}")
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    from simba_lab.sweep import Sweep
+    from simba_lab.experiments.sweep import Sweep
 
     sweep, start = Sweep.from_yaml(options.sweep), time.perf_counter()
     table = sweep.run(n_jobs=options.jobs, memory_gb=options.memory_gb, progress=True)
@@ -152,7 +222,7 @@ def _sweep(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from simba_lab.federation import Comparison
+    from simba_lab.experiments.comparison import Comparison
 
     comparison = Comparison.from_yaml(options.comparison)
     table = comparison.run(n_jobs=options.jobs, progress=True)
@@ -161,17 +231,21 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _federate(options: argparse.Namespace) -> None:
-    from simba_lab.federation import Study
+    from simba_lab.federation.study import Study
 
     study = Study.from_yaml(options.study)
-    (_federate_here if options.local else _provision if options.provision else _submit)(study, options)
+    (_federate_here if options.local else _provision if options.provision else _submit)(
+        study, options
+    )
 
 
 def _federate_here(study, options: argparse.Namespace) -> None:
     from tqdm.auto import tqdm
 
-    from simba_lab.federation import Ledger, LocalClient
-    from simba_lab.training import evaluate, twin_effect
+    from simba_lab.federation.clients import LocalClient
+    from simba_lab.federation.plan import Ledger
+    from simba_lab.training.metrics import evaluate
+    from simba_lab.training.twins import twin_effect
 
     plan, federation, ledger = study.plan, study.federation, Ledger(options.folder, study.plan)
     model, (weights, done) = plan.model(), ledger.resume()
@@ -189,12 +263,14 @@ def _engine():
         from simba_lab.federation import engine
     except ModuleNotFoundError as error:
         remedy = "Install it: pip install 'simba-lab[federation]'."
-        raise SimbaError("federation", "NVIDIA FLARE is missing", "installed for deployment", remedy) from error
+        raise SimbaError(
+            "federation", "NVIDIA FLARE is missing", "installed for deployment", remedy
+        ) from error
     return engine
 
 
 def _provision(study, options: argparse.Namespace) -> None:
-    from simba_lab.federation import save_sites
+    from simba_lab.federation.sites import save_sites
 
     engine = _engine()
     folder = _new(options.folder)
@@ -203,15 +279,24 @@ def _provision(study, options: argparse.Namespace) -> None:
     stores = save_sites(study.federation, folder / "stores", progress=True)
     print("Each kit holds a private key: give it, with the store, to its own machine alone. There:")
     for role, own in [("server", folder / "ledger"), *zip(study.plan.sites, stores, strict=True)]:
-        print(f"{role}:  {engine.FOLDER}={own.absolute()} {(kits[role] / 'startup' / 'start.sh').absolute()}")
+        print(
+            f"{role}:  {engine.FOLDER}={own.absolute()} {(kits[role] / 'startup' / 'start.sh').absolute()}"
+        )
     print(f"admin:  simba-lab federate {options.study} {options.folder} --submit")
 
 
 def _submit(study, options: argparse.Namespace) -> None:
     engine = _engine()
-    ended = engine.submit(engine.kits(options.folder / "kits")["admin"], study.plan, timeout=options.timeout)
+    ended = engine.submit(
+        engine.kits(options.folder / "kits")["admin"], study.plan, timeout=options.timeout
+    )
     if ended != "FINISHED:COMPLETED":
-        raise SimbaError("training", ended, "FINISHED:COMPLETED", "The server's ledger says why; call again: it resumes.")
+        raise SimbaError(
+            "training",
+            ended,
+            "FINISHED:COMPLETED",
+            "The server's ledger says why; call again: it resumes.",
+        )
     print("done; the weights are in the server's ledger")
 
 

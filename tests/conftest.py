@@ -16,7 +16,9 @@ def scenario():
         subjects=80,
         spacing_mm=8,
         disease=sb.Morphology("Insula_L", amplitude_mm=2.5),
-        bias=sb.Morphology("Putamen_L", amplitude_mm=2.5, prevalence={"disease": 0.8, "control": 0.2}),
+        bias=sb.Morphology(
+            "Putamen_L", amplitude_mm=2.5, prevalence={"disease": 0.8, "control": 0.2}
+        ),
     )
 
 

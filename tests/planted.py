@@ -10,7 +10,8 @@ import simba_lab as sb
 class Planted(nn.Module):
     """Two channels, the mean over the voxels that the bias may change and over those that the disease alone may change.
 
-    Both are there in every planted network, so a probe finds the same in all of them. The read-out decides what is used.
+    Both are there in every planted network, so a probe finds the same in all of them. The read-out
+    decides what is used.
     """
 
     def __init__(self, masks, weights):
@@ -32,7 +33,8 @@ class Planted(nn.Module):
 def masks_of(cohort):
     """Voxels that the bias changes in anybody, and those that the disease changes and the bias does not."""
     volumes = {
-        name: cohort.twin(carrying=name).arrays() != cohort.twin(without=name).arrays() for name in ("bias", "disease")
+        name: cohort.twin(carrying=name).arrays() != cohort.twin(without=name).arrays()
+        for name in ("bias", "disease")
     }
     bias, disease = (volumes[name].any(axis=0) for name in ("bias", "disease"))
     return bias, disease & ~bias
@@ -44,7 +46,9 @@ def far_scenario(subjects=80):
         subjects=subjects,
         spacing_mm=8,
         disease=sb.Morphology("Insula_L", amplitude_mm=2.5),
-        bias=sb.Morphology("Postcentral_R", amplitude_mm=2.5, prevalence={"disease": 0.8, "control": 0.2}),
+        bias=sb.Morphology(
+            "Postcentral_R", amplitude_mm=2.5, prevalence={"disease": 0.8, "control": 0.2}
+        ),
     )
 
 

@@ -16,14 +16,15 @@ from PIL import Image
 from scipy.stats import ttest_1samp
 
 import simba_lab as sb
-from simba_lab import cli, figures
-from simba_lab.widgets import STATIC_VARIABLE, WIDGET_VIEW
+from simba_lab import cli
+from simba_lab.book import figures
+from simba_lab.book.lab_slider import STATIC_VARIABLE, WIDGET_VIEW
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = sorted((ROOT / "book").glob("*.ipynb"))
 
 
-# -- claims --------------------------------------------------------------------------------------------------------------
+# -- claims --
 
 
 @pytest.mark.parametrize(
@@ -32,29 +33,35 @@ CHAPTERS = sorted((ROOT / "book").glob("*.ipynb"))
 )
 def test_verdicts(low, high, verdict, capsys):
     middle = (low + high) / 2
-    claim = sb.check("It is small", middle, low=low, high=high, expected=(0, 1), verdict=verdict)
+    claim = sb.book.check(
+        "It is small", middle, low=low, high=high, expected=(0, 1), verdict=verdict
+    )
     assert claim.verdict == verdict
     assert capsys.readouterr().out == f"{verdict}: It is small\n"
 
 
 def test_a_claim_that_does_not_hold_fails_with_its_numbers():
-    with pytest.raises(AssertionError, match=r"refuted: It is small Measured 3 \[3, 3\], expected \(0, 1\)"):
-        sb.check("It is small", 3, expected=(0, 1))
+    with pytest.raises(
+        AssertionError, match=r"refuted: It is small Measured 3 \[3, 3\], expected \(0, 1\)"
+    ):
+        sb.book.check("It is small", 3, expected=(0, 1))
 
 
-@pytest.mark.parametrize("values", [{"estimate": float("nan")}, {"estimate": 1, "low": 2, "high": 3}])
+@pytest.mark.parametrize(
+    "values", [{"estimate": float("nan")}, {"estimate": 1, "low": 2, "high": 3}]
+)
 def test_claims_need_numbers(values):
     with pytest.raises(sb.SimbaError, match="not NaN"):
-        sb.check("x", **values, expected=(0, 1))
+        sb.book.check("x", **values, expected=(0, 1))
 
 
 def test_interval_over_seeds_is_that_of_a_t_test():
     values = [0.2, 0.5, 0.9]
-    mean, low, high = sb.over_seeds(values)
+    mean, low, high = sb.book.over_seeds(values)
     expected = ttest_1samp(values, 0).confidence_interval(0.95)
     assert (mean, low, high) == pytest.approx((np.mean(values), expected.low, expected.high))
     with pytest.raises(sb.SimbaError, match="at least 2 runs"):
-        sb.over_seeds([1.0])
+        sb.book.over_seeds([1.0])
 
 
 def test_interval_of_a_rank_correlation_covers_the_truth():
@@ -62,11 +69,11 @@ def test_interval_of_a_rank_correlation_covers_the_truth():
     generator, truth, inside = np.random.default_rng(0), 6 / np.pi * np.arcsin(0.35), 0
     for _ in range(1000):
         one, noise = generator.normal(size=(2, 12))
-        value, low, high = sb.rank_correlation(one, 0.7 * one + np.sqrt(0.51) * noise)
+        value, low, high = sb.book.rank_correlation(one, 0.7 * one + np.sqrt(0.51) * noise)
         assert low <= value <= high
         inside += low <= truth <= high
     assert 0.92 < inside / 1000 < 0.99
-    assert sb.rank_correlation([1, 2, 3, 4], [2, 3, 5, 9]) == (1.0, 1.0, 1.0)
+    assert sb.book.rank_correlation([1, 2, 3, 4], [2, 3, 5, 9]) == (1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -79,27 +86,27 @@ def test_interval_of_a_rank_correlation_covers_the_truth():
 )
 def test_what_cannot_be_ranked_is_refused(one, other, message):
     with pytest.raises(sb.SimbaError, match=message):
-        sb.rank_correlation(one, other)
+        sb.book.rank_correlation(one, other)
 
 
 def test_answers_are_told_apart():
-    assert sb.check_answer(None, 1, 0.1).startswith("Not answered")
-    assert sb.check_answer(1.05, 1, 0.1) == "Right."
-    assert sb.check_answer(1.2, 1, 0.1) == "Not yet."
+    assert sb.book.check_answer(None, 1, 0.1).startswith("Not answered")
+    assert sb.book.check_answer(1.05, 1, 0.1) == "Right."
+    assert sb.book.check_answer(1.2, 1, 0.1) == "Not yet."
 
 
 def test_errors_survive_the_way_home_from_a_worker():
-    error = sb.FoldingError("a", 1, "at most 2", "Do that.")
+    error = sb.core.FoldingError("a", 1, "at most 2", "Do that.")
     again = pickle.loads(pickle.dumps(error))
-    assert type(again) is sb.FoldingError and str(again) == str(error)
+    assert type(again) is sb.core.FoldingError and str(again) == str(error)
 
 
-# -- slider --------------------------------------------------------------------------------------------------------------
+# -- slider --
 
 
 def slider(**options):
     options = {"label": "Size <x>", "alt": 'A "ramp"', "unit": "mm"} | options
-    return sb.LabSlider(lambda value: np.full((4, 6), value), [0.0, 0.5, 1.0], **options)
+    return sb.book.LabSlider(lambda value: np.full((4, 6), value), [0.0, 0.5, 1.0], **options)
 
 
 def test_slider_works_without_network_and_without_a_mouse():
@@ -113,8 +120,14 @@ def test_slider_works_without_network_and_without_a_mouse():
 def test_many_high_frames_fit_into_one_picture():
     """A WebP image is at most 16383 pixels high: the frames go on in a second column."""
     shades = np.linspace(0.2, 0.8, 5)
-    page = sb.LabSlider(lambda k: np.full((4000, 8), shades[int(k)]), range(5), label="frame", alt="grey", start=4).html()
-    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(re.search(r"base64,([^)]+)", page).group(1)))).convert("L"))
+    page = sb.book.LabSlider(
+        lambda k: np.full((4000, 8), shades[int(k)]), range(5), label="frame", alt="grey", start=4
+    ).html()
+    picture = np.asarray(
+        Image.open(
+            io.BytesIO(base64.b64decode(re.search(r"base64,([^)]+)", page).group(1)))
+        ).convert("L")
+    )
     assert picture.shape == (16000, 16)
     np.testing.assert_allclose(picture[2000::4000, 4] / 255, shades[:4], atol=0.03)
     assert picture[2000, 12] / 255 == pytest.approx(shades[4], abs=0.03)
@@ -155,19 +168,19 @@ def test_slider_needs_a_text_alternative(bad):
 
 def test_slider_needs_increasing_values():
     with pytest.raises(sb.SimbaError, match="increasing"):
-        sb.LabSlider(lambda v: np.zeros((2, 2)), [1, 0], label="x", alt="y")
+        sb.book.LabSlider(lambda v: np.zeros((2, 2)), [1, 0], label="x", alt="y")
 
 
 @pytest.mark.parametrize(("other", "said"), [((3, 2), "(3, 2)"), ((1, 2, 3), "(1, 2, 3)")])
 def test_frames_of_different_shapes_are_refused(other, said):
     shapes = {1: (1, 2), 2: other}
     with pytest.raises(sb.SimbaError) as refusal:
-        sb.LabSlider(lambda v: np.zeros(shapes[v]), [1, 2], label="x", alt="y").html()
+        sb.book.LabSlider(lambda v: np.zeros(shapes[v]), [1, 2], label="x", alt="y").html()
     assert str(refusal.value).startswith("draw(2.0) must be of the shape of the first, (1, 2)")
     assert said in str(refusal.value)
 
 
-# -- figures -------------------------------------------------------------------------------------------------------------
+# -- figures --
 
 
 def test_montage_puts_left_where_its_marks_say(template):
@@ -179,10 +192,14 @@ def test_montage_puts_left_where_its_marks_say(template):
         left, right = (x * picture.shape[1] for _, x, _ in marks[2 * panel : 2 * panel + 2])
         columns = np.flatnonzero(picture[:, int(left) : int(right)].any(axis=0)) + int(left)
         assert abs(columns.mean() - left) < abs(columns.mean() - right)
-    front = figures.montage(template.region("Frontal_Med_Orb_L").astype(float), template.lattice.affine, (-6, 50, -10))
+    front = figures.montage(
+        template.region("Frontal_Med_Orb_L").astype(float), template.lattice.affine, (-6, 50, -10)
+    )
     start, stop = (x * picture.shape[1] for _, x, _ in marks[4:])
     columns = np.flatnonzero(front[:, int(start) : int(stop)].any(axis=0)) + int(start)
-    assert abs(columns.mean() - stop) < abs(columns.mean() - start)  # the frontal lobe is nearer to the A
+    assert abs(columns.mean() - stop) < abs(
+        columns.mean() - start
+    )  # the frontal lobe is nearer to the A
 
 
 def test_tint_and_outline():
@@ -200,7 +217,9 @@ def test_tint_and_outline():
 def test_every_figure_has_a_title_and_labels_and_draws(cohort, template):
     rates = sb.evaluate(sb.SimBANet((2,), seed=0), cohort.test)
     effects = sb.twin_effect(sb.SimBANet((2,), seed=0), cohort.test)
-    history = pd.DataFrame({"train_loss": [0.7, 0.6], "validation_loss": [0.7, 0.65], "kept": [False, True]})
+    history = pd.DataFrame(
+        {"train_loss": [0.7, 0.6], "validation_loss": [0.7, 0.65], "kept": [False, True]}
+    )
     grams = {"block1": np.diag(np.arange(1.0, 21)) + np.outer(np.arange(20), np.arange(20))}
     half, other = np.arange(20) % 2, np.arange(20) // 2 % 2
     probe = sb.probe(grams, half, floors={"same": [grams, grams]})
@@ -211,23 +230,33 @@ def test_every_figure_has_a_title_and_labels_and_draws(cohort, template):
         figures.intervals(effects.assign(kind="x"), "logit", title="Effect", label="logit"),
         figures.learning(history, title="Loss"),
         figures.probes(probe, title="Probes", floors={"floor_same": "same"}),
-        figures.per_layer(over_seeds, title="Seeds", label="AUC", names={"biased": "biased"}, reference=0.5),
-        figures.learning_curves({"this": sb.learning_curve(grams, half, folds=3)}, "block1", title="Curve"),
+        figures.per_layer(
+            over_seeds, title="Seeds", label="AUC", names={"biased": "biased"}, reference=0.5
+        ),
+        figures.learning_curves(
+            {"this": sb.learning_curve(grams, half, folds=3)}, "block1", title="Curve"
+        ),
         figures.plane(np.eye(20)[:, :2], half, other, title="Plane", axes_labels=["one", "two"]),
-        figures.groups_on_axis(sb.projections(grams, half, other, folds=3), title="Axis"),
-        figures.arrival({"biased": over_seeds.T.set_axis(["mark", "disease"], axis=1)}, title="Epoch"),
-        figures.alignment({"both": sb.cka_matrix(sb.cka(grams))}, title="CKA"),
+        figures.groups_on_axis(
+            sb.interpretation.projections(grams, half, other, folds=3), title="Axis"
+        ),
+        figures.arrival(
+            {"biased": over_seeds.T.set_axis(["mark", "disease"], axis=1)}, title="Epoch"
+        ),
+        figures.alignment({"both": sb.interpretation.cka_matrix(sb.cka(grams))}, title="CKA"),
     ):
         axes = figure.axes[0]
         assert axes.get_title() and (axes.get_xlabel() or axes.get_ylabel() or axes.images)
         assert figure._repr_png_().startswith(b"\x89PNG")
-    brains = figures.brains({"one": cohort.array(0)}, cohort.lattice.affine, (0, 0, 0), title="Brains")
+    brains = figures.brains(
+        {"one": cohort.array(0)}, cohort.lattice.affine, (0, 0, 0), title="Brains"
+    )
     assert brains._repr_png_().startswith(b"\x89PNG")
     with pytest.raises(sb.SimbaError, match="at least one volume"):
         figures.brains({}, np.eye(4), (0, 0, 0), title="x")
 
 
-# -- command line --------------------------------------------------------------------------------------------------------
+# -- command line --
 
 
 @pytest.fixture
@@ -248,8 +277,12 @@ def test_commands_from_scenario_to_probe(tmp_path, scenario_file, capsys):
     assert list((tmp_path / "bids" / "derivatives").rglob("*mask.nii.gz"))
     assert cli.main(["fit", str(scenario_file), str(tmp_path / "run"), "--epochs", "1"]) == 0
     assert "ceiling" in capsys.readouterr().out
-    assert cli.main(["synthesise", str(scenario_file), str(tmp_path / "volumes")]) == 0  # it is there already
-    assert cli.main(["synthesise", str(scenario_file), str(tmp_path / "volumes"), "--seed", "1"]) == 2
+    assert (
+        cli.main(["synthesise", str(scenario_file), str(tmp_path / "volumes")]) == 0
+    )  # it is there already
+    assert (
+        cli.main(["synthesise", str(scenario_file), str(tmp_path / "volumes"), "--seed", "1"]) == 2
+    )
     assert "nothing is overwritten" in capsys.readouterr().err
     assert cli.main(["probe", str(scenario_file), str(tmp_path / "run"), "--seed", "1"]) == 2
     assert "fitted on" in capsys.readouterr().err
@@ -261,35 +294,53 @@ def test_regions_are_listed(capsys):
 
 
 def test_bad_input_is_one_line(tmp_path, capsys):
-    (tmp_path / "bad.yaml").write_text("subjects: 100\ndisease: {region: Insula, amplitude_mm: 2}\n", encoding="utf-8")
+    (tmp_path / "bad.yaml").write_text(
+        "subjects: 100\ndisease: {region: Insula, amplitude_mm: 2}\n", encoding="utf-8"
+    )
     assert cli.main(["synthesise", str(tmp_path / "bad.yaml"), str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert "scenario.disease.region" in error and "Insula_L" in error and "Traceback" not in error
     assert not (tmp_path / "out").exists()
 
 
-# -- book and repository -------------------------------------------------------------------------------------------------
+# -- book and repository --
 
 
 def test_every_chapter_is_in_the_table_of_contents():
     parts = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))["parts"]
     listed = {chapter["file"] for part in parts for chapter in part["chapters"]}
     assert {f"book/{path.stem}" for path in CHAPTERS} <= listed
-    assert all((ROOT / f"{name}.ipynb").exists() or (ROOT / f"{name}.md").exists() for name in listed)
+    assert all(
+        (ROOT / f"{name}.ipynb").exists() or (ROOT / f"{name}.md").exists() for name in listed
+    )
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_chapters_have_their_parts(path):
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     text = "\n".join("".join(cell["source"]) for cell in cells)
-    for part in ("The question.", "Predict first", "In plain words", "In mathematics", "LabSlider(", "Break it"):
+    for part in (
+        "The question.",
+        "Predict first",
+        "In plain words",
+        "In mathematics",
+        "LabSlider(",
+        "Break it",
+    ):
         assert part in text, part
-    for part in ("What this does not show", "Three takeaways", "The claims of this chapter", "{bibliography}"):
+    for part in (
+        "What this does not show",
+        "Three takeaways",
+        "The claims of this chapter",
+        "{bibliography}",
+    ):
         assert part in text, part
     assert len(re.findall(r"^:::\{exercise\}", text, flags=re.M)) == 3
     assert len(re.findall(r"^:::\{solution\}", text, flags=re.M)) == 3
     claims = [cell for cell in cells if "# NBVAL_CHECK_OUTPUT" in "".join(cell["source"])]
-    assert len(claims) == 1 and claims[0]["outputs"], "the claims keep their output, for nbval to compare"
+    assert len(claims) == 1 and claims[0]["outputs"], (
+        "the claims keep their output, for nbval to compare"
+    )
     assert "keep_output" in claims[0]["metadata"]["tags"]
 
 

@@ -13,22 +13,35 @@ from playwright.sync_api import sync_playwright
 def visit(page, path: Path, pictures: Path | None) -> list[str]:
     """Return what goes wrong on a page."""
     found = []
-    page.on("console", lambda message: message.type == "error" and found.append(f"console: {message.text[:200]}"))
+    page.on(
+        "console",
+        lambda message: message.type == "error" and found.append(f"console: {message.text[:200]}"),
+    )
     page.on("pageerror", lambda error: found.append(f"script: {str(error)[:200]}"))
     page.on("requestfailed", lambda request: found.append(f"request failed: {request.url[:120]}"))
     page.goto(path.absolute().as_uri(), wait_until="load")
     page.wait_for_timeout(1500)
     for number, slider in enumerate(page.query_selector_all(".lab-slider input")):
-        figure = slider.evaluate_handle("element => element.closest('figure').querySelector('.picture')")
-        before = slider.get_attribute("aria-valuetext"), figure.evaluate("e => getComputedStyle(e).backgroundPositionY")
+        figure = slider.evaluate_handle(
+            "element => element.closest('figure').querySelector('.picture')"
+        )
+        before = (
+            slider.get_attribute("aria-valuetext"),
+            figure.evaluate("e => getComputedStyle(e).backgroundPositionY"),
+        )
         slider.focus()
         at_end = slider.evaluate("element => element.value === element.max")
         page.keyboard.press("ArrowLeft" if at_end else "ArrowRight")
-        after = slider.get_attribute("aria-valuetext"), figure.evaluate("e => getComputedStyle(e).backgroundPositionY")
+        after = (
+            slider.get_attribute("aria-valuetext"),
+            figure.evaluate("e => getComputedStyle(e).backgroundPositionY"),
+        )
         if before[0] == after[0] or before[1] == after[1]:
             found.append(f"slider {number} does not move by keyboard")
     sliders = len(page.query_selector_all(".lab-slider"))
-    unset = page.evaluate("document.querySelectorAll('.math').length && !document.querySelector('mjx-container')")
+    unset = page.evaluate(
+        "document.querySelectorAll('.math').length && !document.querySelector('mjx-container')"
+    )
     if unset:
         found.append("formulas are not typeset")
     print(f"{path.name}: {sliders} sliders, {len(found)} problems")
@@ -40,7 +53,11 @@ def visit(page, path: Path, pictures: Path | None) -> list[str]:
 
 def main(folder: str, pictures: str | None = None) -> int:
     """Visit all chapters."""
-    binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    binary = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if binary is None:
         print("Chromium is not installed", file=sys.stderr)
         return 2
@@ -52,7 +69,10 @@ def main(folder: str, pictures: str | None = None) -> int:
         context = browser.new_context(offline=True, viewport={"width": 1280, "height": 900})
         for path in sorted(Path(folder, "book").glob("*.html")):
             page = context.new_page()
-            problems += [f"{path.name}: {problem}" for problem in visit(page, path, Path(pictures) if pictures else None)]
+            problems += [
+                f"{path.name}: {problem}"
+                for problem in visit(page, path, Path(pictures) if pictures else None)
+            ]
             page.close()
         browser.close()
     print("\n".join(problems))

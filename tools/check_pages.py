@@ -7,7 +7,14 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 # Attributes that make a browser load something; links that a reader may follow are not among them.
-LOADED = {"script": "src", "img": "src", "source": "src", "iframe": "src", "audio": "src", "video": "src"}
+LOADED = {
+    "script": "src",
+    "img": "src",
+    "source": "src",
+    "iframe": "src",
+    "audio": "src",
+    "video": "src",
+}
 
 
 class Resources(HTMLParser):
@@ -22,7 +29,13 @@ class Resources(HTMLParser):
         attributes = dict(attrs)
         if tag in LOADED and attributes.get(LOADED[tag]):
             self.loaded.append(attributes[LOADED[tag]])
-        if tag == "link" and attributes.get("rel") in ("stylesheet", "preload", "icon", "shortcut icon", "modulepreload"):
+        if tag == "link" and attributes.get("rel") in (
+            "stylesheet",
+            "preload",
+            "icon",
+            "shortcut icon",
+            "modulepreload",
+        ):
             self.loaded.append(attributes["href"])
         if tag == "img" and not attributes.get("alt", "").strip():
             self.silent.append(attributes.get("src", "")[:80])
@@ -44,7 +57,10 @@ def problems(page: Path) -> list[str]:
             found.append(f"missing resource: {address[:100]}")
     found += [f"picture without a text alternative: {source}" for source in resources.silent]
     found += ["holds an ipywidget, which is dead without a kernel"] * ("widget-view+json" in text)
-    found += [f"unresolved number in the prose: {match}" for match in re.findall(r"glue:text[^<]{0,40}", text)]
+    found += [
+        f"unresolved number in the prose: {match}"
+        for match in re.findall(r"glue:text[^<]{0,40}", text)
+    ]
     return found
 
 

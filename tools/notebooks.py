@@ -1,6 +1,7 @@
 """Strip notebooks of everything that running them leaves behind, except the output of cells tagged keep_output.
 
-Also finds lines of prose that begin with a per cent sign: they are comments to MyST, and would not be shown.
+Also finds lines of prose that begin with a per cent sign: they are comments to MyST, and would not
+be shown.
 
 Usage: python tools/notebooks.py [--check] book/*.ipynb
 """
@@ -16,7 +17,9 @@ def stripped(text: str) -> str:
     """Return the notebook as it is committed."""
     notebook = nbformat.reads(text, as_version=4)
     times = ["cell.metadata.execution"]
-    notebook = strip_output(notebook, keep_output=False, keep_count=False, keep_id=False, extra_keys=times)
+    notebook = strip_output(
+        notebook, keep_output=False, keep_count=False, keep_id=False, extra_keys=times
+    )
     for cell in notebook.cells:
         if cell.cell_type == "code" and cell.outputs:
             cell.execution_count = 1  # nbval takes outputs without a count for an accident
@@ -25,7 +28,11 @@ def stripped(text: str) -> str:
 
 def hidden_lines(text: str) -> list[str]:
     """Return the lines of prose that would silently be left out of the page."""
-    prose = [cell.source for cell in nbformat.reads(text, as_version=4).cells if cell.cell_type == "markdown"]
+    prose = [
+        cell.source
+        for cell in nbformat.reads(text, as_version=4).cells
+        if cell.cell_type == "markdown"
+    ]
     return [line for source in prose for line in source.splitlines() if line.startswith("%")]
 
 

@@ -1,9 +1,11 @@
 """Say whether a change of the code changed any number: digests of volumes, weights, recordings and tables.
 
-    python tools/unchanged.py store FILE [SECTION ...]     before the change
-    python tools/unchanged.py check FILE [SECTION ...]     after it: prints what differs, exits with 1 if anything does
+    python tools/unchanged.py store FILE [SECTION ...]     before the change python
+    tools/unchanged.py check FILE [SECTION ...]     after it: prints what differs, exits with 1 if
+    anything does
 
-Digests are of exact bytes, so they hold on one machine with one set of libraries. Everything is small: a few minutes.
+Digests are of exact bytes, so they hold on one machine with one set of libraries. Everything is
+small: a few minutes.
 """
 
 import hashlib
@@ -104,12 +106,17 @@ def synthesis():
     yield "salience", list(sb.salience("bias", _scenario(), subjects=100))
     matched = getattr(sb, "matched", None)
     effect = sb.Morphology("Putamen_L", 2.5)
-    yield "matched", (
-        matched(effect, d_prime=2, scenario=_scenario()) if matched else effect.matched_to(d_prime=2, scenario=_scenario())
-    ).amplitude_mm
+    yield (
+        "matched",
+        (
+            matched(effect, d_prime=2, scenario=_scenario())
+            if matched
+            else effect.matched_to(d_prime=2, scenario=_scenario())
+        ).amplitude_mm,
+    )
     yield "template", [sb.load_template().t1, sb.load_template().labels]
     yield "proximities", sb.load_template().proximities_mm("Insula_L")
-    yield "volumes of regions", sb.region_volumes(one.where(np.arange(4)))
+    yield "volumes of regions", sb.synthesis.region_volumes(one.where(np.arange(4)))
 
 
 def training():
@@ -117,19 +124,36 @@ def training():
     cohort = sb.synthesise(_scenario(), seed=0)
     networks = {
         "simba": sb.SimBANet((4, 8), seed=0),
-        "late": sb.SimBANet((4, 8), activation="sigmoid", norm="group", stem="pool", pool="late", dropout=0.2, seed=1),
+        "late": sb.SimBANet(
+            (4, 8),
+            activation="sigmoid",
+            norm="group",
+            stem="pool",
+            pool="late",
+            dropout=0.2,
+            seed=1,
+        ),
         "resnet": sb.ResNet3D((4, 8), seed=0),
     }
     for name, network in networks.items():
         run = sb.fit(network, cohort, CONFIG)
         yield f"{name}/weights", dict(run.model.state_dict())
         yield f"{name}/history", run.history.drop(columns="seconds")
-    remedies = ("reweighing", "resampling", "group_dro", "twin_consistency", "unlearning", "group_models")
+    remedies = (
+        "reweighing",
+        "resampling",
+        "group_dro",
+        "twin_consistency",
+        "unlearning",
+        "group_models",
+    )
     for name in remedies:
         run = sb.fit(networks["simba"], cohort, CONFIG, mitigation=name)
         yield f"{name}/weights", dict(run.model.state_dict())
         yield f"{name}/logits", sb.logits(run.model, cohort.test)
-    run = sb.fit(networks["simba"], cohort, sb.FitConfig(epochs=2, snapshots=True, schedule="constant"))
+    run = sb.fit(
+        networks["simba"], cohort, sb.FitConfig(epochs=2, snapshots=True, schedule="constant")
+    )
     yield "snapshots", [dict(run.at(epoch).state_dict()) for epoch in range(3)]
     pair = sb.fit_pair(networks["simba"], cohort, CONFIG)
     model, test = pair.biased.model, cohort.where(cohort["split"] != "train")
@@ -139,7 +163,7 @@ def training():
     yield "disparity", sb.disparity(model, test, control=pair.control.model)
     yield "twin effect", sb.twin_effect(model, test, control=pair.control.model)
     yield "disease effect", sb.twin_effect(model, test, without="disease")
-    calibration = getattr(sb, "calibration", None) or sb.training.calibration
+    calibration = sb.training.calibration
     yield "calibration", calibration(model, test, bins=3)
 
 
@@ -154,16 +178,21 @@ def encoding():
     grams = sb.record(model, test, features=["block2"])
     yield "grams", dict(grams)
     yield "features", grams.features
-    spooled = sb.record(model, test, memory_gb=1e-4) if "memory_gb" in _parameters(sb.record) else sb.record(
-        model, test, compute=sb.Compute(memory_gb=1e-4)
+    spooled = (
+        sb.record(model, test, memory_gb=1e-4)
+        if "memory_gb" in _parameters(sb.record)
+        else sb.record(model, test, compute=sb.Compute(memory_gb=1e-4))
     )
     yield "spooled", dict(spooled)
     untrained = [sb.record(sb.SimBANet((4, 8), seed=seed), test) for seed in (1, 2)]
     design = {"given": test["label"], "folds": test["fold"]}
-    probes = getattr(sb, "probes", sb)
+    probes = sb.probes
     types = probes.octants(test.table[["anatomy_1", "anatomy_2"]].to_numpy())
     floors = {"untrained": untrained}
-    yield "probe", sb.probe(grams, test["bias"], **design, floors=floors, types=types, permutations=20)
+    yield (
+        "probe",
+        sb.probe(grams, test["bias"], **design, floors=floors, types=types, permutations=20),
+    )
     yield "probe plain", sb.probe(grams, test["label"], permutations=5)
     yield "probe number", sb.probe(grams, test["anatomy_1"], folds=test["fold"], permutations=5)
     yield "probe classes", sb.probe(grams, types, permutations=5, folds=4)
@@ -171,7 +200,7 @@ def encoding():
     yield "learning curve", curve
     yield "code length", probes.code_length(curve)
     yield "prominence", probes.prominence(grams, test["bias"], **design)
-    geometry = getattr(sb, "geometry", sb)
+    geometry = sb.interpretation
     for name in ("components", "angles", "projections"):
         function = getattr(sb, name, None) or getattr(geometry, name)
         if name == "angles":
@@ -181,8 +210,11 @@ def encoding():
     yield "cka", sb.cka(grams, untrained[0], permutations=10)
     yield "cka rbf", sb.cka(grams, kernel="rbf", given=test["label"])
     yield "cka biased", sb.cka(grams, untrained[1], debiased=False)
-    coordinates = getattr(sb, "kernel_coordinates", None) or probes.kernel_coordinates
-    yield "coordinates", np.abs(coordinates(grams["block2"]))
+    coordinates = probes.kernel_coordinates
+    yield (
+        "coordinates",
+        [np.abs(part) for part in coordinates(grams["block2"], np.arange(60), np.arange(60, 70))],
+    )
     twins = sb.record(model, [test.twin(without="bias"), test.twin(carrying="bias")])
     yield "twins", dict(twins)
     yield "probe twins", sb.probe(twins, np.repeat([0, 1], len(test)), permutations=5)
@@ -200,7 +232,7 @@ def attribution():
     model = _network(cohort)
     test = cohort.test.where(np.arange(6))
     control = sb.fit(sb.SimBANet((4, 8), seed=0), cohort.unbiased(), CONFIG).model
-    room = getattr(sb, "attribution", sb)
+    room = sb.attribution
     twins = test.twin(without="bias")
     for name, call in ATTRIBUTIONS.items():
         found = call(model, test, twins)
@@ -208,7 +240,7 @@ def attribution():
         yield f"{name}/table", found.table
         if found.regions is not None:
             yield f"{name}/regions", found.regions
-    compare = getattr(room, "compare", None) or sb.compare_attributions
+    compare = room.compare_attributions
     yield "compare", compare(model, test, ["saliency", "deep_lift"], control=control)
     yield "sanity", room.sanity_checks(model, test, method="saliency")
     yield "faithfulness", room.faithfulness(model, test, method="saliency")
@@ -224,7 +256,9 @@ ATTRIBUTIONS = {
     "saliency": lambda model, test, twins: sb.attribute(model, test, method="saliency"),
     "input": lambda model, test, twins: sb.attribute(model, test, method="input_x_gradient"),
     "smooth": lambda model, test, twins: sb.attribute(model, test, method="smooth_grad"),
-    "deep_lift": lambda model, test, twins: sb.attribute(model, test, method="deep_lift", baseline="mean"),
+    "deep_lift": lambda model, test, twins: sb.attribute(
+        model, test, method="deep_lift", baseline="mean"
+    ),
     "guided": lambda model, test, twins: sb.attribute(model, test, method="guided_backprop"),
     "cam": lambda model, test, twins: sb.attribute(model, test, method="grad_cam"),
     "guided cam": lambda model, test, twins: sb.attribute(model, test, method="guided_grad_cam"),
@@ -240,18 +274,29 @@ def use():
     """Interchange, erasure, concepts, encoding against use."""
     cohort = sb.synthesise(_scenario(), seed=0)
     model, test = _network(cohort), cohort.test
-    room = getattr(sb, "interventions", sb)
+    room = sb.interventions
     for by in ("block", "region", "channels"):
-        yield f"interchange {by}", sb.interchange(model, test, by=by, **({"layers": ["block2"]} if by == "channels" else {}))
+        yield (
+            f"interchange {by}",
+            sb.interchange(
+                model, test, by=by, **({"layers": ["block2"]} if by == "channels" else {})
+            ),
+        )
     for concept in ("bias", "disease", "random"):
         edits = sb.erase(model, cohort.train, concept)
-        yield f"erase {concept}", {name: [edit.left, edit.right, edit.mean] for name, edit in edits.items()}
+        yield (
+            f"erase {concept}",
+            {name: [edit.left, edit.right, edit.mean] for name, edit in edits.items()},
+        )
     with sb.edit(model, sb.erase(model, cohort.train, "bias", layers=["block2"])):
         yield "edited", sb.twin_effect(model, test)
     yield "audit", room.erasure_audit(model, cohort.train, test, layers=["block2"])
     yield "tcav", room.tcav(model, cohort.train, test, layers=["block2"])
     audience = sb.synthesise(_scenario().unbiased(), seed=1)
-    yield "encoding and use", sb.encoding_and_use(model, audience, test, untrained=[sb.SimBANet((4, 8), seed=1)])
+    yield (
+        "encoding and use",
+        sb.encoding_and_use(model, audience, test, untrained=[sb.SimBANet((4, 8), seed=1)]),
+    )
 
 
 def federated():
@@ -269,7 +314,9 @@ def federated():
     }
     for name, call in calls.items():
         yield name, dict(federation.follow(call()).weights)
-    model.load_state_dict(federation.follow(federation.travelling(clients, weights, cycles=2)).weights)
+    model.load_state_dict(
+        federation.follow(federation.travelling(clients, weights, cycles=2)).weights
+    )
     yield "site effects", federation.site_effects(model, hospitals)
     yield "evaluate", sb.evaluate(model, hospitals.test, by=None)
 
@@ -277,8 +324,12 @@ def federated():
 def experiments():
     """A small sweep, with its inside."""
     sweep = sb.Sweep(
-        _scenario(), {"prevalence.bias": [0.5, 0.9]}, seeds=(0, 1), config=sb.FitConfig(epochs=1, threads=1),
-        network={"name": "SimBANet", "widths": [4, 8]}, inside=False,
+        _scenario(),
+        {"prevalence.bias": [0.5, 0.9]},
+        seeds=(0, 1),
+        config=sb.FitConfig(epochs=1, threads=1),
+        network={"name": "SimBANet", "widths": [4, 8]},
+        inside=False,
     )
     yield "sweep", sweep.run(n_jobs=1)
     yield "surface", [str(path) for path in sorted(Path("data/results").glob("*/cells.csv"))]
@@ -298,7 +349,7 @@ def files():
     mine = sb.read_bids(folder / "bids", label="label", disease="disease", spacing_mm=8)
     yield "read", [mine.table, mine.array(0), mine.array(5)]
     scan = sorted((folder / "bids").rglob("*_T1w.nii.gz"))[0]
-    planted = sb.inject(scan, sb.Morphology("Putamen_L", 2.5))
+    planted = sb.scans.inject(scan, sb.Morphology("Putamen_L", 2.5))
     yield "inject", [np.asarray(planted.image.dataobj), np.asarray(planted.twin.dataobj)]
 
 
@@ -321,7 +372,11 @@ def main() -> int:
             before = kept[section.__name__]
             different = [name for name in before if own.get(name) != before[name]]
             wrong += len(different)
-            print(f"{section.__name__}: {len(before) - len(different)} of {len(before)} the same", *different, sep="\n  ")
+            print(
+                f"{section.__name__}: {len(before) - len(different)} of {len(before)} the same",
+                *different,
+                sep="\n  ",
+            )
         sys.stdout.flush()
     return int(wrong > 0)
 

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from simba_lab.errors import SimbaError, UnknownNameError
+from simba_lab.core.batches import Feed
+from simba_lab.core.compute import THREADS, deterministic
+from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.rng import stream
 from simba_lab.federation.harmony import ScannerHead, Weights, divided
 from simba_lab.federation.reading import check_names
-from simba_lab.rng import stream
-from simba_lab.synthesis import Cohort
-from simba_lab.training.arithmetic import THREADS, deterministic
-from simba_lab.training.feeding import Feed
+from simba_lab.synthesis.synthetic_cohort import Cohort
 from simba_lab.training.networks import logit
 
 OPTIMISERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
@@ -33,9 +33,9 @@ class SiteError(SimbaError):
 class VisitConfig:
     """How a site trains the weights that visit it.
 
-    The optimiser starts afresh at each visit: a site sends weights and counts alone. AdamW loses its moments with that, and
-    with one subject a site they are all that it has: its steps then keep only the signs of the gradient. Plain gradient
-    descent has nothing to lose.
+    The optimiser starts afresh at each visit: a site sends weights and counts alone. AdamW loses
+    its moments with that, and with one subject a site they are all that it has: its steps then keep
+    only the signs of the gradient. Plain gradient descent has nothing to lose.
 
     Parameters
     ----------
@@ -66,7 +66,12 @@ class VisitConfig:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise SimbaError(f"config.{name}", value, "an integer of at least 1")
         if not isinstance(self.learning_rate, int | float) or not 0 < self.learning_rate < 1:
-            raise SimbaError("config.learning_rate", self.learning_rate, "above 0 and below 1", "1e-3 works for SimBANet.")
+            raise SimbaError(
+                "config.learning_rate",
+                self.learning_rate,
+                "above 0 and below 1",
+                "1e-3 works for SimBANet.",
+            )
         if self.optimiser not in OPTIMISERS:
             raise UnknownNameError.among("config.optimiser", self.optimiser, OPTIMISERS)
         if not isinstance(self.weight_decay, int | float) or not 0 <= self.weight_decay < math.inf:
@@ -88,9 +93,16 @@ class Client(Protocol):
         """Return ``subjects``, the number of training subjects."""
 
     def train(
-        self, weights: Weights, *, seed: int, visit: int, rate: float = 1.0, proximal: float = 0.0, scanner: int = 0,
+        self,
+        weights: Weights,
+        *,
+        seed: int,
+        visit: int,
+        rate: float = 1.0,
+        proximal: float = 0.0,
+        scanner: int = 0,
         confusion: float = 0.0,
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         """Return ``weights`` after training here, ``subjects`` and the mean ``loss``.
 
         Parameters
@@ -136,7 +148,12 @@ class LocalClient:
     ) -> None:
         if len(cohort) == 0:
             raise SiteError(name, "no subjects", "a site with at least one")
-        self.name, self.cohort, self.config, self.memory_gb = name, cohort, config or VisitConfig(), memory_gb
+        self.name, self.cohort, self.config, self.memory_gb = (
+            name,
+            cohort,
+            config or VisitConfig(),
+            memory_gb,
+        )
         self._network = copy.deepcopy(model)
         self._feed: Feed | None = None
 
@@ -145,9 +162,16 @@ class LocalClient:
         return {"subjects": len(self.cohort)}
 
     def train(
-        self, weights: Weights, *, seed: int, visit: int, rate: float = 1.0, proximal: float = 0.0, scanner: int = 0,
+        self,
+        weights: Weights,
+        *,
+        seed: int,
+        visit: int,
+        rate: float = 1.0,
+        proximal: float = 0.0,
+        scanner: int = 0,
         confusion: float = 0.0,
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         """Train a copy of the weights on this site's subjects, see `Client.train`."""
         config, network = self.config, self._network
         own, of_head = divided(weights)
@@ -177,16 +201,27 @@ class LocalClient:
                     total += loss.item() * len(rows)
                     if start:
                         pulls = zip(parameters, start, strict=True)
-                        loss = loss + proximal / 2 * sum(((value - before) ** 2).sum() for value, before in pulls)
+                        loss = loss + proximal / 2 * sum(
+                            ((value - before) ** 2).sum() for value, before in pulls
+                        )
                     if head:
                         _descend(teacher, head.mistakes(features, scanner))
                         loss = loss + confusion * head.confusion(features)
                     _descend(optimiser, loss)
-        after = {name: value.detach().clone().contiguous() for name, value in network.state_dict().items()}
+        after = {
+            name: value.detach().clone().contiguous()
+            for name, value in network.state_dict().items()
+        }
         after |= head.weights() if head else {}
-        return {"weights": after, "subjects": len(labels), "loss": total / (len(labels) * config.epochs)}
+        return {
+            "weights": after,
+            "subjects": len(labels),
+            "loss": total / (len(labels) * config.epochs),
+        }
 
-    def _optimiser(self, parameters: Iterable[torch.nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    def _optimiser(
+        self, parameters: Iterable[torch.nn.Parameter], rate: float
+    ) -> torch.optim.Optimizer:
         config = self.config
         make = OPTIMISERS[config.optimiser]
         return make(parameters, lr=config.learning_rate * rate, weight_decay=config.weight_decay)
@@ -204,7 +239,8 @@ def checked(reply: object, weights: Weights, site: str) -> dict[str, Any]:
     Raises
     ------
     SiteError
-        If it lacks a part, if weights have other names or shapes than those that were sent, or are not finite.
+        If it lacks a part, if weights have other names or shapes than those that were sent, or are
+        not finite.
     """
     if not isinstance(reply, dict) or not {"weights", "subjects", "loss"} <= set(reply):
         raise SiteError(site, type(reply).__name__, "a reply with weights, subjects and loss")
@@ -213,11 +249,20 @@ def checked(reply: object, weights: Weights, site: str) -> dict[str, Any]:
     found = reply["weights"]
     if set(found) != set(weights):
         strange = sorted(set(found) ^ set(weights))[0]
-        raise SiteError(site, strange, "a reply with the weights that were sent", "It runs another network.")
+        raise SiteError(
+            site, strange, "a reply with the weights that were sent", "It runs another network."
+        )
     for name, value in weights.items():
         if found[name].shape != value.shape or found[name].dtype != value.dtype:
             shape = f"{name}: {tuple(found[name].shape)}, {found[name].dtype}"
-            raise SiteError(site, shape, f"a reply of shape {tuple(value.shape)} and type {value.dtype}")
+            raise SiteError(
+                site, shape, f"a reply of shape {tuple(value.shape)} and type {value.dtype}"
+            )
         if not torch.isfinite(found[name]).all():
-            raise SiteError(site, f"{name}: not finite", "a reply of finite weights", "Look at its data and learning rate.")
+            raise SiteError(
+                site,
+                f"{name}: not finite",
+                "a reply of finite weights",
+                "Look at its data and learning rate.",
+            )
     return reply

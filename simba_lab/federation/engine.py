@@ -1,9 +1,10 @@
 """The clients of the strategies as processes of NVIDIA FLARE: start-up kits, roles, jobs. Nothing else imports nvflare.
 
-This module is also the job: `main` runs at the server, `info` and `train` at the sites, from the package that is installed
-there; no code is sent. A site reads the store that ``SIMBA_LAB_FOLDER`` names in its own environment, the server writes its
-ledger where that of the server says. What travels is weights, numbers of subjects and losses, and of errors their text and
-traceback, with the paths in them.
+This module is also the job: `main` runs at the server, `info` and `train` at the sites, from the
+package that is installed there; no code is sent. A site reads the store that ``SIMBA_LAB_FOLDER``
+names in its own environment, the server writes its ledger where that of the server says. What
+travels is weights, numbers of subjects and losses, and of errors their text and traceback, with the
+paths in them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import torch._dynamo  # noqa: F401  (the first optimiser would import it, within the time limit of the first visit)
+import torch._dynamo
 from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
@@ -32,7 +33,7 @@ from nvflare.collab import CollabRecipe, collab
 from nvflare.fuel.flare_api.api_spec import InvalidTarget, NoClientsAvailable, NoConnection, NoReply
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
-from simba_lab.errors import SimbaError
+from simba_lab.core.errors import SimbaError
 from simba_lab.federation.clients import LocalClient, SiteError, Weights
 from simba_lab.federation.plan import Ledger, Plan
 from simba_lab.federation.privacy import POLICY, Change, guarded, read_policy
@@ -40,8 +41,9 @@ from simba_lab.federation.provisioning import ADMIN, kits, provision
 from simba_lab.federation.sites import open_site
 
 FOLDER = "SIMBA_LAB_FOLDER"
-# Weights come with the call or its answer, so that its time limit holds for them. By default FLARE fetches them afterwards:
-# of a site that is lost in between, it asks for them four times, with ten minutes for each.
+# Weights come with the call or its answer, so that its time limit holds for them. By default FLARE
+# fetches them afterwards: of a site that is lost in between, it asks for them four times, with ten
+# minutes for each.
 WEIGHTS_WITHIN = {"tensor_download_chunk_size": 0}
 PRIVACY = {"svt": SVTPrivacy, "percentile": PercentilePrivacy}
 _clients: dict[str, LocalClient] = {}
@@ -59,7 +61,12 @@ def _here() -> LocalClient:
         plan = Plan.from_dict(collab.get_app_prop("plan"))
         found, cohort = open_site(_own_folder())
         if found != name:
-            raise SiteError(name, f"a store of {found}", "at the store of its own", f"Set {FOLDER} for this process.")
+            raise SiteError(
+                name,
+                f"a store of {found}",
+                "at the store of its own",
+                f"Set {FOLDER} for this process.",
+            )
         _clients[name] = LocalClient(name, plan.model(), cohort, plan.visit)
     return _clients[name]
 
@@ -72,13 +79,28 @@ def info() -> dict[str, Any]:
 
 @collab.publish
 def train(
-    weights: dict, seed: int, visit: int, rate: float = 1.0, proximal: float = 0.0, scanner: int = 0, confusion: float = 0.0
+    weights: dict,
+    seed: int,
+    visit: int,
+    rate: float = 1.0,
+    proximal: float = 0.0,
+    scanner: int = 0,
+    confusion: float = 0.0,
 ) -> dict[str, Any]:
     """Train weights on this site's subjects."""
     asked = {"rate": rate, "proximal": proximal, "scanner": scanner, "confusion": confusion}
-    change = _own_filter()  # a policy that cannot be followed is an error before anything is trained
-    if not _training.acquire(blocking=False):  # FLARE gives each call a thread, and the network of a site is one
-        raise SiteError(collab.site_name, "busy with an earlier visit", "idle when it is asked to train", "Wait longer.")
+    change = (
+        _own_filter()
+    )  # a policy that cannot be followed is an error before anything is trained
+    if not _training.acquire(
+        blocking=False
+    ):  # FLARE gives each call a thread, and the network of a site is one
+        raise SiteError(
+            collab.site_name,
+            "busy with an earlier visit",
+            "idle when it is asked to train",
+            "Wait longer.",
+        )
     try:
         reply = _here().train(weights, seed=seed, visit=visit, **asked)
     finally:
@@ -102,7 +124,9 @@ def filter_for(name: str, options: dict[str, float]) -> Callable[[Change], Chang
     kind = PRIVACY[name](**options)
 
     def change(values: Change) -> Change:
-        return kind.process_dxo(DXO(DataKind.WEIGHT_DIFF, data=values), Shareable(), FLContext()).data
+        return kind.process_dxo(
+            DXO(DataKind.WEIGHT_DIFF, data=values), Shareable(), FLContext()
+        ).data
 
     return change
 
@@ -144,7 +168,9 @@ def main() -> str:
     clients = [RemoteClient(client.name, client(timeout=timeout)) for client in collab.clients]
     weights, done = ledger.resume()
     try:
-        for step in plan.steps(clients, weights, done=done):  # none, if it is submitted again after its end
+        for step in plan.steps(
+            clients, weights, done=done
+        ):  # none, if it is submitted again after its end
             if collab.is_aborted:  # then all calls fail at once, and a plan that skips faults would run empty to its end
                 raise _aborted(done)
             ledger(step)
@@ -165,7 +191,10 @@ def _own_folder() -> Path:
     folder = os.environ.get(FOLDER)
     if not folder:
         raise SimbaError(
-            FOLDER, None, "a folder in the environment of this process", "It says where the data of a site is."
+            FOLDER,
+            None,
+            "a folder in the environment of this process",
+            "It says where the data of a site is.",
         )
     return Path(folder)
 
@@ -173,7 +202,9 @@ def _own_folder() -> Path:
 # At the administrator ---------------------------------------------------------------------------------------------------
 
 
-def start(kit: Path, folder: Path, *, log: Path | None = None, privacy: str | None = None) -> subprocess.Popen:
+def start(
+    kit: Path, folder: Path, *, log: Path | None = None, privacy: str | None = None
+) -> subprocess.Popen:
     """Start the server or a site from its kit, as a process of its own.
 
     Parameters
@@ -184,12 +215,14 @@ def start(kit: Path, folder: Path, *, log: Path | None = None, privacy: str | No
     log : path, optional
         File for what it prints.
     privacy : str, optional
-        The site's policy, see `simba_lab.federation.privacy.read_policy`; its process reads it from ``SIMBA_LAB_PRIVACY``.
+        The site's policy, see `simba_lab.federation.privacy.read_policy`; its process reads it from
+        ``SIMBA_LAB_PRIVACY``.
 
     Raises
     ------
     SimbaError
-        If a process that was started from this kit is there still: FLARE lets the second one in and the first one out.
+        If a process that was started from this kit is there still: FLARE lets the second one in and
+        the first one out.
     """
     environment = os.environ | {FOLDER: str(Path(folder).absolute())}
     if privacy is not None:
@@ -200,7 +233,12 @@ def start(kit: Path, folder: Path, *, log: Path | None = None, privacy: str | No
     with (log or kit / "console.txt").open("ab") as out, (kit / "running.lock").open("ab") as lock:
         _take(lock, kit.name)
         return subprocess.Popen(
-            command, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, pass_fds=[lock.fileno()]
+            command,
+            env=environment,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=[lock.fileno()],
         )
 
 
@@ -225,7 +263,9 @@ class _Installed(CollabRecipe):
         return []
 
 
-def submit(kit: Path, plan: Plan, *, timeout: float = 3600, wait: float | None = None, patience: float = 60) -> str:
+def submit(
+    kit: Path, plan: Plan, *, timeout: float = 3600, wait: float | None = None, patience: float = 60
+) -> str:
     """Submit a plan with the administrator's kit, wait until it is over, and return FLARE's word for how it ended.
 
     Parameters
@@ -233,7 +273,8 @@ def submit(kit: Path, plan: Plan, *, timeout: float = 3600, wait: float | None =
     kit : path
     plan : Plan
     timeout : float
-        Seconds that one visit may take: that a site may train, and that weights on their way may stand still.
+        Seconds that one visit may take: that a site may train, and that weights on their way may
+        stand still.
     wait : float, optional
         Seconds to wait for the end; for ever by default.
     patience : float
@@ -242,12 +283,17 @@ def submit(kit: Path, plan: Plan, *, timeout: float = 3600, wait: float | None =
     Raises
     ------
     SimbaError
-        If the server or a site does not answer (the sites are named), if the server is lost on the way, or if the training
-        takes longer than `wait`. It can be submitted again, and goes on from its last step.
+        If the server or a site does not answer (the sites are named), if the server is lost on the
+        way, or if the training takes longer than `wait`. It can be submitted again, and goes on
+        from its last step.
     """
-    from simba_lab.federation import engine  # the module under its own name, also if it was started as a script
+    from simba_lab.federation import (
+        engine,
+    )  # the module under its own name, also if it was started as a script
 
-    recipe = _Installed(job_name="simba-lab", server=engine, client=engine, min_clients=len(plan.sites))
+    recipe = _Installed(
+        job_name="simba-lab", server=engine, client=engine, min_clients=len(plan.sites)
+    )
     recipe.set_server_prop("plan", plan.to_dict())
     recipe.set_server_prop("timeout", timeout)
     recipe.set_client_prop("plan", plan.to_dict())
@@ -269,13 +315,19 @@ def submit(kit: Path, plan: Plan, *, timeout: float = 3600, wait: float | None =
                 raise SimbaError("sites", twice, "there once, and until the training is over", hint)
             time.sleep(0.5)
         session.abort_job(job)
-    raise SimbaError("wait", wait, "long enough for the training", "It was stopped; what is done is in the ledger.")
+    raise SimbaError(
+        "wait",
+        wait,
+        "long enough for the training",
+        "It was stopped; what is done is in the ledger.",
+    )
 
 
 class _Watch:
     """Looks for a site in whose name another process answers: one that knows nothing of the job.
 
-    FLARE lets in whoever comes last with a site's certificate, be it from a copy of its kit on another machine.
+    FLARE lets in whoever comes last with a site's certificate, be it from a copy of its kit on
+    another machine.
     """
 
     def __init__(self, session: Session, job: str, every: float = 2.0, often: int = 5) -> None:
@@ -289,14 +341,21 @@ class _Watch:
         if time.monotonic() < self._next:
             return None
         self._next = time.monotonic() + self._every
-        with contextlib.suppress(NoClientsAvailable, NoConnection, NoReply):  # a site that hangs holds up all answers
+        with contextlib.suppress(
+            NoClientsAvailable, NoConnection, NoReply
+        ):  # a site that hangs holds up all answers
             rows = self._session.get_client_job_status() or []
             having = {row["client_name"] for row in rows if row.get("job_id") == self._job}
             self._seen |= having
             for name in having:
                 self._without.pop(name, None)
-            # At the end of a job the sites let go of it one after the other: then there is soon nobody who has it.
-            answering = {row["client_name"] for row in rows if row["status"] != "no_reply"} if having else set()
+            # At the end of a job the sites let go of it one after the other: then there is soon
+            # nobody who has it.
+            answering = (
+                {row["client_name"] for row in rows if row["status"] != "no_reply"}
+                if having
+                else set()
+            )
             self._without.update((answering - having) & self._seen)
         return next((name for name, times in self._without.items() if times >= self._often), None)
 
@@ -308,11 +367,15 @@ def _session(kit: Path, patience: float) -> Iterator[Session]:
     try:
         session = new_secure_session(ADMIN, str(kit), timeout=patience)
     except NoConnection as error:
-        raise SimbaError("server", address, f"running, and answering within {patience:g} s", "Start it.") from error
+        raise SimbaError(
+            "server", address, f"running, and answering within {patience:g} s", "Start it."
+        ) from error
     try:
         yield session
     except NoConnection as error:
-        hint = "It was lost. Start it again and submit again: the training goes on from its last step."
+        hint = (
+            "It was lost. Start it again and submit again: the training goes on from its last step."
+        )
         raise SimbaError("server", address, "there until the training is over", hint) from error
     finally:
         with contextlib.suppress(NoConnection):
@@ -336,14 +399,29 @@ def _rows(session: Session, sites: Sequence[str]) -> list[dict[str, Any]]:
 def _until_present(session: Session, sites: Sequence[str], patience: float) -> None:
     end = time.monotonic() + patience
     while True:
-        answering = {row["client_name"] for row in _rows(session, sites) if row["status"] != "no_reply"}
+        answering = {
+            row["client_name"] for row in _rows(session, sites) if row["status"] != "no_reply"
+        }
         missing = [name for name in sites if name not in answering]
         if not missing:
             return
         if time.monotonic() > end:
             session.get_system_info()  # it is not the server that is missing
-            raise SimbaError("sites", missing, f"running, and answering within {patience:g} s", "Start them.")
+            raise SimbaError(
+                "sites", missing, f"running, and answering within {patience:g} s", "Start them."
+            )
         time.sleep(0.5)
 
 
-__all__ = ["FOLDER", "RemoteClient", "filter_for", "info", "kits", "main", "provision", "start", "submit", "train"]
+__all__ = [
+    "FOLDER",
+    "RemoteClient",
+    "filter_for",
+    "info",
+    "kits",
+    "main",
+    "provision",
+    "start",
+    "submit",
+    "train",
+]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, log_softmax
 
-from simba_lab.errors import SimbaError
+from simba_lab.core.errors import SimbaError
 
 Weights = dict[str, torch.Tensor]
 PREFIX = "scanner_head."  # its weights travel among those of the network
@@ -25,7 +25,9 @@ def initial_head(weights: Weights, scanners: int, *, width: int, seed: int) -> W
     """
     if "readout.weight" not in weights:
         hint = "Networks need `features` and a linear layer `readout`, as SimBANet has."
-        raise SimbaError("weights", sorted(weights)[:3], "of a network with a layer `readout`", hint)
+        raise SimbaError(
+            "weights", sorted(weights)[:3], "of a network with a layer `readout`", hint
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = _layers(weights["readout.weight"].shape[1], width, scanners)
@@ -72,7 +74,10 @@ class ScannerHead(nn.Module):
 
     def weights(self) -> Weights:
         """Return its weights under the names with which they travel."""
-        return {PREFIX + name: value.detach().clone() for name, value in self.layers.state_dict().items()}
+        return {
+            PREFIX + name: value.detach().clone()
+            for name, value in self.layers.state_dict().items()
+        }
 
 
 def _layers(features: int, width: int, scanners: int) -> nn.Sequential:

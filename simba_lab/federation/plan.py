@@ -15,16 +15,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from simba_lab.errors import SimbaError, UnknownNameError
+from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.federation.clients import Client, VisitConfig, Weights
 from simba_lab.federation.harmony import divided
 from simba_lab.federation.reading import NETWORKS, check_names, network_from
 from simba_lab.federation.strategies import Step, fedavg, fedprox, fedtm, harmonised, travelling
 
 STRATEGIES: dict[str, Callable[..., Iterator[Step]]] = {
-    "fedavg": fedavg, "fedprox": fedprox, "travelling": travelling, "fedtm": fedtm,
+    "fedavg": fedavg,
+    "fedprox": fedprox,
+    "travelling": travelling,
+    "fedtm": fedtm,
     "harmonised": harmonised,
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,13 @@ class Plan:
         if self.network.get("name") not in NETWORKS:
             raise UnknownNameError.among("plan.network.name", self.network.get("name"), NETWORKS)
         try:
-            inspect.signature(STRATEGIES[self.strategy]).bind([], {}, seed=0, done=0, **self.options)
+            inspect.signature(STRATEGIES[self.strategy]).bind(
+                [], {}, seed=0, done=0, **self.options
+            )
         except TypeError as error:
-            raise SimbaError("plan.options", dict(self.options), f"options of {self.strategy}", f"{error}.") from error
+            raise SimbaError(
+                "plan.options", dict(self.options), f"options of {self.strategy}", f"{error}."
+            ) from error
         if not self.sites or len(set(self.sites)) < len(self.sites):
             raise SimbaError("plan.sites", list(self.sites), "at least one, each named once")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
@@ -69,15 +76,21 @@ class Plan:
         """Return the network with its initial weights."""
         return network_from(self.network, "plan.network")
 
-    def steps(self, clients: Sequence[Client], weights: Weights | None = None, *, done: int = 0) -> Iterator[Step]:
+    def steps(
+        self, clients: Sequence[Client], weights: Weights | None = None, *, done: int = 0
+    ) -> Iterator[Step]:
         """Go through the training with these clients, wherever they are; from a step that is `done`, with its weights."""
         weights = self.model().state_dict() if weights is None else weights
         here = {client.name: client for client in clients}
         missing = [name for name in self.sites if name not in here]
         if missing:
-            raise SimbaError("clients", sorted(here), f"of all sites of the plan; {missing[0]} is missing")
+            raise SimbaError(
+                "clients", sorted(here), f"of all sites of the plan; {missing[0]} is missing"
+            )
         ordered = [here[name] for name in self.sites]
-        return STRATEGIES[self.strategy](ordered, weights, seed=self.seed, done=done, **self.options)
+        return STRATEGIES[self.strategy](
+            ordered, weights, seed=self.seed, done=done, **self.options
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain dictionaries, lists and numbers."""
@@ -94,8 +107,8 @@ class Plan:
 class Ledger:
     """The steps of a plan in a folder: the history of all of them and the weights of the last.
 
-    Every step is written before the next begins, the weights under another name first, so that a training that was killed
-    goes on from its last whole step with the same bits.
+    Every step is written before the next begins, the weights under another name first, so that a
+    training that was killed goes on from its last whole step with the same bits.
 
     Parameters
     ----------
@@ -117,9 +130,19 @@ class Ledger:
         written = self._plan_file
         if written.is_file():
             if json.loads(written.read_text(encoding="utf-8")) != plan.to_dict():
-                raise SimbaError("folder", str(folder), "new, or the ledger of this very plan", "Choose another folder.")
+                raise SimbaError(
+                    "folder",
+                    str(folder),
+                    "new, or the ledger of this very plan",
+                    "Choose another folder.",
+                )
         elif any(self.folder.iterdir()):
-            raise SimbaError("folder", str(folder), "new, or the ledger of this very plan", "Nothing is overwritten.")
+            raise SimbaError(
+                "folder",
+                str(folder),
+                "new, or the ledger of this very plan",
+                "Nothing is overwritten.",
+            )
         else:
             _write(written, json.dumps(plan.to_dict(), indent=1).encode())
         if self._steps_file.is_file() and not self._steps_file.read_bytes().endswith(b"\n"):
@@ -144,15 +167,21 @@ class Ledger:
             return None, 0
         try:
             with safe_open(self._weights_file, "pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, int(file.metadata()["step"])  # noqa: SIM118
+                return {name: file.get_tensor(name) for name in file.keys()}, int(
+                    file.metadata()["step"]
+                )
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise SimbaError("ledger", str(self._weights_file), "as it was written", f"It is damaged: {error}") from error
+            raise SimbaError(
+                "ledger", str(self._weights_file), "as it was written", f"It is damaged: {error}"
+            ) from error
 
     def network(self) -> Weights:
         """Return the weights of the network after the last step."""
         weights, _ = self.resume()
         if weights is None:
-            raise SimbaError("ledger", str(self.folder), "with at least one step", "The training has not begun.")
+            raise SimbaError(
+                "ledger", str(self.folder), "with at least one step", "The training has not begun."
+            )
         return divided(weights)[0]
 
     def history(self) -> list[dict[str, Any]]:
@@ -164,7 +193,9 @@ class Ledger:
         for line in self._steps_file.read_text(encoding="utf-8").splitlines():
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:  # the line that was being written at a kill; its step is not done
+            except (
+                json.JSONDecodeError
+            ):  # the line that was being written at a kill; its step is not done
                 continue
             if row["number"] <= last:
                 rows[row["number"]] = row
@@ -177,7 +208,9 @@ class Ledger:
 
     def reason(self) -> str | None:
         """Return why the training stopped; None if it did not, or goes on again."""
-        return self._reason_file.read_text(encoding="utf-8") if self._reason_file.is_file() else None
+        return (
+            self._reason_file.read_text(encoding="utf-8") if self._reason_file.is_file() else None
+        )
 
     @property
     def _reason_file(self) -> Path:
@@ -193,7 +226,11 @@ class Ledger:
             os.fsync(file.fileno())
         part = self._weights_file.with_suffix(".part")
         whole = step.weights | step.head
-        save_file({name: value.contiguous() for name, value in whole.items()}, part, {"step": str(step.number)})
+        save_file(
+            {name: value.contiguous() for name, value in whole.items()},
+            part,
+            {"step": str(step.number)},
+        )
         part.replace(self._weights_file)
 
 

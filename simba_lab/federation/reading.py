@@ -9,13 +9,15 @@ from typing import Any
 import torch
 import yaml
 
-from simba_lab.errors import SimbaError, UnknownNameError
-from simba_lab.training import ResNet3D, SimBANet
+from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.training.networks import ResNet3D, SimBANet
 
 NETWORKS = {"SimBANet": SimBANet, "ResNet3D": ResNet3D}
 
 
-def read_yaml(path: str | Path, name: str, *, needed: Iterable[str], known: Iterable[str], examples: str) -> dict[str, Any]:
+def read_yaml(
+    path: str | Path, name: str, *, needed: Iterable[str], known: Iterable[str], examples: str
+) -> dict[str, Any]:
     """Return the mapping in a YAML file; an error says if it is none, lacks a field or has one that nobody knows."""
     path, needed = Path(path), list(needed)
     if not path.is_file():
@@ -41,7 +43,9 @@ def check_names(values: Iterable[str], name: str, known: Iterable[str]) -> None:
 
 def network_from(options: Mapping[str, Any], name: str) -> torch.nn.Module:
     """Return the network that a mapping of ``name`` and options describes."""
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    given = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in options.items()
+    }
     kind = given.pop("name", None)
     if kind not in NETWORKS:
         raise UnknownNameError.among(f"{name}.name", kind, NETWORKS)

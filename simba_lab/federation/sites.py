@@ -11,13 +11,16 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import norm
 
-from simba_lab.errors import SimbaError, UnknownNameError
-from simba_lab.rng import stream
-from simba_lab.synthesis import Cohort, Intensity, Scenario, open_cohort, save_cohort, synthesise
-from simba_lab.synthesis.effects import Effect
+from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.rng import stream
+from simba_lab.scans.stores import open_cohort, save_cohort
+from simba_lab.synthesis.effects import Effect, Intensity
+from simba_lab.synthesis.scenario import Scenario
+from simba_lab.synthesis.synthetic_cohort import Cohort, synthesise
 
 CLASSES = ("control", "disease")
-# What a scanner does at magnitude 1. A site has one magnitude of each; noise and blur only add, so theirs are not negative.
+# What a scanner does at magnitude 1. A site has one magnitude of each; noise and blur only add, so
+# theirs are not negative.
 SCANNER = {
     "scanner_contrast": Intensity("contrast", 0.1, prevalence=1.0),
     "scanner_field": Intensity("bias_field", 0.1, prevalence=1.0),
@@ -40,7 +43,8 @@ class Site:
     disease : float
         Share of them with the disease: 0 or 1 at a site of one class.
     prevalence : mapping of bias to mapping of class to float, optional
-        Who carries a bias here, such as ``{"bias": {"disease": 0.9, "control": 0.1}}``; by default what the scenario says.
+        Who carries a bias here, such as ``{"bias": {"disease": 0.9, "control": 0.1}}``; by default
+        what the scenario says.
     scanner : mapping of effect to float
         Magnitudes of the scanner's effects, see `with_scanners`; 0 where left out.
     """
@@ -54,14 +58,25 @@ class Site:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch(r"[a-z][a-z0-9-]{0,62}", self.name):
             raise SimbaError(
-                "site.name", self.name, "small letters, digits and hyphens, a letter first", "site-01 will do."
+                "site.name",
+                self.name,
+                "small letters, digits and hyphens, a letter first",
+                "site-01 will do.",
             )
-        if not isinstance(self.subjects, int) or isinstance(self.subjects, bool) or self.subjects < 1:
+        if (
+            not isinstance(self.subjects, int)
+            or isinstance(self.subjects, bool)
+            or self.subjects < 1
+        ):
             raise SimbaError(f"{self.name}.subjects", self.subjects, "an integer of at least 1")
         _check_share(f"{self.name}.disease", self.disease)
         for bias, rates in self.prevalence.items():
             if set(rates) != set(CLASSES):
-                raise SimbaError(f"{self.name}.prevalence[{bias!r}]", sorted(rates), f"of {' and '.join(CLASSES)}")
+                raise SimbaError(
+                    f"{self.name}.prevalence[{bias!r}]",
+                    sorted(rates),
+                    f"of {' and '.join(CLASSES)}",
+                )
             for name, rate in rates.items():
                 _check_share(f"{self.name}.prevalence[{bias!r}][{name!r}]", rate)
         for effect, magnitude in self.scanner.items():
@@ -80,10 +95,10 @@ def study_sites(
 ) -> tuple[Site, ...]:
     """Return sites like those of the published study of Parkinson's disease: many, small, most of one class.
 
-    Sizes are evenly spaced quantiles of a log-normal distribution with the given median whose last one is the largest, so
-    they do not depend on the seed. With the defaults they run from 1 to 190, and 31 of 83 have fewer than five (published:
-    30). Sites of one class are drawn among all, half of them healthy; the others have between a quarter and three quarters
-    of diseased.
+    Sizes are evenly spaced quantiles of a log-normal distribution with the given median whose last
+    one is the largest, so they do not depend on the seed. With the defaults they run from 1 to 190,
+    and 31 of 83 have fewer than five (published: 30). Sites of one class are drawn among all, half
+    of them healthy; the others have between a quarter and three quarters of diseased.
 
     Parameters
     ----------
@@ -93,7 +108,8 @@ def study_sites(
     single_class : float
         Share of the sites that have one class.
     scanner : float
-        Standard deviation of the sites' magnitudes of each effect of the scanner; 0 for equal scanners.
+        Standard deviation of the sites' magnitudes of each effect of the scanner; 0 for equal
+        scanners.
     seed : int
         Of who has which size, class and scanner.
 
@@ -110,7 +126,9 @@ def study_sites(
         raise SimbaError("scanner", scanner, "a finite number of at least 0")
     draws = stream(seed, "sites", "study")
     ranks = norm.ppf((np.arange(count) + 0.5) / count)
-    sizes = np.clip(np.rint(median * np.exp(ranks * math.log(largest / median) / ranks[-1])), 1, largest).astype(int)
+    sizes = np.clip(
+        np.rint(median * np.exp(ranks * math.log(largest / median) / ranks[-1])), 1, largest
+    ).astype(int)
     sizes = sizes[draws.permutation(count)]
     shares = draws.uniform(0.25, 0.75, count)
     alone = draws.permutation(count)[: round(single_class * count)]
@@ -120,11 +138,13 @@ def study_sites(
     width = len(str(count))
     return tuple(
         Site(
-            f"site-{number + 1:0{width}d}", int(sizes[number]), float(shares[number]),
+            f"site-{number + 1:0{width}d}",
+            int(sizes[number]),
+            float(shares[number]),
             scanner=_drawn_scanner(draws, scanner),
         )
         for number in range(count)
-    )  # fmt: skip
+    )
 
 
 def _drawn_scanner(draws: np.random.Generator, spread: float) -> dict[str, float]:
@@ -138,19 +158,23 @@ def _drawn_scanner(draws: np.random.Generator, spread: float) -> dict[str, float
 def with_scanners(scenario: Scenario, effects: Mapping[str, Intensity] | None = None) -> Scenario:
     """Return a scenario whose images also show the scanner of the site where they were taken.
 
-    The effects are biases of the scenario like any other, everybody has them, and `hospitals` sets their magnitudes site by
-    site: twins without them (`Cohort.twin`) are the same subjects in the scanner of nobody.
+    The effects are biases of the scenario like any other, everybody has them, and `hospitals` sets
+    their magnitudes site by site: twins without them (`Cohort.twin`) are the same subjects in the
+    scanner of nobody.
 
     Parameters
     ----------
     scenario : Scenario
     effects : mapping of name to Intensity, optional
-        By default `SCANNER`: contrast (10 % at magnitude 1), receive field (10 %), noise (3 %) and blur (3 mm).
+        By default `SCANNER`: contrast (10 % at magnitude 1), receive field (10 %), noise (3 %) and
+        blur (3 mm).
     """
     effects = SCANNER if effects is None else effects
     for name, effect in effects.items():
         if not isinstance(effect, Intensity):
-            raise SimbaError(f"effects[{name!r}]", effect, "an Intensity", "Scanners do not move tissue here.")
+            raise SimbaError(
+                f"effects[{name!r}]", effect, "an Intensity", "Scanners do not move tissue here."
+            )
     taken = set(effects) & set(scenario.biases)
     if taken:
         raise SimbaError("effects", sorted(taken)[0], "a name that no bias of the scenario has")
@@ -204,19 +228,25 @@ class Federation:
 
 
 def hospitals(
-    scenario: Scenario, sites: Sequence[Site], *, validation: int = 100, test: int = 400, seed: int = 0
+    scenario: Scenario,
+    sites: Sequence[Site],
+    *,
+    validation: int = 100,
+    test: int = 400,
+    seed: int = 0,
 ) -> Federation:
     """Synthesise a cohort and put its subjects into hospitals.
 
-    Each site gets as many training subjects of each class as it says, carries the biases at its own prevalence and has its
-    own scanner. Validation and test subjects are dealt out within each class and bias group to all sites alike: there, site
-    tells nothing of the disease, and what a network has learnt from the site shows as an error.
+    Each site gets as many training subjects of each class as it says, carries the biases at its own
+    prevalence and has its own scanner. Validation and test subjects are dealt out within each class
+    and bias group to all sites alike: there, site tells nothing of the disease, and what a network
+    has learnt from the site shows as an error.
 
     Parameters
     ----------
     scenario : Scenario
-        Disease, biases and anatomy, and the scanner's effects where sites have them (`with_scanners`). Its ``subjects`` and
-        ``split`` give way to what the sites need.
+        Disease, biases and anatomy, and the scanner's effects where sites have them
+        (`with_scanners`). Its ``subjects`` and ``split`` give way to what the sites need.
     sites : sequence of Site
     validation, test : int
         Held-out subjects, even numbers.
@@ -229,8 +259,8 @@ def hospitals(
     Raises
     ------
     SimbaError
-        If two sites have one name, if a site names a bias or an effect of the scanner that the scenario does not have, or
-        if all sites together lack a class.
+        If two sites have one name, if a site names a bias or an effect of the scanner that the
+        scenario does not have, or if all sites together lack a class.
     """
     sites = tuple(sites)
     names = [site.name for site in sites]
@@ -247,7 +277,11 @@ def hospitals(
     wanted = np.array([_class_sizes(site) for site in sites])
     needed = wanted.sum(axis=0)
     if needed.min() == 0:
-        raise SimbaError("sites", f"{needed.tolist()} subjects (control, disease)", "with both classes among them")
+        raise SimbaError(
+            "sites",
+            f"{needed.tolist()} subjects (control, disease)",
+            "with both classes among them",
+        )
     # The design gives equal classes; what is too many of one stays out.
     train = max(2 * int(needed.max()), 16)
     whole = train + validation + test
@@ -263,14 +297,18 @@ def hospitals(
             members = pool[stop - count : stop]
             table.loc[members, "site"] = site.name
             for bias, rates in site.prevalence.items():
-                table.loc[members, bias] = _members(seed, site.name, bias, label, count, rates[CLASSES[label]])
+                table.loc[members, bias] = _members(
+                    seed, site.name, bias, label, count, rates[CLASSES[label]]
+                )
     for part in ("validation", "test"):
         held_out = table[table["split"] == part]
         turn = stream(seed, "sites", f"deal/{part}").permutation(len(sites))
-        dealt = held_out.sample(frac=1, random_state=stream(seed, "sites", f"shuffle/{part}")).sort_values(
-            ["label", *_groups(scenario)], kind="stable"
-        )
-        table.loc[dealt.index, "site"] = [names[turn[place % len(sites)]] for place in range(len(dealt))]
+        dealt = held_out.sample(
+            frac=1, random_state=stream(seed, "sites", f"shuffle/{part}")
+        ).sort_values(["label", *_groups(scenario)], kind="stable")
+        table.loc[dealt.index, "site"] = [
+            names[turn[place % len(sites)]] for place in range(len(dealt))
+        ]
     table = table[table["site"] != ""]
     shared = [name for name, effect in scenario.biases.items() if _of_everybody(effect)]
     for effect in dict.fromkeys([*shared, *(name for site in sites for name in site.scanner)]):
@@ -299,7 +337,9 @@ def _members(seed: int, site: str, bias: str, label: int, count: int, rate: floa
     return (draws.permutation(count) < inside).astype(int)
 
 
-def save_sites(federation: Federation, folder: str | Path, *, n_jobs: int = -1, progress: bool = False) -> list[Path]:
+def save_sites(
+    federation: Federation, folder: str | Path, *, n_jobs: int = -1, progress: bool = False
+) -> list[Path]:
     """Render each site into a folder of its own, ``folder/NAME``: all that the site needs, and nothing of the others.
 
     Raises
@@ -327,7 +367,12 @@ def open_site(folder: str | Path) -> tuple[str, Cohort]:
     cohort = open_cohort(folder)
     names = sorted(set(cohort.table["site"])) if "site" in cohort.table else []
     if len(names) != 1:
-        raise SimbaError("folder", str(folder), "the store of one site", f"It holds subjects of {len(names)} sites.")
+        raise SimbaError(
+            "folder",
+            str(folder),
+            "the store of one site",
+            f"It holds subjects of {len(names)} sites.",
+        )
     return names[0], cohort
 
 

@@ -1,7 +1,8 @@
 """Ways to train one network over many sites: plain functions over clients, the same in a notebook and deployed.
 
-Each gives its steps one by one, so that a log, a checkpoint or an animation can follow. A step depends on the weights
-before it and on numbers alone (`seed` and the place of the step), so any of them can be taken up again from the last one.
+Each gives its steps one by one, so that a log, a checkpoint or an animation can follow. A step
+depends on the weights before it and on numbers alone (`seed` and the place of the step), so any of
+them can be taken up again from the last one.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from simba_lab.errors import SimbaError
+from simba_lab.core.errors import SimbaError
+from simba_lab.core.rng import stream
 from simba_lab.federation.clients import Client, SiteError, Weights, checked
 from simba_lab.federation.harmony import divided, initial_head
-from simba_lab.rng import stream
 
 FAULTS = ("stop", "skip")
 
@@ -53,9 +54,15 @@ class Step:
 
 
 def fedavg(
-    clients: Sequence[Client], weights: Weights, *, rounds: int, seed: int = 0, proximal: float = 0.0,
-    faults: str = "stop", done: int = 0,
-) -> Iterator[Step]:  # fmt: skip
+    clients: Sequence[Client],
+    weights: Weights,
+    *,
+    rounds: int,
+    seed: int = 0,
+    proximal: float = 0.0,
+    faults: str = "stop",
+    done: int = 0,
+) -> Iterator[Step]:
     """Train at all sites from the same weights, average by size, and repeat.
 
     Parameters
@@ -68,7 +75,8 @@ def fedavg(
     proximal : float
         FedProx's mu; 0 is plain averaging.
     faults : {"stop", "skip"}
-        What to do if a site gives no usable answer: stop with its name, or go on without it in this round.
+        What to do if a site gives no usable answer: stop with its name, or go on without it in this
+        round.
     done : int
         Steps that are over already.
 
@@ -86,25 +94,44 @@ def fedavg(
     for number in range(done + 1, rounds + 1):
         replies, broken = _ask(clients, weights, faults, seed=seed, visit=number, proximal=proximal)
         if not replies:
-            raise SimbaError("clients", f"none of {len(clients)} answered", "able to train", "; ".join(broken.values()))
+            raise SimbaError(
+                "clients",
+                f"none of {len(clients)} answered",
+                "able to train",
+                "; ".join(broken.values()),
+            )
         weights = average(list(replies.values()))
         losses = {name: reply["loss"] for name, reply in replies.items()}
         yield Step(number, "round", tuple(replies), weights, losses, broken)
 
 
 def fedprox(
-    clients: Sequence[Client], weights: Weights, *, rounds: int, proximal: float = 0.01, **options: Any
+    clients: Sequence[Client],
+    weights: Weights,
+    *,
+    rounds: int,
+    proximal: float = 0.01,
+    **options: Any,
 ) -> Iterator[Step]:
     """`fedavg` with a proximal term that keeps sites near the weights that they were sent."""
     if not isinstance(proximal, int | float) or not 0 < proximal < float("inf"):
-        raise SimbaError("proximal", proximal, "a finite number above 0", "Without it, it is fedavg.")
+        raise SimbaError(
+            "proximal", proximal, "a finite number above 0", "Without it, it is fedavg."
+        )
     return fedavg(clients, weights, rounds=rounds, proximal=proximal, **options)
 
 
 def travelling(
-    clients: Sequence[Client], weights: Weights, *, cycles: int, seed: int = 0, decay: float = 1.0, shuffled: bool = True,
-    faults: str = "stop", done: int = 0,
-) -> Iterator[Step]:  # fmt: skip
+    clients: Sequence[Client],
+    weights: Weights,
+    *,
+    cycles: int,
+    seed: int = 0,
+    decay: float = 1.0,
+    shuffled: bool = True,
+    faults: str = "stop",
+    done: int = 0,
+) -> Iterator[Step]:
     """Let one model visit every site in turn, cycle after cycle (cyclic weight transfer).
 
     Parameters
@@ -114,8 +141,8 @@ def travelling(
     cycles : int
         Times that every site is visited.
     decay : float
-        Factor on the learning rate after each cycle: not after each epoch, which would leave nothing for the last sites of
-        the first cycle.
+        Factor on the learning rate after each cycle: not after each epoch, which would leave
+        nothing for the last sites of the first cycle.
     shuffled : bool
         Whether each cycle has an order of its own.
 
@@ -126,16 +153,28 @@ def travelling(
 
     References
     ----------
-    Chang et al. (2018), JAMIA 25:945-954 (cyclic weight transfer); Souza et al. (2022), JAMIA 30:112-119.
+    Chang et al. (2018), JAMIA 25:945-954 (cyclic weight transfer); Souza et al. (2022), JAMIA
+    30:112-119.
     """
-    return _travel(clients, weights, lambda client, cycle: {}, cycles, seed, decay, shuffled, faults, done)
+    return _travel(
+        clients, weights, lambda client, cycle: {}, cycles, seed, decay, shuffled, faults, done
+    )
 
 
 def harmonised(
-    clients: Sequence[Client], weights: Weights, *, cycles: int, scanners: Mapping[str, str] | None = None,
-    strength: float = 1.0, width: int = 32, seed: int = 0, decay: float = 1.0, shuffled: bool = True,
-    faults: str = "stop", done: int = 0,
-) -> Iterator[Step]:  # fmt: skip
+    clients: Sequence[Client],
+    weights: Weights,
+    *,
+    cycles: int,
+    scanners: Mapping[str, str] | None = None,
+    strength: float = 1.0,
+    width: int = 32,
+    seed: int = 0,
+    decay: float = 1.0,
+    shuffled: bool = True,
+    faults: str = "stop",
+    done: int = 0,
+) -> Iterator[Step]:
     """`travelling`, with a head on the way that learns which scanner it sees and features that keep it guessing.
 
     Parameters
@@ -145,8 +184,8 @@ def harmonised(
     scanners : mapping of site to scanner, optional
         By default every site has its own.
     strength : float
-        Weight of the head's confusion. It grows to that from 0 over the cycles: a head that has not learnt anything has
-        nothing to teach.
+        Weight of the head's confusion. It grows to that from 0 over the cycles: a head that has not
+        learnt anything has nothing to teach.
     width : int
         Hidden units of the head.
 
@@ -157,20 +196,34 @@ def harmonised(
 
     References
     ----------
-    Souza et al. (2024), "HarmonyTM", J. Med. Imaging (adversarial harmonisation in a travelling model); Dinsdale et al.
-    (2021), NeuroImage 228:117689 (confusion); Ganin et al. (2016), JMLR 17(59), section 5.2.2 (the growing weight).
+    Souza et al. (2024), "HarmonyTM", J. Med. Imaging (adversarial harmonisation in a travelling
+    model); Dinsdale et al. (2021), NeuroImage 228:117689 (confusion); Ganin et al. (2016), JMLR
+    17(59), section 5.2.2 (the growing weight).
     """
     clients = list(clients)
     names = [client.name for client in clients]
     scanners = {name: name for name in names} if scanners is None else scanners
     missing = [name for name in names if name not in scanners]
     if missing:
-        raise SimbaError("scanners", sorted(scanners), f"a scanner for every site; {missing[0]} has none")
+        raise SimbaError(
+            "scanners", sorted(scanners), f"a scanner for every site; {missing[0]} has none"
+        )
     kinds = sorted({scanners[name] for name in names})
     if len(kinds) < 2:
-        raise SimbaError("scanners", kinds, "at least two different ones", "With one there is nothing to harmonise.")
-    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength < math.inf:
-        raise SimbaError("strength", strength, "a finite number of at least 0", "With 0 it is travelling.")
+        raise SimbaError(
+            "scanners",
+            kinds,
+            "at least two different ones",
+            "With one there is nothing to harmonise.",
+        )
+    if (
+        isinstance(strength, bool)
+        or not isinstance(strength, int | float)
+        or not 0 <= strength < math.inf
+    ):
+        raise SimbaError(
+            "strength", strength, "a finite number of at least 0", "With 0 it is travelling."
+        )
     _check_count("width", width)
     network, head = divided(weights)
     head = head or initial_head(network, len(kinds), width=width, seed=seed)
@@ -179,15 +232,24 @@ def harmonised(
         growing = 2 / (1 + math.exp(-10 * cycle / cycles)) - 1
         return {"scanner": kinds.index(scanners[client.name]), "confusion": strength * growing}
 
-    for step in _travel(clients, network | head, asked, cycles, seed, decay, shuffled, faults, done):
+    for step in _travel(
+        clients, network | head, asked, cycles, seed, decay, shuffled, faults, done
+    ):
         network, head = divided(step.weights)
         yield replace(step, weights=network, head=head)
 
 
 def _travel(
-    clients: Sequence[Client], weights: Weights, asked: Callable[[Client, int], dict[str, Any]], cycles: int, seed: int,
-    decay: float, shuffled: bool, faults: str, done: int,
-) -> Iterator[Step]:  # fmt: skip
+    clients: Sequence[Client],
+    weights: Weights,
+    asked: Callable[[Client, int], dict[str, Any]],
+    cycles: int,
+    seed: int,
+    decay: float,
+    shuffled: bool,
+    faults: str,
+    done: int,
+) -> Iterator[Step]:
     """Visit every site in each cycle; `asked` says what a site is told beyond seed, visit and rate."""
     clients = _checked_clients(clients, faults)
     _check_count("cycles", cycles)
@@ -195,7 +257,11 @@ def _travel(
         raise SimbaError("decay", decay, "above 0 and up to 1", "1 keeps the learning rate.")
     for number in range(done + 1, cycles * len(clients) + 1):
         cycle, place = divmod(number - 1, len(clients))
-        order = stream(seed, cycle, "order of sites").permutation(len(clients)) if shuffled else range(len(clients))
+        order = (
+            stream(seed, cycle, "order of sites").permutation(len(clients))
+            if shuffled
+            else range(len(clients))
+        )
         client = clients[order[place]]
         visit = {"seed": seed, "visit": number, "rate": decay**cycle, **asked(client, cycle)}
         replies, broken = _ask([client], weights, faults, **visit)
@@ -205,9 +271,17 @@ def _travel(
 
 
 def fedtm(
-    clients: Sequence[Client], weights: Weights, *, rounds: int, cycles: int, least: int, seed: int = 0, decay: float = 1.0,
-    faults: str = "stop", done: int = 0,
-) -> Iterator[Step]:  # fmt: skip
+    clients: Sequence[Client],
+    weights: Weights,
+    *,
+    rounds: int,
+    cycles: int,
+    least: int,
+    seed: int = 0,
+    decay: float = 1.0,
+    faults: str = "stop",
+    done: int = 0,
+) -> Iterator[Step]:
     """Average over the large sites for some rounds, then travel over all.
 
     Parameters
@@ -224,23 +298,38 @@ def fedtm(
 
     References
     ----------
-    "FedTM" (2026), npj Digit. Med.: sites of at least 40, 30 or 20 scans for 2, 5 or 10 rounds, then 20 to 28 cycles.
+    "FedTM" (2026), npj Digit. Med.: sites of at least 40, 30 or 20 scans for 2, 5 or 10 rounds,
+    then 20 to 28 cycles.
     """
     clients = _checked_clients(clients, faults)
     sizes = {}
     for client in clients:
         try:
             sizes[client.name] = client.info()["subjects"]
-        except Exception as error:  # also where faults are skipped: who warms up follows from all sizes
-            raise SiteError(client.name, type(error).__name__, "able to say its number of subjects", str(error)) from error
+        except (
+            Exception
+        ) as error:  # also where faults are skipped: who warms up follows from all sizes
+            raise SiteError(
+                client.name, type(error).__name__, "able to say its number of subjects", str(error)
+            ) from error
     large = [client for client in clients if sizes[client.name] >= least]
     if not large:
-        raise SimbaError("least", least, f"at most {max(sizes.values())}, the size of the largest site")
+        raise SimbaError(
+            "least", least, f"at most {max(sizes.values())}, the size of the largest site"
+        )
     if done < rounds:
         for step in fedavg(large, weights, rounds=rounds, seed=seed, faults=faults, done=done):
             weights = step.weights
             yield step
-    visits = travelling(clients, weights, cycles=cycles, seed=seed, decay=decay, faults=faults, done=max(0, done - rounds))
+    visits = travelling(
+        clients,
+        weights,
+        cycles=cycles,
+        seed=seed,
+        decay=decay,
+        faults=faults,
+        done=max(0, done - rounds),
+    )
     for step in visits:
         yield replace(step, number=step.number + rounds)
 
@@ -250,7 +339,8 @@ def local(
 ) -> dict[str, Weights]:
     """Let each site train alone: the lower reference.
 
-    The upper one, central training, is `travelling` over a single client that has the subjects of all.
+    The upper one, central training, is `travelling` over a single client that has the subjects of
+    all.
 
     Returns
     -------
@@ -258,7 +348,9 @@ def local(
         Of each site.
     """
     return {
-        client.name: follow(travelling([client], weights, cycles=cycles, seed=seed, decay=decay)).weights
+        client.name: follow(
+            travelling([client], weights, cycles=cycles, seed=seed, decay=decay)
+        ).weights
         for client in clients
     }
 
@@ -282,17 +374,23 @@ def average(replies: Sequence[dict[str, Any]]) -> Weights:
     total = sum(reply["subjects"] for reply in replies)
     mean = {}
     for name, first in replies[0]["weights"].items():
-        value = sum(reply["weights"][name].double() * (reply["subjects"] / total) for reply in replies)
+        value = sum(
+            reply["weights"][name].double() * (reply["subjects"] / total) for reply in replies
+        )
         mean[name] = (value if first.is_floating_point() else value.round()).to(first.dtype)
     return mean
 
 
-def _ask(clients: Sequence[Client], weights: Weights, faults: str, **visit: Any) -> tuple[dict[str, dict], dict[str, str]]:
+def _ask(
+    clients: Sequence[Client], weights: Weights, faults: str, **visit: Any
+) -> tuple[dict[str, dict], dict[str, str]]:
     """Let sites train from the same weights; return the replies in the order of the sites, and what went wrong."""
 
     def answer(client: Client) -> dict[str, Any] | SiteError:
         try:
-            sent = {name: value.clone() for name, value in weights.items()}  # nobody writes to what others are sent
+            sent = {
+                name: value.clone() for name, value in weights.items()
+            }  # nobody writes to what others are sent
             return checked(client.train(sent, **visit), weights, client.name)
         except SiteError as error:
             return error
@@ -340,4 +438,14 @@ def _check_count(name: str, value: object) -> None:
         raise SimbaError(name, value, "an integer of at least 1")
 
 
-__all__ = ["Step", "average", "fedavg", "fedprox", "fedtm", "follow", "harmonised", "local", "travelling"]
+__all__ = [
+    "Step",
+    "average",
+    "fedavg",
+    "fedprox",
+    "fedtm",
+    "follow",
+    "harmonised",
+    "local",
+    "travelling",
+]

@@ -9,13 +9,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from simba_lab.errors import SimbaError
+from simba_lab.core.errors import SimbaError
 from simba_lab.federation.plan import Plan
 from simba_lab.federation.reading import check_names, read_yaml
 from simba_lab.federation.sites import Federation, Site, hospitals, study_sites, with_scanners
-from simba_lab.synthesis import Scenario
+from simba_lab.synthesis.scenario import Scenario
 
-FIELDS = ("scenario", "sites", "validation", "test", "seed", "strategy", "options", "network", "visit")
+FIELDS = (
+    "scenario",
+    "sites",
+    "validation",
+    "test",
+    "seed",
+    "strategy",
+    "options",
+    "network",
+    "visit",
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,13 @@ class Study:
     @cached_property
     def federation(self) -> Federation:
         """The hospitals; rendered when asked for."""
-        return hospitals(self.scenario, self.sites, validation=self.validation, test=self.test, seed=self.plan.seed)
+        return hospitals(
+            self.scenario,
+            self.sites,
+            validation=self.validation,
+            test=self.test,
+            seed=self.plan.seed,
+        )
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Study:
@@ -58,7 +74,11 @@ class Study:
         scenario = Scenario.from_dict({"subjects": 16, **values["scenario"]})
         if any(site.scanner for site in sites):
             scenario = with_scanners(scenario)
-        fields = {name: values[name] for name in ("strategy", "options", "network", "visit", "seed") if name in values}
+        fields = {
+            name: values[name]
+            for name in ("strategy", "options", "network", "visit", "seed")
+            if name in values
+        }
         plan = Plan.from_dict({**fields, "sites": [site.name for site in sites]})
         held_out = {name: values[name] for name in ("validation", "test") if name in values}
         return cls(scenario, sites, plan, **held_out)
@@ -70,7 +90,12 @@ def _sites(values: Any) -> tuple[Site, ...]:
         check_names(values, "study.sites", known)
         return study_sites(**values)
     if not isinstance(values, list) or not values:
-        raise SimbaError("study.sites", values, "a list of sites, or a mapping with count", "Each has a name and subjects.")
+        raise SimbaError(
+            "study.sites",
+            values,
+            "a list of sites, or a mapping with count",
+            "Each has a name and subjects.",
+        )
     known = tuple(entry.name for entry in dataclasses.fields(Site))
     for place, one in enumerate(values):
         if not isinstance(one, Mapping) or not {"name", "subjects"} <= set(one):

@@ -12,20 +12,22 @@ import torch
 from scipy.special import expit
 from sklearn.metrics import log_loss
 
-from simba_lab.errors import SimbaError, UnknownNameError
+from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.federation.sites import Federation
 from simba_lab.federation.strategies import Step
-from simba_lab.interpretation import probe, record
-from simba_lab.synthesis import Cohort
-from simba_lab.training import evaluate, logits
+from simba_lab.interpretation.probes.probing import probe
+from simba_lab.interpretation.recording import record
+from simba_lab.synthesis.synthetic_cohort import Cohort
+from simba_lab.training.metrics import evaluate, logits
 from simba_lab.training.twins import twin_table
 
 
 class TravelLog:
     """Watches a training over many sites: give it to `follow`, then look at its tables.
 
-    After each step the network is shown held-out subjects of all sites, among whom the site tells nothing of the disease,
-    their twins with and without each bias, and the training subjects of every site, or of some.
+    After each step the network is shown held-out subjects of all sites, among whom the site tells
+    nothing of the disease, their twins with and without each bias, and the training subjects of
+    every site, or of some.
 
     Parameters
     ----------
@@ -37,32 +39,40 @@ class TravelLog:
     biases : sequence of str, optional
         Which to follow; by default those that not everybody carries (everybody has a scanner).
     layers : sequence of str, optional
-        As for `simba_lab.record`; an empty sequence leaves the probes out, which take most of the time.
+        As for `simba_lab.record`; an empty sequence leaves the probes out, which take most of the
+        time.
     sites : sequence of str, optional
-        Whose training subjects are shown; those of all by default. An empty sequence leaves forgetting out, which takes
-        most of the time that probes do not.
+        Whose training subjects are shown; those of all by default. An empty sequence leaves
+        forgetting out, which takes most of the time that probes do not.
     every : int
         Look after each so many steps; the last of a plan is looked at if it is a multiple.
 
     Attributes
     ----------
     steps : pandas.DataFrame
-        ``number``, ``phase``, ``sites``; ``auroc`` of the disease with interval; for each bias ``BIAS.effect``, the twin
-        effect in logits, with interval.
+        ``number``, ``phase``, ``sites``; ``auroc`` of the disease with interval; for each bias
+        ``BIAS.effect``, the twin effect in logits, with interval.
     layers : pandas.DataFrame
-        ``number``, ``layer``, ``target`` (``disease``, each bias, ``site``) and the ``auc`` of a linear probe there, with
-        interval; within classes of the disease for all but itself. The site is left out where it has fewer subjects than
-        there are folds.
+        ``number``, ``layer``, ``target`` (``disease``, each bias, ``site``) and the ``auc`` of a
+        linear probe there, with interval; within classes of the disease for all but itself. The
+        site is left out where it has fewer subjects than there are folds.
     sites : pandas.DataFrame
-        ``number``, ``site``; ``loss``, the mean log loss on its training subjects; ``since``, steps since its last part in
-        the training, missing before the first; ``forgotten``, the loss less what it was right after that.
+        ``number``, ``site``; ``loss``, the mean log loss on its training subjects; ``since``, steps
+        since its last part in the training, missing before the first; ``forgotten``, the loss less
+        what it was right after that.
     """
 
     def __init__(
-        self, model: torch.nn.Module, federation: Federation, *, cohort: Cohort | None = None,
-        biases: Sequence[str] | None = None, layers: Sequence[str] | None = None, sites: Sequence[str] | None = None,
+        self,
+        model: torch.nn.Module,
+        federation: Federation,
+        *,
+        cohort: Cohort | None = None,
+        biases: Sequence[str] | None = None,
+        layers: Sequence[str] | None = None,
+        sites: Sequence[str] | None = None,
         every: int = 1,
-    ) -> None:  # fmt: skip
+    ) -> None:
         _check_every(every)
         self.cohort = federation.test if cohort is None else cohort
         known = self.cohort.biases
@@ -74,12 +84,19 @@ class TravelLog:
         self._model, self._chosen, self._every = copy.deepcopy(model).eval(), layers, every
         self._volumes = self.cohort.arrays()
         self._twins = {
-            name: (self.cohort.twin(without=name).arrays(), self.cohort.twin(carrying=name).arrays()) for name in biases
+            name: (
+                self.cohort.twin(without=name).arrays(),
+                self.cohort.twin(carrying=name).arrays(),
+            )
+            for name in biases
         }
         chosen = federation.names if sites is None else sites
         self._own = {name: (part := federation.at(name), part.arrays()) for name in chosen}
         folds = self.cohort["fold"]
-        self._targets = {"disease": self.cohort["label"], **{name: self.cohort[name] for name in biases}}
+        self._targets = {
+            "disease": self.cohort["label"],
+            **{name: self.cohort[name] for name in biases},
+        }
         counts = np.unique(self.cohort["site"], return_counts=True)[1]
         if len(counts) > 1 and counts.min() >= len(np.unique(folds)):
             self._targets["site"] = self.cohort["site"]
@@ -87,7 +104,11 @@ class TravelLog:
         self._visited: dict[str, tuple[int, float]] = {}
 
     def again(
-        self, *, layers: Sequence[str] | None = None, sites: Sequence[str] | None = None, every: int = 1
+        self,
+        *,
+        layers: Sequence[str] | None = None,
+        sites: Sequence[str] | None = None,
+        every: int = 1,
     ) -> TravelLog:
         """Return an empty log for another training, which looks at the volumes of this one: they are not rendered again.
 
@@ -124,8 +145,12 @@ class TravelLog:
         row = {"number": step.number, "phase": step.phase, "sites": ", ".join(step.sites)}
         row |= {name: float(judged[name]) for name in ("auroc", "auroc_low", "auroc_high")}
         for bias, (off, on) in self._twins.items():
-            found = twin_table(logits(self._model, off), logits(self._model, on), self.cohort, without=bias).loc[bias]
-            row |= {f"{bias}.effect{end}": float(found[f"logit{end}"]) for end in ("", "_low", "_high")}
+            found = twin_table(
+                logits(self._model, off), logits(self._model, on), self.cohort, without=bias
+            ).loc[bias]
+            row |= {
+                f"{bias}.effect{end}": float(found[f"logit{end}"]) for end in ("", "_low", "_high")
+            }
         self._rows["steps"].append(row)
         if self._chosen is not None and len(self._chosen) == 0:
             return
@@ -135,19 +160,25 @@ class TravelLog:
             table = probe(grams, values, given=given, folds=self.cohort["fold"], permutations=0)
             for layer, entry in table.iterrows():
                 scores = {name: float(entry[name]) for name in ("auc", "auc_low", "auc_high")}
-                self._rows["layers"].append({"number": step.number, "layer": layer, "target": target} | scores)
+                self._rows["layers"].append(
+                    {"number": step.number, "layer": layer, "target": target} | scores
+                )
 
     def _look_at_sites(self, step: Step, looked: bool) -> None:
         for name, (part, volumes) in self._own.items():
             if not looked and name not in step.sites:
                 continue
-            loss = float(log_loss(part["label"], expit(logits(self._model, volumes)), labels=[0, 1]))
+            loss = float(
+                log_loss(part["label"], expit(logits(self._model, volumes)), labels=[0, 1])
+            )
             if name in step.sites:
                 self._visited[name] = (step.number, loss)
             last, then = self._visited.get(name, (np.nan, np.nan))
             if looked:
                 entry = {"number": step.number, "site": name, "loss": loss}
-                self._rows["sites"].append(entry | {"since": step.number - last, "forgotten": loss - then})
+                self._rows["sites"].append(
+                    entry | {"since": step.number - last, "forgotten": loss - then}
+                )
 
     @property
     def steps(self) -> pd.DataFrame:

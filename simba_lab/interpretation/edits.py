@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from simba_lab.errors import SimbaError
+from simba_lab.core.errors import SimbaError
 
 
 def replacing(values: np.ndarray | torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -16,7 +16,8 @@ def replacing(values: np.ndarray | torch.Tensor) -> Callable[[torch.Tensor], tor
     Parameters
     ----------
     values : ndarray or tensor, shape (n, ...)
-        Such as ``record(...).features["block2"]`` of the twins. The edit is used up when all n rows were put in place.
+        Such as ``record(...).features["block2"]`` of the twins. The edit is used up when all n rows
+        were put in place.
     """
     rows, place = _tensor(values), 0
 
@@ -25,16 +26,20 @@ def replacing(values: np.ndarray | torch.Tensor) -> Callable[[torch.Tensor], tor
         part = rows[place : place + len(output)]
         if part.shape != output.shape:
             raise SimbaError(
-                "values", f"shape {tuple(part.shape)} from row {place} of {len(rows)}", f"of shape {tuple(output.shape)}",
+                "values",
+                f"shape {tuple(part.shape)} from row {place} of {len(rows)}",
+                f"of shape {tuple(output.shape)}",
                 "They replace as many volumes as they were recorded from, once; make the edit anew for another pass.",
-            )  # fmt: skip
+            )
         place += len(part)
         return part.to(output)
 
     return call
 
 
-def adding(direction: np.ndarray | torch.Tensor, scale: float = 1.0) -> Callable[[torch.Tensor], torch.Tensor]:
+def adding(
+    direction: np.ndarray | torch.Tensor, scale: float = 1.0
+) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return an edit that adds ``scale * direction`` to the activations of every volume; shape without the batch."""
     step = _tensor(direction)
 
@@ -62,7 +67,9 @@ def projecting_out(directions: np.ndarray | torch.Tensor) -> Callable[[torch.Ten
         shape = output.shape[1:]
         if given.shape not in (shape, (len(given), *shape)):
             raise SimbaError(
-                "directions", tuple(given.shape), f"of shape {tuple(shape)} or (k, {', '.join(map(str, shape))})"
+                "directions",
+                tuple(given.shape),
+                f"of shape {tuple(shape)} or (k, {', '.join(map(str, shape))})",
             )
         left, sizes, _ = torch.linalg.svd(given.reshape(-1, shape.numel()).T, full_matrices=False)
         basis = left[:, sizes > 1e-9 * sizes[0]].to(output)

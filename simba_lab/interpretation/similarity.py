@@ -9,59 +9,72 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from simba_lab.errors import SimbaError, UnknownNameError
-from simba_lab.interpretation.questions import Grams, checked, refuse_twins
-from simba_lab.interpretation.threads import in_threads
-from simba_lab.rng import stream
+from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.rng import stream
+from simba_lab.core.threads import in_threads
+from simba_lab.interpretation.probes.questions import Grams, checked, refuse_twins
 
 KERNELS = ("linear", "rbf")
 
 
 def cka(
-    first: Grams, second: Grams | None = None, *, kernel: str = "linear", debiased: bool = True, bandwidth: float = 1.0,
-    given: np.ndarray | None = None, permutations: int = 0, seed: int = 0,
-) -> pd.DataFrame:  # fmt: skip
+    first: Grams,
+    second: Grams | None = None,
+    *,
+    kernel: str = "linear",
+    debiased: bool = True,
+    bandwidth: float = 1.0,
+    given: np.ndarray | None = None,
+    permutations: int = 0,
+    seed: int = 0,
+) -> pd.DataFrame:
     """Return the centred kernel alignment of each layer of one network with each layer of another.
 
     Parameters
     ----------
     first, second : mapping of layer to ndarray, shape (n, n)
-        From `record`, of the same subjects in the same order (or of their twins). By default a network with itself.
+        From `record`, of the same subjects in the same order (or of their twins). By default a
+        network with itself.
     kernel : {"linear", "rbf"}
         Of inner products, or of Gaussian similarities.
     debiased : bool
-        Whether to use the unbiased estimator of the Hilbert-Schmidt criterion. Without it, random features that outnumber
-        the subjects look alike.
+        Whether to use the unbiased estimator of the Hilbert-Schmidt criterion. Without it, random
+        features that outnumber the subjects look alike.
     bandwidth : float
         Width of the Gaussian, as a share of the median distance of subjects.
     given : ndarray, shape (n,), optional
-        Group of each subject: alignment within groups, averaged with their numbers of subjects as weights.
+        Group of each subject: alignment within groups, averaged with their numbers of subjects as
+        weights.
     permutations : int
-        Shuffles of the subjects of the second network for the null distribution (what layers share that have nothing in
-        common); 0 for none.
+        Shuffles of the subjects of the second network for the null distribution (what layers share
+        that have nothing in common); 0 for none.
     seed : int
 
     Returns
     -------
     pandas.DataFrame
-        Indexed by ``first`` and ``second`` layer: ``cka`` with its 95 % interval ``low``, ``high`` (jackknife over
-        subjects); and with permutations ``null_low``, ``null_high`` (their central 95 %) and ``p``.
+        Indexed by ``first`` and ``second`` layer: ``cka`` with its 95 % interval ``low``, ``high``
+        (jackknife over subjects); and with permutations ``null_low``, ``null_high`` (their central
+        95 %) and ``p``.
 
     Raises
     ------
     SimbaError
-        If matrices differ in shape, hold NaN or are constant, or if there are fewer than 5 subjects (in a group).
+        If matrices differ in shape, hold NaN or are constant, or if there are fewer than 5 subjects
+        (in a group).
 
     Notes
     -----
-    A bootstrap would draw subjects twice, and a subject is unusually like itself; the jackknife leaves subjects out, which
-    an estimator made of pairs of different subjects takes without bias (Arvesen 1969).
+    A bootstrap would draw subjects twice, and a subject is unusually like itself; the jackknife
+    leaves subjects out, which an estimator made of pairs of different subjects takes without bias
+    (Arvesen 1969).
 
     References
     ----------
-    Kornblith et al. (2019), ICML, eq. 2 and 3 (CKA); Song et al. (2012), J. Mach. Learn. Res. 13:1393-1434, eq. 5 (unbiased
-    criterion); Murphy et al. (2024), "Correcting biased centered kernel alignment measures in biological and artificial
-    neural networks"; Arvesen (1969), Ann. Math. Stat. 40:2076-2100 (jackknife of U-statistics).
+    Kornblith et al. (2019), ICML, eq. 2 and 3 (CKA); Song et al. (2012), J. Mach. Learn. Res.
+    13:1393-1434, eq. 5 (unbiased criterion); Murphy et al. (2024), "Correcting biased centered
+    kernel alignment measures in biological and artificial neural networks"; Arvesen (1969), Ann.
+    Math. Stat. 40:2076-2100 (jackknife of U-statistics).
     """
     if kernel not in KERNELS:
         raise UnknownNameError.among("kernel", kernel, KERNELS)
@@ -81,20 +94,33 @@ def cka(
             raise SimbaError("given", given.shape, f"of shape ({count},)")
         groups = [np.flatnonzero(given == value) for value in np.unique(given)]
     if min(map(len, groups)) < 5:
-        raise SimbaError("grams", f"{min(map(len, groups))} subjects", "of at least 5 subjects in each group")
+        raise SimbaError(
+            "grams", f"{min(map(len, groups))} subjects", "of at least 5 subjects in each group"
+        )
     ready = partial(_ready, kernel=kernel, debiased=debiased, bandwidth=bandwidth, groups=groups)
-    prepared = {("first", name): ready(checked(gram, count, f"first[{name!r}]")) for name, gram in first.items()}
+    prepared = {
+        ("first", name): ready(checked(gram, count, f"first[{name!r}]"))
+        for name, gram in first.items()
+    }
     if not same:
-        prepared |= {("second", name): ready(checked(gram, count, f"second[{name!r}]")) for name, gram in second.items()}
+        prepared |= {
+            ("second", name): ready(checked(gram, count, f"second[{name!r}]"))
+            for name, gram in second.items()
+        }
     orders = [
-        [stream(seed, number, f"cka/{group}").permutation(len(rows)) for group, rows in enumerate(groups)]
+        [
+            stream(seed, number, f"cka/{group}").permutation(len(rows))
+            for group, rows in enumerate(groups)
+        ]
         for number in range(permutations)
     ]
     side = "first" if same else "second"
     own = {key: _criterion(parts, parts, debiased) for key, parts in prepared.items()}
     flat = [f"{place}[{name!r}]" for (place, name), one in own.items() if not one.value > 0]
     if flat:
-        raise SimbaError(flat[0], "the same for all subjects, or noise alone", "a layer in which subjects differ")
+        raise SimbaError(
+            flat[0], "the same for all subjects, or noise alone", "a layer in which subjects differ"
+        )
 
     def row(one: str, other: str) -> dict[str, float]:
         left, right = prepared["first", one], prepared[side, other]
@@ -110,7 +136,9 @@ def cka(
             found["p"] = (1 + (null >= value).sum()) / (1 + len(null))
         return found
 
-    return pd.DataFrame(in_threads(row, ((one, other) for one in first for other in second))).set_index(["first", "second"])
+    return pd.DataFrame(
+        in_threads(row, ((one, other) for one in first for other in second))
+    ).set_index(["first", "second"])
 
 
 class _Criterion(NamedTuple):
@@ -120,7 +148,9 @@ class _Criterion(NamedTuple):
     without: np.ndarray
 
 
-def _ready(gram: np.ndarray, *, kernel: str, debiased: bool, bandwidth: float, groups: list) -> list[np.ndarray]:
+def _ready(
+    gram: np.ndarray, *, kernel: str, debiased: bool, bandwidth: float, groups: list
+) -> list[np.ndarray]:
     """Return the kernel matrix of each group, without its diagonal or centred."""
     if kernel == "rbf":
         size = np.diag(gram)
@@ -128,7 +158,10 @@ def _ready(gram: np.ndarray, *, kernel: str, debiased: bool, bandwidth: float, g
         middle = np.median(apart[np.triu_indices(len(gram), 1)])
         if middle == 0:
             raise SimbaError(
-                "grams", "the same for most subjects", "a layer in which subjects differ", "Or kernel='linear'."
+                "grams",
+                "the same for most subjects",
+                "a layer in which subjects differ",
+                "Or kernel='linear'.",
             )
         gram = np.exp(-apart / (2 * bandwidth**2 * middle))
     parts = []
@@ -148,7 +181,10 @@ def _ready(gram: np.ndarray, *, kernel: str, debiased: bool, bandwidth: float, g
 def _criterion(left: list[np.ndarray], right: list[np.ndarray], debiased: bool) -> _Criterion:
     """Sum over groups, each weighted by its number of pairs."""
     value, without = 0.0, []
-    parts = [_unbiased(one, other) if debiased else _biased(one, other) for one, other in zip(left, right, strict=True)]
+    parts = [
+        _unbiased(one, other) if debiased else _biased(one, other)
+        for one, other in zip(left, right, strict=True)
+    ]
     value = sum(part.value * len(part.without) for part in parts)
     for part in parts:
         count = len(part.without)
@@ -177,7 +213,8 @@ def _biased(left: np.ndarray, right: np.ndarray) -> _Criterion:
     n = len(left)
     pairs = np.einsum("ij,ij->i", left, right)
     trace = pairs.sum()
-    # Without subject i the rows sum to minus its entries; centring that remainder again takes these terms away.
+    # Without subject i the rows sum to minus its entries; centring that remainder again takes these
+    # terms away.
     m = n - 1
     own_left, own_right = np.diag(left), np.diag(right)
     traces = trace - 2 * pairs + own_left * own_right
@@ -187,7 +224,9 @@ def _biased(left: np.ndarray, right: np.ndarray) -> _Criterion:
     return _Criterion(trace / (n - 1) ** 2, without)
 
 
-def _shuffled(left: list[np.ndarray], right: list[np.ndarray], orders: list[np.ndarray], debiased: bool) -> float:
+def _shuffled(
+    left: list[np.ndarray], right: list[np.ndarray], orders: list[np.ndarray], debiased: bool
+) -> float:
     """Return the criterion after another order of the subjects of the right network, within groups."""
     total = 0.0
     for one, other, order in zip(left, right, orders, strict=True):
@@ -196,13 +235,17 @@ def _shuffled(left: list[np.ndarray], right: list[np.ndarray], orders: list[np.n
         if debiased:
             rows, columns = one.sum(axis=0), other.sum(axis=0)
             product, chain = rows.sum() * columns.sum(), rows @ columns[order]
-            total += (trace + product / ((n - 1) * (n - 2)) - 2 * chain / (n - 2)) / (n * (n - 3)) * n
+            total += (
+                (trace + product / ((n - 1) * (n - 2)) - 2 * chain / (n - 2)) / (n * (n - 3)) * n
+            )
         else:
             total += trace / (n - 1) ** 2 * n
     return total
 
 
-def _jackknifed(both: _Criterion, mine: _Criterion, theirs: _Criterion, value: float) -> tuple[float, float]:
+def _jackknifed(
+    both: _Criterion, mine: _Criterion, theirs: _Criterion, value: float
+) -> tuple[float, float]:
     """95 % interval on the scale of the inverse hyperbolic tangent, where values near one spread evenly."""
     with np.errstate(invalid="ignore", divide="ignore"):
         without = both.without / np.sqrt(mine.without * theirs.without)

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri
 
-from simba_lab.rng import stream
-from simba_lab.synthesis.anatomy import load_template
+from simba_lab.core.rng import stream
+from simba_lab.synthesis.anatomy.modes import subject_lattice
+from simba_lab.synthesis.anatomy.template import load_template
 from simba_lab.synthesis.effects import CLASSES
-from simba_lab.synthesis.modes import subject_lattice
 from simba_lab.synthesis.scenario import SPLITS, Scenario
 
 # So many of the subject coefficients with most variance are matched across bias groups and splits.
@@ -29,7 +29,10 @@ def design(scenario: Scenario, seed: int) -> pd.DataFrame:
         memberships = scenario.memberships(name)
         for split, count in zip(SPLITS, _shared_out(in_class, scenario.split), strict=True):
             sizes = _shared_out(count, tuple(memberships.values()))
-            cells += [(split, label, groups, size) for groups, size in zip(memberships, sizes, strict=True)]
+            cells += [
+                (split, label, groups, size)
+                for groups, size in zip(memberships, sizes, strict=True)
+            ]
     lattice = subject_lattice(load_template(scenario.template))
     modes = len(scenario.variability.leading(lattice, MATCHED_MODES))
     order = stream(seed, "cohort", "order").permutation(scenario.subjects)
@@ -38,13 +41,20 @@ def design(scenario: Scenario, seed: int) -> pd.DataFrame:
         count = len(range(fold, size, FOLDS))
         subjects = np.sort(order[start : start + count])
         start += count
-        columns = {"split": split, "label": label, **dict(zip(biases, groups, strict=True)), "fold": fold}
+        columns = {
+            "split": split,
+            "label": label,
+            **dict(zip(biases, groups, strict=True)),
+            "fold": fold,
+        }
         where = f"{split}/{label}/{groups}/{fold}"
         for effect_name, effect in scenario.effects.items():
             ranks = _stratified(seed, f"{where}/{effect_name}", subjects)
             columns[f"{effect_name}_magnitude"] = effect.magnitude[CLASSES[label]].ppf(ranks)
         for mode in range(1, modes + 1):
-            columns[f"anatomy_{mode}"] = ndtri(_stratified(seed, f"{where}/anatomy_{mode}", subjects))
+            columns[f"anatomy_{mode}"] = ndtri(
+                _stratified(seed, f"{where}/anatomy_{mode}", subjects)
+            )
         frames.append(pd.DataFrame(columns, index=pd.Index(subjects, name="subject")))
     return pd.concat([frame for frame in frames if len(frame)]).sort_index()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.stats import norm, truncnorm
 
-from simba_lab.errors import SimbaError, UnknownNameError
+from simba_lab.core.errors import SimbaError, UnknownNameError
 
 if TYPE_CHECKING:
     from simba_lab.synthesis.scenario import Scenario
@@ -41,10 +41,16 @@ class Normal:
             or not np.isfinite(numbers[:2]).all()
             or self.sd < 0
         ):
-            raise SimbaError("magnitude", numbers[:2], "finite, with a standard deviation of at least 0")
+            raise SimbaError(
+                "magnitude", numbers[:2], "finite, with a standard deviation of at least 0"
+            )
         inside = self.low <= self.mean <= self.high if self.sd == 0 else self.low < self.high
         if not inside:
-            raise SimbaError("magnitude", numbers[2:], "bounds (low, high) in this order, with something between them")
+            raise SimbaError(
+                "magnitude",
+                numbers[2:],
+                "bounds (low, high) in this order, with something between them",
+            )
 
     @property
     def _distribution(self):
@@ -59,7 +65,11 @@ class Normal:
 
     def ppf(self, share: np.ndarray) -> np.ndarray:
         """Return the magnitudes below which given shares of the population lie."""
-        return np.full(np.shape(share), float(self.mean)) if self.sd == 0 else self._distribution.ppf(share)
+        return (
+            np.full(np.shape(share), float(self.mean))
+            if self.sd == 0
+            else self._distribution.ppf(share)
+        )
 
 
 def per_class(value: object, kind: type, field_name: str) -> dict:
@@ -70,7 +80,9 @@ def per_class(value: object, kind: type, field_name: str) -> dict:
         raise SimbaError(field_name, dict(value), f"given for the classes {' and '.join(CLASSES)}")
     for name, entry in value.items():
         if not isinstance(entry, kind):
-            raise SimbaError(f"{field_name}[{name!r}]", entry, f"of type {getattr(kind, '__name__', kind)}")
+            raise SimbaError(
+                f"{field_name}[{name!r}]", entry, f"of type {getattr(kind, '__name__', kind)}"
+            )
     return {name: value[name] for name in CLASSES}
 
 
@@ -82,7 +94,9 @@ def _settle(effect: Effect) -> None:
         prevalence = per_class(effect.prevalence, int | float, "prevalence")
         for name, value in prevalence.items():
             if not 0 <= value <= 1:
-                raise SimbaError(f"prevalence[{name!r}]", value, "in [0, 1]", "It is P(bias group | class).")
+                raise SimbaError(
+                    f"prevalence[{name!r}]", value, "in [0, 1]", "It is P(bias group | class)."
+                )
         object.__setattr__(effect, "prevalence", prevalence)
 
 
@@ -90,9 +104,10 @@ def _settle(effect: Effect) -> None:
 class Morphology:
     """A region that grows, shrinks or changes shape, pushing its neighbourhood smoothly.
 
-    By default the velocity is the downhill gradient of the smoothed region mask: it points outwards at the region's surface
-    and vanishes far from it. With `mode`, it is one mode of the scenario's healthy variability, seen through the smoothed
-    mask (Stanley et al. 2023 use the first mode of a principal component analysis).
+    By default the velocity is the downhill gradient of the smoothed region mask: it points outwards
+    at the region's surface and vanishes far from it. With `mode`, it is one mode of the scenario's
+    healthy variability, seen through the smoothed mask (Stanley et al. 2023 use the first mode of a
+    principal component analysis).
 
     Parameters
     ----------
@@ -101,10 +116,11 @@ class Morphology:
     amplitude_mm : float
         Peak displacement at magnitude 1; negative amplitudes shrink the region.
     magnitude : Normal or mapping of class to Normal, optional
-        Distribution of the magnitude; by default N(+1, 1) and N(-1, 1) for disease and control if the effect is the
-        disease of a scenario, and N(2, 1) if it is a bias (Stanley et al. 2023).
+        Distribution of the magnitude; by default N(+1, 1) and N(-1, 1) for disease and control if
+        the effect is the disease of a scenario, and N(2, 1) if it is a bias (Stanley et al. 2023).
     prevalence : mapping of class to float, optional
-        P(bias group | class); for a bias only. Half of either class by default, which is no bias at all.
+        P(bias group | class); for a bias only. Half of either class by default, which is no bias at
+        all.
     smoothness_mm : float
         Standard deviation of the Gaussian that smooths the mask.
     mode : int, optional
@@ -119,13 +135,26 @@ class Morphology:
     mode: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.amplitude_mm, int | float) or not 0 < abs(self.amplitude_mm) < np.inf:
-            raise SimbaError("amplitude_mm", self.amplitude_mm, "a finite number of mm other than 0", "2.5 is moderate.")
+        if (
+            not isinstance(self.amplitude_mm, int | float)
+            or not 0 < abs(self.amplitude_mm) < np.inf
+        ):
+            raise SimbaError(
+                "amplitude_mm",
+                self.amplitude_mm,
+                "a finite number of mm other than 0",
+                "2.5 is moderate.",
+            )
         if not isinstance(self.smoothness_mm, int | float) or not 2 <= self.smoothness_mm <= 20:
-            raise SimbaError("smoothness_mm", self.smoothness_mm, "from 2 to 20 (mm)", "5 suits most regions.")
+            raise SimbaError(
+                "smoothness_mm", self.smoothness_mm, "from 2 to 20 (mm)", "5 suits most regions."
+            )
         if self.mode is not None and (not isinstance(self.mode, int) or not 1 <= self.mode <= 100):
             raise SimbaError(
-                "mode", self.mode, "an integer from 1 to 100, or left out", "1 is the mode with most variance."
+                "mode",
+                self.mode,
+                "an integer from 1 to 100, or left out",
+                "1 is the mode with most variance.",
             )
         _settle(self)
 
@@ -138,7 +167,7 @@ class Morphology:
 
     def matched_to(self, *, d_prime: float, scenario: Scenario) -> Morphology:
         """Return the same effect at the amplitude that an ideal linear observer detects with `d_prime` in a scenario."""
-        from simba_lab.synthesis.salience import matched
+        from simba_lab.synthesis.observer import matched
 
         return matched(self, d_prime=d_prime, scenario=scenario)
 
@@ -157,23 +186,25 @@ INTENSITIES = {
 class Intensity:
     """An effect of the scanner on the image, everywhere in the brain.
 
-    At magnitude m, ``contrast`` multiplies the distance of each intensity from the template's mean by (1 + strength)^m;
-    ``gamma`` raises intensities (white matter: 1) to the power (1 + strength)^m; ``bias_field`` multiplies the image by a
-    smooth field whose log has the standard deviation m x strength; ``noise`` and ``blur`` add m x strength of themselves,
-    in quadrature to what is there, and nothing where m is negative.
+    At magnitude m, ``contrast`` multiplies the distance of each intensity from the template's mean
+    by (1 + strength)^m; ``gamma`` raises intensities (white matter: 1) to the power (1 +
+    strength)^m; ``bias_field`` multiplies the image by a smooth field whose log has the standard
+    deviation m x strength; ``noise`` and ``blur`` add m x strength of themselves, in quadrature to
+    what is there, and nothing where m is negative.
 
     Parameters
     ----------
     kind : {"contrast", "gamma", "bias_field", "noise", "blur"}
     strength : float
-        Strength at magnitude 1: relative for contrast and gamma (0.2 is 20 % more), a share for bias field and noise, mm
-        (full width at half maximum) for blur.
+        Strength at magnitude 1: relative for contrast and gamma (0.2 is 20 % more), a share for
+        bias field and noise, mm (full width at half maximum) for blur.
     magnitude, prevalence
         As for `Morphology`.
 
     References
     ----------
-    Stanley et al. (2024), JAMIA 31:2613-2621 (contrast); Gudbjartsson and Patz (1995), MRM 34:910-914, eq. 1 (noise).
+    Stanley et al. (2024), JAMIA 31:2613-2621 (contrast); Gudbjartsson and Patz (1995), MRM
+    34:910-914, eq. 1 (noise).
     """
 
     kind: str
@@ -185,9 +216,16 @@ class Intensity:
         if self.kind not in INTENSITIES:
             raise UnknownNameError.among("kind", self.kind, INTENSITIES)
         meaning, (low, high) = INTENSITIES[self.kind]
-        if not isinstance(self.strength, int | float) or not low <= self.strength <= high or self.strength == 0:
+        if (
+            not isinstance(self.strength, int | float)
+            or not low <= self.strength <= high
+            or self.strength == 0
+        ):
             raise SimbaError(
-                "strength", self.strength, f"from {low:g} to {high:g} and not 0 for {self.kind}", f"It is the {meaning}."
+                "strength",
+                self.strength,
+                f"from {low:g} to {high:g} and not 0 for {self.kind}",
+                f"It is the {meaning}.",
             )
         _settle(self)
 
@@ -200,7 +238,7 @@ class Intensity:
 
     def matched_to(self, *, d_prime: float, scenario: Scenario) -> Intensity:
         """Return the same effect at the strength that an ideal linear observer detects with `d_prime` in a scenario."""
-        from simba_lab.synthesis.salience import matched
+        from simba_lab.synthesis.observer import matched
 
         return matched(self, d_prime=d_prime, scenario=scenario)
 

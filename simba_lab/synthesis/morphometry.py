@@ -11,20 +11,23 @@ import pandas as pd
 from scipy.ndimage import center_of_mass, distance_transform_edt, label
 from tqdm.auto import tqdm
 
-from simba_lab.errors import SimbaError
-from simba_lab.synthesis.anatomy import Lattice, Template
-from simba_lab.synthesis.deformation import gentle_flow
-from simba_lab.synthesis.modes import subject_lattice
+from simba_lab.core.errors import SimbaError
+from simba_lab.core.lattice import Lattice
+from simba_lab.synthesis.anatomy.modes import subject_lattice
+from simba_lab.synthesis.anatomy.template import Template
+from simba_lab.synthesis.rendering.deformation import gentle_flow
 
 if TYPE_CHECKING:
-    from simba_lab.synthesis.cohort import Cohort
+    from simba_lab.synthesis.synthetic_cohort import Cohort
 
 STRUCTURES = ("Hippocampus", "Putamen", "Thalamus", "Caudate")
-# Ventricles are where a T1 is darker than half of white matter, half-way between fluid and grey matter ...
+# Ventricles are where a T1 is darker than half of white matter, half-way between fluid and grey
+# matter ...
 FLUID = 0.5
 # ... this far from the surface of the brain, where sulci do not reach ...
 DEPTH_MM = 20.0
-# ... and with their centre this far to the side: the third and fourth ventricle and the cisterns lie on the midline.
+# ... and with their centre this far to the side: the third and fourth ventricle and the cisterns
+# lie on the midline.
 ASIDE_MM = (5.0, 30.0)
 # Bilateral mean and SD in ml, number of people, source.
 POPULATION = {
@@ -37,73 +40,89 @@ POPULATION = {
 }
 
 
-def region_volumes(cohort: Cohort, regions: Iterable[str] = STRUCTURES, *, progress: bool = False) -> pd.DataFrame:
+def region_volumes(
+    cohort: Cohort, regions: Iterable[str] = STRUCTURES, *, progress: bool = False
+) -> pd.DataFrame:
     """Return the volumes of each subject's healthy anatomy: with the subject effect, without disease and bias.
 
-    Nothing is rendered. Tissue at x comes to lie at ``exp(v)(x)``, so a region has the volume of its template mask weighed
-    with the Jacobian determinant of ``exp(v)``. The determinant is as smooth as the velocity: it is computed on the coarse
-    lattice of the subjects and interpolated linearly, for which the masks are summed up per coarse point beforehand.
+    Nothing is rendered. Tissue at x comes to lie at ``exp(v)(x)``, so a region has the volume of
+    its template mask weighed with the Jacobian determinant of ``exp(v)``. The determinant is as
+    smooth as the velocity: it is computed on the coarse lattice of the subjects and interpolated
+    linearly, for which the masks are summed up per coarse point beforehand.
 
     Parameters
     ----------
     cohort : Cohort
         Of a scenario.
     regions : iterable of str
-        Names of the template's regions. ``"Putamen"`` stands for ``"Putamen_L"`` and ``"Putamen_R"`` together.
+        Names of the template's regions. ``"Putamen"`` stands for ``"Putamen_L"`` and
+        ``"Putamen_R"`` together.
     progress : bool
         Show a progress bar.
 
     Returns
     -------
     pandas.DataFrame
-        One row per subject; the columns are ``brain`` (all that is in the brain mask, fluid included), ``ventricles``
-        (lateral) and the regions, in ml.
+        One row per subject; the columns are ``brain`` (all that is in the brain mask, fluid
+        included), ``ventricles`` (lateral) and the regions, in ml.
 
     Raises
     ------
     UnknownNameError
         If the template has no such region.
     """
-    names = list(dict.fromkeys(["brain", "ventricles", *([regions] if isinstance(regions, str) else regions)]))
+    names = list(
+        dict.fromkeys(
+            ["brain", "ventricles", *([regions] if isinstance(regions, str) else regions)]
+        )
+    )
     template, model = cohort.template, cohort.scenario.variability
     lattice = subject_lattice(template)
     weights = np.stack([_weights(template, name).ravel() for name in names], axis=1)
     volumes = np.empty((len(cohort), len(names)))
     for index in tqdm(range(len(cohort)), disable=not progress, desc="volumes"):
-        forward = gentle_flow(model.velocity(cohort.coefficients(index), lattice), lattice.spacing_mm)
+        forward = gentle_flow(
+            model.velocity(cohort.coefficients(index), lattice), lattice.spacing_mm
+        )
         volumes[index] = _determinant(forward, lattice.spacing_mm).ravel() @ weights
     return pd.DataFrame(volumes, index=cohort.table.index, columns=names)
 
 
 def template_volumes(template: Template, regions: Iterable[str] = STRUCTURES) -> pd.Series:
     """Return the volumes of the template itself, in ml, named like the columns of `region_volumes`."""
-    return pd.Series({name: float(_weights(template, name).sum()) for name in ("brain", "ventricles", *regions)})
+    return pd.Series(
+        {name: float(_weights(template, name).sum()) for name in ("brain", "ventricles", *regions)}
+    )
 
 
 def population_volumes() -> pd.DataFrame:
     """Return published volumes of healthy adults, left and right together.
 
-    Methods and age groups differ between the studies, and so do their means: compare coefficients of variation. The
-    ventricles of the template are those of young people; the spread of theirs is mostly due to age.
+    Methods and age groups differ between the studies, and so do their means: compare coefficients
+    of variation. The ventricles of the template are those of young people; the spread of theirs is
+    mostly due to age.
 
     Returns
     -------
     pandas.DataFrame
-        Indexed like the columns of `region_volumes`; columns ``mean_ml``, ``sd_ml``, ``cv`` (their ratio), ``people`` and
-        ``source``.
+        Indexed like the columns of `region_volumes`; columns ``mean_ml``, ``sd_ml``, ``cv`` (their
+        ratio), ``people`` and ``source``.
 
     References
     ----------
-    Yamada et al. (2023), "Aging-related volume changes in the brain and cerebrospinal fluid using artificial
-    intelligence-automated segmentation", European Radiology 33, 7099-7112 (133 volunteers, 21 to 92 years);
-    Raz et al. (2003), "Differential aging of the human striatum: longitudinal evidence", American Journal of
-    Neuroradiology 24(9), 1849-1856 (53 people, 20 to 77 years; of the caudate nucleus the head);
-    Price et al. (2016), "Gray and white matter contributions to cognitive frontostriatal deficits in non-demented
-    Parkinson's disease", PLoS ONE 11(1), e0147332 (the 40 people without the disease).
-    For the brain, Whitwell et al. (2001), "Normalization of cerebral volumes by use of intracranial volume", American
-    Journal of Neuroradiology 22(8), 1483-1489, give the same coefficient of variation, 10.0 %, in 55 controls.
+    Yamada et al. (2023), "Aging-related volume changes in the brain and cerebrospinal fluid using
+    artificial intelligence-automated segmentation", European Radiology 33, 7099-7112 (133
+    volunteers, 21 to 92 years); Raz et al. (2003), "Differential aging of the human striatum:
+    longitudinal evidence", American Journal of Neuroradiology 24(9), 1849-1856 (53 people, 20 to 77
+    years; of the caudate nucleus the head); Price et al. (2016), "Gray and white matter
+    contributions to cognitive frontostriatal deficits in non-demented Parkinson's disease", PLoS
+    ONE 11(1), e0147332 (the 40 people without the disease). For the brain, Whitwell et al. (2001),
+    "Normalization of cerebral volumes by use of intracranial volume", American Journal of
+    Neuroradiology 22(8), 1483-1489, give the same coefficient of variation, 10.0 %, in 55 controls.
     """
-    table = pd.DataFrame.from_dict(POPULATION, orient="index", columns=["mean_ml", "sd_ml", "people", "source"])
+    table = pd.DataFrame.from_dict(
+        POPULATION, orient="index", columns=["mean_ml", "sd_ml", "people", "source"]
+    )
     table.insert(2, "cv", table["sd_ml"] / table["mean_ml"])
     return table.rename_axis("region")
 
@@ -111,8 +130,8 @@ def population_volumes() -> pd.DataFrame:
 def lateral_ventricles(template: Template) -> np.ndarray:
     """Return the mask of both lateral ventricles, bool, shape (X, Y, Z), as far as the T1 shows them.
 
-    On each side, the largest connected dark body that lies deep inside the brain and off the midline. The temporal horns,
-    too thin to be seen in an average brain, are missing.
+    On each side, the largest connected dark body that lies deep inside the brain and off the
+    midline. The temporal horns, too thin to be seen in an average brain, are missing.
 
     Raises
     ------
@@ -128,10 +147,15 @@ def lateral_ventricles(template: Template) -> np.ndarray:
     aside_mm = np.array([centre[0] - middle for centre in centres]) * spacing
     mask = np.zeros(template.lattice.shape, bool)
     for side in (-1, 1):
-        there = np.flatnonzero((side * aside_mm > ASIDE_MM[0]) & (side * aside_mm < ASIDE_MM[1])) + 1
+        there = (
+            np.flatnonzero((side * aside_mm > ASIDE_MM[0]) & (side * aside_mm < ASIDE_MM[1])) + 1
+        )
         if there.size == 0:
             raise SimbaError(
-                "template", template.name, "a T1 in which both lateral ventricles are dark", "Use a T1 such as icbm2009c."
+                "template",
+                template.name,
+                "a T1 in which both lateral ventricles are dark",
+                "Use a T1 such as icbm2009c.",
             )
         mask |= bodies == there[np.argmax(sizes[there])]
     return mask
@@ -154,7 +178,9 @@ def _weights(template: Template, name: str) -> np.ndarray:
     coarse, fine = subject_lattice(template), template.lattice
     weights = _mask(template, name).astype(np.float32) * np.float32(fine.spacing_mm**3 / 1000)
     for axis in range(3):  # the hats are products over the axes
-        weights = np.moveaxis(np.tensordot(_hats(coarse, fine, axis), weights, axes=(1, axis)), 0, axis)
+        weights = np.moveaxis(
+            np.tensordot(_hats(coarse, fine, axis), weights, axes=(1, axis)), 0, axis
+        )
     weights.setflags(write=False)
     return weights
 
@@ -168,8 +194,8 @@ def _hats(coarse: Lattice, fine: Lattice, axis: int) -> np.ndarray:
 def _determinant(displacement: np.ndarray, spacing_mm: float) -> np.ndarray:
     """Jacobian determinant of x + u(x), interleaved u in, (X, Y, Z) out.
 
-    Differences of fourth order: on a 4 mm lattice those of second order would lose 1 % of what a field with a length scale
-    of 20 mm does to a volume.
+    Differences of fourth order: on a 4 mm lattice those of second order would lose 1 % of what a
+    field with a length scale of 20 mm does to a volume.
     """
     columns = []
     for axis in range(3):

@@ -14,10 +14,10 @@ import numpy as np
 import yaml
 from scipy.integrate import quad
 
-from simba_lab.errors import SimbaError, UnknownNameError
-from simba_lab.synthesis.anatomy import TEMPLATES, check_spacing
+from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.synthesis.anatomy.subjects import GaussianProcessSubjects, PCASubjects, Subjects
+from simba_lab.synthesis.anatomy.template import TEMPLATES, check_spacing
 from simba_lab.synthesis.effects import CLASSES, EXAMPLE, Effect, Intensity, Morphology, Normal
-from simba_lab.synthesis.subjects import GaussianProcessSubjects, PCASubjects, Subjects
 
 SPLITS = ("train", "validation", "test")
 MEMBERSHIPS = ("independent", "joint")
@@ -36,10 +36,11 @@ class Scenario:
     disease : Morphology or Intensity
         The effect that defines the label.
     bias : Morphology or Intensity, or mapping of name to effect, optional
-        What is correlated with the label but is not the disease: one effect, called ``bias`` in tables, or several by name.
+        What is correlated with the label but is not the disease: one effect, called ``bias`` in
+        tables, or several by name.
     membership : {"independent", "joint"}
-        How the groups of several biases go together within a class: drawn independently of each other, or jointly, so that
-        who is in a smaller group is in all larger ones too.
+        How the groups of several biases go together within a class: drawn independently of each
+        other, or jointly, so that who is in a smaller group is in all larger ones too.
     spacing_mm : float
         Voxel size of the volumes.
     variability : GaussianProcessSubjects or PCASubjects
@@ -71,25 +72,46 @@ class Scenario:
     template: str = "icbm2009c"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.subjects, int) or isinstance(self.subjects, bool) or self.subjects < 16:
-            raise SimbaError("scenario.subjects", self.subjects, "an integer of at least 16", "400 train a small network.")
+        if (
+            not isinstance(self.subjects, int)
+            or isinstance(self.subjects, bool)
+            or self.subjects < 16
+        ):
+            raise SimbaError(
+                "scenario.subjects",
+                self.subjects,
+                "an integer of at least 16",
+                "400 train a small network.",
+            )
         check_spacing(self.spacing_mm, "scenario.spacing_mm")
         if not isinstance(self.noise, int | float) or not 0 <= self.noise <= 1:
-            raise SimbaError("scenario.noise", self.noise, "in [0, 1]", "0.03 looks like a good scanner.")
+            raise SimbaError(
+                "scenario.noise", self.noise, "in [0, 1]", "0.03 looks like a good scanner."
+            )
         object.__setattr__(self, "split", tuple(float(share) for share in self.split))
         if len(self.split) != 3 or min(self.split) <= 0 or abs(sum(self.split) - 1) > 1e-6:
             raise SimbaError("scenario.split", self.split, "three positive shares that add up to 1")
         if self.template not in TEMPLATES:
             raise UnknownNameError.among("scenario.template", self.template, TEMPLATES)
         if not isinstance(self.bias_field, int | float) or not 0 <= self.bias_field <= 1:
-            raise SimbaError("scenario.bias_field", self.bias_field, "in [0, 1]", "0.05 is what correction leaves.")
+            raise SimbaError(
+                "scenario.bias_field",
+                self.bias_field,
+                "in [0, 1]",
+                "0.05 is what correction leaves.",
+            )
         if self.membership not in MEMBERSHIPS:
-            raise SimbaError("scenario.membership", self.membership, f"one of {', '.join(MEMBERSHIPS)}")
+            raise SimbaError(
+                "scenario.membership", self.membership, f"one of {', '.join(MEMBERSHIPS)}"
+            )
         if not isinstance(self.disease, Effect):
             raise SimbaError("scenario.disease", self.disease, EXAMPLE)
         if self.disease.prevalence is not None:
             raise SimbaError(
-                "scenario.disease.prevalence", dict(self.disease.prevalence), "left out", "Only a bias has a prevalence."
+                "scenario.disease.prevalence",
+                dict(self.disease.prevalence),
+                "left out",
+                "Only a bias has a prevalence.",
             )
         defaults = {"magnitude": {"disease": Normal(1.0, 1.0), "control": Normal(-1.0, 1.0)}}
         object.__setattr__(self, "disease", _completed(self.disease, defaults))
@@ -103,7 +125,11 @@ class Scenario:
                 or name.startswith("anatomy_")
                 or name.endswith("_magnitude")
             ):
-                raise SimbaError("scenario.bias", name, f"named by letters, digits and _, and not {', '.join(RESERVED)}")
+                raise SimbaError(
+                    "scenario.bias",
+                    name,
+                    f"named by letters, digits and _, and not {', '.join(RESERVED)}",
+                )
         completed = {name: _completed(effect, defaults) for name, effect in self.biases.items()}
         if isinstance(self.bias, Mapping):
             object.__setattr__(self, "bias", completed or None)
@@ -130,13 +156,17 @@ class Scenario:
         unknown = set(changes) - {entry.name for entry in dataclasses.fields(self)}
         if unknown:
             name = sorted(unknown)[0]
-            raise UnknownNameError.among(f"scenario.{name}", name, [entry.name for entry in dataclasses.fields(self)])
+            raise UnknownNameError.among(
+                f"scenario.{name}", name, [entry.name for entry in dataclasses.fields(self)]
+            )
         return dataclasses.replace(self, **changes)
 
     def unbiased(self) -> Scenario:
         """Return the control scenario: the same bias effects, as common in one class as in the other."""
         fair = {
-            name: dataclasses.replace(effect, prevalence=float(np.mean([*effect.prevalence.values()])))
+            name: dataclasses.replace(
+                effect, prevalence=float(np.mean([*effect.prevalence.values()]))
+            )
             for name, effect in self.biases.items()
         }
         return self.replace(bias=fair if isinstance(self.bias, Mapping) else fair.get("bias"))
@@ -146,21 +176,27 @@ class Scenario:
         rates = np.array([effect.prevalence[class_name] for effect in self.biases.values()])
         patterns = list(product((1, 0), repeat=len(rates)))
         if self.membership == "joint":
-            # One uniform number decides on all groups: whoever is below a rate is below all larger ones.
+            # One uniform number decides on all groups: whoever is below a rate is below all larger
+            # ones.
             inside = [
-                min(rates[np.array(pattern) == 1], default=1.0) - max(rates[np.array(pattern) == 0], default=0.0)
+                min(rates[np.array(pattern) == 1], default=1.0)
+                - max(rates[np.array(pattern) == 0], default=0.0)
                 for pattern in patterns
             ]
             shares = np.maximum(0.0, inside)
         else:
             shares = [np.prod(np.where(pattern, rates, 1 - rates)) for pattern in patterns]
-        return {pattern: float(share) for pattern, share in zip(patterns, shares, strict=True) if share > 1e-12}
+        return {
+            pattern: float(share)
+            for pattern, share in zip(patterns, shares, strict=True)
+            if share > 1e-12
+        }
 
     def ceiling(self, *, shortcut: bool = False) -> float:
         """Return the best accuracy that any classifier can reach on this scenario.
 
-        Classes overlap by design, so even an ideal reader of the disease errs. With N(+1, 1) against N(-1, 1) the
-        ceiling is Phi(1), 84.1 %.
+        Classes overlap by design, so even an ideal reader of the disease errs. With N(+1, 1)
+        against N(-1, 1) the ceiling is Phi(1), 84.1 %.
 
         Parameters
         ----------
@@ -171,14 +207,22 @@ class Scenario:
         if shortcut and self.biases:
             shares = {name: self.memberships(name) for name in CLASSES}
             patterns = dict.fromkeys(pattern for name in CLASSES for pattern in shares[name])
-            weights = [{name: shares[name].get(pattern, 0.0) for name in CLASSES} for pattern in patterns]
+            weights = [
+                {name: shares[name].get(pattern, 0.0) for name in CLASSES} for pattern in patterns
+            ]
         control, disease = (self.disease.magnitude[name] for name in CLASSES)
-        return float(sum(_bayes(control, disease, *(0.5 * weight[name] for name in CLASSES)) for weight in weights))
+        return float(
+            sum(
+                _bayes(control, disease, *(0.5 * weight[name] for name in CLASSES))
+                for weight in weights
+            )
+        )
 
     def leakage_floor(self, accuracy: float, bias: str | None = None) -> float:
         """Return how well a probe that knows only the disease, with some accuracy, already predicts a bias group.
 
-        With prevalence p in the disease class and 1 - p among controls, accuracy a gives ``a p + (1 - a)(1 - p)``.
+        With prevalence p in the disease class and 1 - p among controls, accuracy a gives ``a p + (1
+        - a)(1 - p)``.
 
         Parameters
         ----------
@@ -221,7 +265,12 @@ class Scenario:
         if text is None:
             path = Path(source)
             if not path.is_file():
-                raise SimbaError("scenario", str(source), "an existing YAML file", "Examples are in data/scenarios/.")
+                raise SimbaError(
+                    "scenario",
+                    str(source),
+                    "an existing YAML file",
+                    "Examples are in data/scenarios/.",
+                )
             text = path.read_text(encoding="utf-8")
         try:
             values = yaml.safe_load(text)
@@ -231,7 +280,9 @@ class Scenario:
 
 
 def _completed(effect: Effect, defaults: dict[str, Any]) -> Effect:
-    return dataclasses.replace(effect, **{name: value for name, value in defaults.items() if getattr(effect, name) is None})
+    return dataclasses.replace(
+        effect, **{name: value for name, value in defaults.items() if getattr(effect, name) is None}
+    )
 
 
 @cache  # every evaluation asks for it
@@ -253,9 +304,15 @@ def _plain(value: Any) -> Any:
     if isinstance(value, PCASubjects):
         return value.to_dict()
     if dataclasses.is_dataclass(value):
-        entries = {entry.name: _plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
+        entries = {
+            entry.name: _plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)
+        }
         # What is left out is what a reader of the file need not know.
-        return {name: entry for name, entry in entries.items() if not (name in OPTIONAL and entry == OPTIONAL[name])}
+        return {
+            name: entry
+            for name, entry in entries.items()
+            if not (name in OPTIONAL and entry == OPTIONAL[name])
+        }
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, tuple | list):
@@ -283,8 +340,14 @@ def _built(kind: type, values: object, where: str) -> Any:
     try:
         return kind(**arguments)
     except TypeError as error:
-        required = [entry.name for entry in dataclasses.fields(kind) if entry.default is entry.default_factory]
-        raise SimbaError(where, dict(values), f"complete (it needs at least {', '.join(required)})", str(error)) from error
+        required = [
+            entry.name
+            for entry in dataclasses.fields(kind)
+            if entry.default is entry.default_factory
+        ]
+        raise SimbaError(
+            where, dict(values), f"complete (it needs at least {', '.join(required)})", str(error)
+        ) from error
 
 
 def _magnitude(values: Mapping, where: str) -> Normal | dict[str, Normal]:

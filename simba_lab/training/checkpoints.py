@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from simba_lab.errors import SimbaError
+from simba_lab.core.errors import SimbaError
 
 
 def digest(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -37,7 +37,9 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, A
         part.unlink(missing_ok=True)
 
 
-def read(path: Path, *, field: str = "checkpoint") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def read(
+    path: Path, *, field: str = "checkpoint"
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read tensors and facts back, and hold them against the digest that was written with them.
 
     Raises
@@ -52,13 +54,17 @@ def read(path: Path, *, field: str = "checkpoint") -> tuple[dict[str, torch.Tens
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         facts, expected = json.loads(metadata["facts"]), metadata["digest"]
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise SimbaError(field, str(path), allowed, f"It cannot be read ({error}). {remedy}") from error
+        raise SimbaError(
+            field, str(path), allowed, f"It cannot be read ({error}). {remedy}"
+        ) from error
     if digest(tensors) != expected:
         raise SimbaError(field, str(path), allowed, f"Its numbers were changed since. {remedy}")
     return tensors, facts
 
 
-def optimiser_state(optimiser: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+def optimiser_state(
+    optimiser: torch.optim.Optimizer,
+) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
     """Return the tensors of an optimiser by name, and its settings (learning rates, momenta) as plain values."""
     state = optimiser.state_dict()
     tensors = {
@@ -70,7 +76,9 @@ def optimiser_state(optimiser: torch.optim.Optimizer) -> tuple[dict[str, torch.T
 
 
 def restore_optimiser(
-    optimiser: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], groups: list[dict[str, Any]]
+    optimiser: torch.optim.Optimizer,
+    tensors: Mapping[str, torch.Tensor],
+    groups: list[dict[str, Any]],
 ) -> None:
     """Put back what `optimiser_state` returned."""
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
@@ -79,7 +87,13 @@ def restore_optimiser(
         number, key = name.split(".")
         # Laid out in memory as the parameter is: channels-last, maybe.
         like = parameters[int(number)]
-        value = torch.empty_like(like).copy_(value) if value.shape == like.shape and value.dim() else value.clone()
+        value = (
+            torch.empty_like(like).copy_(value)
+            if value.shape == like.shape and value.dim()
+            else value.clone()
+        )
         state.setdefault(int(number), {})[key] = value
-    groups = [group | ({"betas": tuple(group["betas"])} if "betas" in group else {}) for group in groups]
+    groups = [
+        group | ({"betas": tuple(group["betas"])} if "betas" in group else {}) for group in groups
+    ]
     optimiser.load_state_dict({"state": state, "param_groups": groups})

@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from simba_lab.errors import SimbaError, UnknownNameError
-from simba_lab.training.arithmetic import THREADS
+from simba_lab.core.compute import THREADS
+from simba_lab.core.errors import SimbaError, UnknownNameError
 
 SCHEDULES = ("one_cycle", "constant")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true")
@@ -20,7 +20,8 @@ class FitConfig:
     Parameters
     ----------
     epochs : int
-        Passes over the training cohort. The weights of the epoch with the least validation loss are kept.
+        Passes over the training cohort. The weights of the epoch with the least validation loss are
+        kept.
     batch_size : int
     learning_rate : float
         Peak of the schedule.
@@ -30,9 +31,11 @@ class FitConfig:
     patience : int, optional
         Stop after so many epochs without a smaller validation loss; never by default.
     seed : int
-        Seed of the batch order and of dropout. Runs with the same seed see subjects in the same order.
+        Seed of the batch order and of dropout. Runs with the same seed see subjects in the same
+        order.
     threads : int
-        Threads of torch on the CPU. Part of the result, since sums round differently in another order.
+        Threads of torch on the CPU. Part of the result, since sums round differently in another
+        order.
     accelerator : str
         As Lightning Fabric names it: ``"auto"``, ``"cpu"``, ``"cuda"``.
     devices : int
@@ -40,8 +43,8 @@ class FitConfig:
     precision : {"32-true", "bf16-mixed", "16-mixed", "bf16-true"}
         As Lightning Fabric names it.
     channels_last : bool
-        Whether channels come last in memory, which oneDNN and cuDNN convolve faster. Networks that cannot are trained
-        without.
+        Whether channels come last in memory, which oneDNN and cuDNN convolve faster. Networks that
+        cannot are trained without.
     snapshots : bool
         Whether the run keeps the weights before the first epoch and after each (see `Run.at`).
 
@@ -72,7 +75,12 @@ class FitConfig:
         if not isinstance(self.seed, int) or self.seed < 0:
             raise SimbaError("config.seed", self.seed, "an integer of at least 0")
         if not _is_number(self.learning_rate) or not 0 < self.learning_rate < 1:
-            raise SimbaError("config.learning_rate", self.learning_rate, "above 0 and below 1", "3e-3 works for SimBANet.")
+            raise SimbaError(
+                "config.learning_rate",
+                self.learning_rate,
+                "above 0 and below 1",
+                "3e-3 works for SimBANet.",
+            )
         if not _is_number(self.weight_decay) or not 0 <= self.weight_decay < float("inf"):
             raise SimbaError("config.weight_decay", self.weight_decay, "finite and at least 0")
         if self.schedule not in SCHEDULES:
@@ -80,7 +88,9 @@ class FitConfig:
         if self.precision not in PRECISIONS:
             raise UnknownNameError.among("config.precision", self.precision, PRECISIONS)
         if self.batch_size % self.devices:
-            raise SimbaError("config.batch_size", self.batch_size, f"a multiple of the {self.devices} devices")
+            raise SimbaError(
+                "config.batch_size", self.batch_size, f"a multiple of the {self.devices} devices"
+            )
 
     @classmethod
     def paper(cls, *, seed: int = 0, **changes: Any) -> FitConfig:
@@ -90,7 +100,13 @@ class FitConfig:
         ----------
         Stanley et al. (2024), JAMIA 31:2613-2621.
         """
-        published = {"epochs": 100, "batch_size": 2, "learning_rate": 1e-4, "schedule": "constant", "weight_decay": 0.0}
+        published = {
+            "epochs": 100,
+            "batch_size": 2,
+            "learning_rate": 1e-4,
+            "schedule": "constant",
+            "weight_decay": 0.0,
+        }
         return cls(**(published | {"patience": 10, "seed": seed} | changes))
 
     def replace(self, **changes: Any) -> FitConfig:

@@ -18,12 +18,12 @@ from platformdirs import user_cache_path
 from simba_lab.training import checkpoints
 
 if TYPE_CHECKING:
-    from simba_lab.synthesis import Cohort
+    from simba_lab.synthesis.synthetic_cohort import Cohort
     from simba_lab.training.config import FitConfig
-    from simba_lab.training.objective import Mitigation
+    from simba_lab.training.mitigation.objective import Mitigation
 
 # The modules of this folder that what a fit gives does not depend on.
-NOT_FITTING = ("evaluation.py", "twins.py", "judging.py", "speed.py", "dose_response.py", "__init__.py")
+NOT_FITTING = ("metrics.py", "twins.py", "speed.py", "__init__.py")
 
 
 def cache_folder() -> Path:
@@ -36,9 +36,11 @@ def cache_folder() -> Path:
 def code_version() -> str:
     """Return a digest of the code that a run depends on: the sources of synthesis and of fitting."""
     package = Path(__file__).parents[1]
-    synthesis, training = (sorted((package / folder).glob("*.py")) for folder in ("synthesis", "training"))
+    core, synthesis, training = (
+        sorted((package / folder).rglob("*.py")) for folder in ("core", "synthesis", "training")
+    )
     fitting = [path for path in training if path.name not in NOT_FITTING]
-    return sources_digest([*synthesis, *fitting, package / "rng.py"])
+    return sources_digest([*core, *synthesis, *fitting])
 
 
 def sources_digest(paths: Iterable[Path]) -> str:
@@ -49,23 +51,39 @@ def sources_digest(paths: Iterable[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def identity_of(model: torch.nn.Module, cohort: Cohort, config: FitConfig, mitigation: Mitigation | None) -> dict[str, str]:
+def identity_of(
+    model: torch.nn.Module, cohort: Cohort, config: FitConfig, mitigation: Mitigation | None
+) -> dict[str, str]:
     """Return what the result of a fit follows from, part by part, as digests."""
-    rows = pd.util.hash_pandas_object(cohort.table).tolist(), list(cohort.table.columns), sorted(cohort.switches.items())
+    rows = (
+        pd.util.hash_pandas_object(cohort.table).tolist(),
+        list(cohort.table.columns),
+        sorted(cohort.switches.items()),
+    )
     parts = {
-        "network": repr(model) + checkpoints.digest(model.state_dict()) + _own_code(list(model.modules())),
+        "network": repr(model)
+        + checkpoints.digest(model.state_dict())
+        + _own_code(list(model.modules())),
         "cohort": repr([cohort.identity, rows]),
         "config": repr(dataclasses.asdict(config)),
-        "mitigation": repr(mitigation and mitigation.to_dict()) + _own_code([mitigation] if mitigation else []),
+        "mitigation": repr(mitigation and mitigation.to_dict())
+        + _own_code([mitigation] if mitigation else []),
         "code": code_version() + torch.__version__,
     }
-    return {name: hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for name, text in parts.items()}
+    return {
+        name: hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        for name, text in parts.items()
+    }
 
 
 def _own_code(parts: list[object]) -> str:
     """Return what `repr` and weights do not say of somebody's own classes: their code, and their plain attributes."""
     classes = {kind for part in parts for kind in type(part).__mro__}
-    foreign = [kind for kind in classes if kind.__module__.split(".")[0] not in ("simba_lab", "torch", "builtins")]
+    foreign = [
+        kind
+        for kind in classes
+        if kind.__module__.split(".")[0] not in ("simba_lab", "torch", "builtins")
+    ]
     texts = []
     for kind in sorted(foreign, key=lambda kind: (kind.__module__, kind.__qualname__)):
         try:
@@ -75,7 +93,12 @@ def _own_code(parts: list[object]) -> str:
             texts.append(repr([(code.co_code, code.co_names, code.co_consts) for code in codes]))
     plain = (bool, int, float, str, tuple)
     own = [part for part in parts if type(part) in foreign]
-    texts += [repr(sorted((name, value) for name, value in vars(part).items() if isinstance(value, plain))) for part in own]
+    texts += [
+        repr(
+            sorted((name, value) for name, value in vars(part).items() if isinstance(value, plain))
+        )
+        for part in own
+    ]
     return "".join(texts)
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from simba_lab.errors import SimbaError
+from simba_lab.core.errors import SimbaError
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "sigmoid": nn.Sigmoid}
 NORMS = {"batch": nn.BatchNorm3d, "group": lambda width: nn.GroupNorm(min(8, width), width)}
@@ -18,8 +18,8 @@ NORMS = {"batch": nn.BatchNorm3d, "group": lambda width: nn.GroupNorm(min(8, wid
 class SimBANet(nn.Module):
     """A small 3D CNN: blocks of convolution, halving, normalisation and activation, then a linear read-out.
 
-    The blocks are the submodules ``block1``, ``block2``, ...; the output of a block is what probes and interventions call
-    its activations.
+    The blocks are the submodules ``block1``, ``block2``, ...; the output of a block is what probes
+    and interventions call its activations.
 
     Parameters
     ----------
@@ -28,11 +28,12 @@ class SimBANet(nn.Module):
     activation : {"relu", "gelu", "sigmoid"}
     norm : {"batch", "group"}
     stem : {"stride", "pool"}
-        How the first block halves the volume: its convolution moves in steps of two voxels, or max pooling follows it as
-        in the other blocks. The first block is the most expensive, and strides make training twice as fast.
+        How the first block halves the volume: its convolution moves in steps of two voxels, or max
+        pooling follows it as in the other blocks. The first block is the most expensive, and
+        strides make training twice as fast.
     pool : {"early", "late"}
-        Whether max pooling comes right after the convolution, so that normalisation and activation work on an eighth of the
-        voxels, or last in the block.
+        Whether max pooling comes right after the convolution, so that normalisation and activation
+        work on an eighth of the voxels, or last in the block.
     dropout : float
         Share of the pooled features dropped in training.
     seed : int
@@ -44,9 +45,16 @@ class SimBANet(nn.Module):
     """
 
     def __init__(
-        self, widths: tuple[int, ...] = (8, 16, 32, 64), *, activation: str = "relu", norm: str = "batch",
-        stem: str = "stride", pool: str = "early", dropout: float = 0.0, seed: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        widths: tuple[int, ...] = (8, 16, 32, 64),
+        *,
+        activation: str = "relu",
+        norm: str = "batch",
+        stem: str = "stride",
+        pool: str = "early",
+        dropout: float = 0.0,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         _check_choice("activation", activation, ACTIVATIONS)
         _check_choice("norm", norm, NORMS)
@@ -57,7 +65,9 @@ class SimBANet(nn.Module):
             channels = 1
             for number, width in enumerate(widths, start=1):
                 strided = number == 1 and stem == "stride"
-                layers = OrderedDict(conv=nn.Conv3d(channels, width, 3, 2 if strided else 1, padding=1, bias=False))
+                layers = OrderedDict(
+                    conv=nn.Conv3d(channels, width, 3, 2 if strided else 1, padding=1, bias=False)
+                )
                 if not strided and pool == "early":
                     layers["pool"] = nn.MaxPool3d(2)
                 layers |= {"norm": NORMS[norm](width), "activation": ACTIVATIONS[activation]()}
@@ -74,13 +84,21 @@ class SimBANet(nn.Module):
     def paper(cls, *, seed: int = 0) -> SimBANet:
         """Return the network of the published experiments: five blocks of 32 to 512 channels, sigmoid, max pooling last.
 
-        It halves volumes five times (at least 32 voxels an axis) and is made for 1 mm; train it with `FitConfig.paper`.
+        It halves volumes five times (at least 32 voxels an axis) and is made for 1 mm; train it
+        with `FitConfig.paper`.
 
         References
         ----------
         Stanley et al. (2024), JAMIA 31:2613-2621, "Model architecture".
         """
-        return cls((32, 64, 128, 256, 512), activation="sigmoid", stem="pool", pool="late", dropout=0.2, seed=seed)
+        return cls(
+            (32, 64, 128, 256, 512),
+            activation="sigmoid",
+            stem="pool",
+            pool="late",
+            dropout=0.2,
+            seed=seed,
+        )
 
     @property
     def blocks(self) -> list[str]:
@@ -89,7 +107,11 @@ class SimBANet(nn.Module):
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Return what the read-out sees, shape (N, channels of the last block)."""
-        _check_volumes(x, 2 ** len(self.widths), "Each block halves the volume; use fewer blocks or smaller voxels.")
+        _check_volumes(
+            x,
+            2 ** len(self.widths),
+            "Each block halves the volume; use fewer blocks or smaller voxels.",
+        )
         for name in self.blocks:
             x = getattr(self, name)(x)
         return self.dropout(self.average(x).flatten(1))
@@ -112,7 +134,9 @@ class ResidualBlock(nn.Module):
         self.activation1, self.activation2 = nn.ReLU(), nn.ReLU()
         self.skip: nn.Module = nn.Identity()
         if stride != 1 or channels != width:
-            self.skip = nn.Sequential(nn.Conv3d(channels, width, 1, stride, bias=False), NORMS[norm](width))
+            self.skip = nn.Sequential(
+                nn.Conv3d(channels, width, 1, stride, bias=False), NORMS[norm](width)
+            )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the features, with `width` channels."""
@@ -137,21 +161,31 @@ class ResNet3D(nn.Module):
 
     References
     ----------
-    He et al. (2016), "Deep residual learning for image recognition", CVPR, 770-778, basic block of Figure 2.
+    He et al. (2016), "Deep residual learning for image recognition", CVPR, 770-778, basic block of
+    Figure 2.
     """
 
     def __init__(
-        self, widths: tuple[int, ...] = (8, 16, 32, 64), *, norm: str = "batch", dropout: float = 0.0, seed: int = 0
+        self,
+        widths: tuple[int, ...] = (8, 16, 32, 64),
+        *,
+        norm: str = "batch",
+        dropout: float = 0.0,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         _check_choice("norm", norm, NORMS)
         _check_widths(widths)
         with _seeded(seed):
             stem = nn.Conv3d(1, widths[0], 3, 2, padding=1, bias=False)
-            self.stem = nn.Sequential(OrderedDict(conv=stem, norm=NORMS[norm](widths[0]), activation=nn.ReLU()))
+            self.stem = nn.Sequential(
+                OrderedDict(conv=stem, norm=NORMS[norm](widths[0]), activation=nn.ReLU())
+            )
             channels = widths[0]
             for number, width in enumerate(widths, start=1):
-                self.add_module(f"block{number}", ResidualBlock(channels, width, 1 if number == 1 else 2, norm))
+                self.add_module(
+                    f"block{number}", ResidualBlock(channels, width, 1 if number == 1 else 2, norm)
+                )
                 channels = width
             self.average = nn.AdaptiveAvgPool3d(1)
             self.dropout = nn.Dropout(dropout)
@@ -165,7 +199,9 @@ class ResNet3D(nn.Module):
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Return what the read-out sees, shape (N, channels of the last block)."""
-        _check_volumes(x, 2 ** len(self.widths), "The stem and all blocks but the first halve the volume.")
+        _check_volumes(
+            x, 2 ** len(self.widths), "The stem and all blocks but the first halve the volume."
+        )
         x = self.stem(x)
         for name in self.blocks:
             x = getattr(self, name)(x)
@@ -198,7 +234,10 @@ class GroupRouted(nn.Module):
         """Return the logit of the disease, shape (N, 1), given the position of each subject's group in `groups`."""
         if group is None:
             raise SimbaError(
-                "group", None, f"the group ({self.by}) of each subject", "Each group has a network of its own."
+                "group",
+                None,
+                f"the group ({self.by}) of each subject",
+                "Each group has a network of its own.",
             )
         out = x.new_zeros(len(x), 1)
         for number, network in enumerate(self.networks):
@@ -228,7 +267,12 @@ def _check_widths(widths: tuple[int, ...]) -> None:
 
 def _check_volumes(x: torch.Tensor, least: int, why: str) -> None:
     if x.ndim != 5 or x.shape[1] != 1:
-        raise SimbaError("volumes", tuple(x.shape), "of shape (N, 1, X, Y, Z)", "Add the channel axis: x[:, None].")
+        raise SimbaError(
+            "volumes",
+            tuple(x.shape),
+            "of shape (N, 1, X, Y, Z)",
+            "Add the channel axis: x[:, None].",
+        )
     if min(x.shape[2:]) < least:
         raise SimbaError("volumes", tuple(x.shape), f"at least {least} voxels on each axis", why)
 
@@ -247,4 +291,6 @@ def logit(output: torch.Tensor) -> torch.Tensor:
         return output[:, 0]
     if output.ndim == 2 and output.shape[1] == 2:
         return output[:, 1] - output[:, 0]
-    raise SimbaError("output of the network", tuple(output.shape), "of shape (N,), (N, 1) or (N, 2)")
+    raise SimbaError(
+        "output of the network", tuple(output.shape), "of shape (N,), (N, 1) or (N, 2)"
+    )

@@ -1,0 +1,75 @@
+from . import book, core, experiments, federation, interpretation, scans, synthesis, training
+from .core.errors import SimbaError
+from .experiments.sweep import Sweep
+from .interpretation import attribution, interventions, probes
+from .interpretation.attribution.maps import attribute
+from .interpretation.geometry import components
+from .interpretation.interventions.encoding_against_use import encoding_and_use
+from .interpretation.interventions.erasure import erase
+from .interpretation.interventions.interchanges import interchange
+from .interpretation.probes.ease import learning_curve
+from .interpretation.probes.probing import probe
+from .interpretation.recording import edit, record
+from .interpretation.similarity import cka
+from .scans.bids import export_bids
+from .scans.stores import open_cohort, save_cohort
+from .scans.tables import read_bids
+from .synthesis.anatomy.template import load_template
+from .synthesis.effects import Intensity, Morphology, Normal
+from .synthesis.observer import salience
+from .synthesis.scenario import Scenario
+from .synthesis.synthetic_cohort import Cohort, synthesise
+from .training.config import FitConfig
+from .training.fitting import fit, fit_pair
+from .training.metrics import disparity, evaluate, logits
+from .training.networks import ResNet3D, SimBANet
+from .training.twins import twin_effect
+
+__version__: str
+
+__all__ = [
+    "Cohort",
+    "FitConfig",
+    "Intensity",
+    "Morphology",
+    "Normal",
+    "ResNet3D",
+    "Scenario",
+    "SimBANet",
+    "SimbaError",
+    "Sweep",
+    "attribute",
+    "attribution",
+    "book",
+    "cka",
+    "components",
+    "core",
+    "disparity",
+    "edit",
+    "encoding_and_use",
+    "erase",
+    "evaluate",
+    "experiments",
+    "export_bids",
+    "federation",
+    "fit",
+    "fit_pair",
+    "interchange",
+    "interpretation",
+    "interventions",
+    "learning_curve",
+    "load_template",
+    "logits",
+    "open_cohort",
+    "probe",
+    "probes",
+    "read_bids",
+    "record",
+    "salience",
+    "save_cohort",
+    "scans",
+    "synthesis",
+    "synthesise",
+    "training",
+    "twin_effect",
+]

@@ -1,0 +1,157 @@
+"""Executable claims: a statement, an estimate, an interval, and the verdict that follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import norm, spearmanr
+from scipy.stats import t as student
+
+from simba_lab.core.errors import SimbaError
+
+VERDICTS = ("confirmed", "refuted", "undecided")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement about a number, and what was measured.
+
+    Parameters
+    ----------
+    statement : str
+        A sentence without numbers that a run could change.
+    estimate, low, high : float
+        The measurement and its interval.
+    expected : tuple of float
+        Range of values, ends included, in which the statement is true.
+    """
+
+    statement: str
+    estimate: float
+    low: float
+    high: float
+    expected: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.estimate <= self.high:  # NaN fails this too
+            raise SimbaError(
+                "claim",
+                (self.low, self.estimate, self.high),
+                "ordered: low <= estimate <= high, not NaN",
+            )
+        if not self.expected[0] <= self.expected[1]:
+            raise SimbaError("claim.expected", self.expected, "a range (from, to)")
+
+    @property
+    def verdict(self) -> str:
+        """``confirmed`` if the whole interval lies in the expected range, ``refuted`` if none of it does."""
+        if self.expected[0] <= self.low and self.high <= self.expected[1]:
+            return "confirmed"
+        if self.high < self.expected[0] or self.low > self.expected[1]:
+            return "refuted"
+        return "undecided"
+
+
+def check(
+    statement: str,
+    estimate: float,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    expected: tuple[float, float],
+    verdict: str = "confirmed",
+) -> Claim:
+    """State a claim, hold it against the measurement and print one fixed line, so that a stored output stays valid.
+
+    Parameters
+    ----------
+    statement : str
+    estimate : float
+    low, high : float, optional
+        Interval of the estimate; a number that is exact needs none.
+    expected : tuple of float
+        Range in which the statement is true.
+    verdict : {"confirmed", "refuted", "undecided"}
+        What the text around the claim says about it.
+
+    Raises
+    ------
+    AssertionError
+        If the measurement does not give that verdict; the message holds the numbers.
+    """
+    if verdict not in VERDICTS:
+        raise SimbaError("verdict", verdict, f"one of {', '.join(VERDICTS)}")
+    estimate = float(estimate)
+    claim = Claim(
+        statement,
+        estimate,
+        float(estimate if low is None else low),
+        float(estimate if high is None else high),
+        expected,
+    )
+    if claim.verdict != verdict:
+        raise AssertionError(
+            f"The text says {verdict}, the measurement {claim.verdict}: {statement} "
+            f"Measured {claim.estimate:.4g} [{claim.low:.4g}, {claim.high:.4g}], expected {expected}."
+        )
+    print(f"{verdict}: {statement}")
+    return claim
+
+
+def over_seeds(values: Iterable[float]) -> tuple[float, float, float]:
+    """Return the mean over runs with different seeds, and the ends of its 95 % interval (Student's t).
+
+    Raises
+    ------
+    SimbaError
+        If there are fewer than two runs: one says nothing about the spread.
+    """
+    values = np.asarray(list(values), float)
+    if len(values) < 2:
+        raise SimbaError("values", f"{len(values)} runs", "at least 2 runs")
+    half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+
+
+def rank_correlation(one: Iterable[float], other: Iterable[float]) -> tuple[float, float, float]:
+    """Return Spearman's rank correlation over runs, and the ends of its 95 % interval.
+
+    Raises
+    ------
+    SimbaError
+        If the two differ in length, if there are fewer than four runs, or if one is the same for
+        all.
+
+    References
+    ----------
+    Bonett and Wright (2000), "Sample size requirements for estimating Pearson, Kendall and Spearman
+    correlations", Psychometrika 65:23-28 (standard error on the scale of the inverse hyperbolic
+    tangent).
+    """
+    one, other = (np.asarray(list(values), float) for values in (one, other))
+    if one.shape != other.shape or len(one) < 4:
+        raise SimbaError(
+            "values",
+            f"{len(one)} and {len(other)} runs",
+            "as many of one as of the other, at least 4",
+        )
+    if min(np.ptp(one), np.ptp(other)) == 0:
+        raise SimbaError("values", "the same for all runs", "of at least two different numbers")
+    value = float(spearmanr(one, other).statistic)
+    if abs(value) == 1:
+        return value, value, value
+    reach = norm.ppf(0.975) * np.sqrt((1 + value**2 / 2) / (len(one) - 3))
+    return (
+        value,
+        float(np.tanh(np.arctanh(value) - reach)),
+        float(np.tanh(np.arctanh(value) + reach)),
+    )
+
+
+def check_answer(answer: float | None, truth: float, tolerance: float) -> str:
+    """Return what to tell a reader who answered an exercise; None means not answered yet."""
+    if answer is None:
+        return "Not answered yet: replace None."
+    return "Right." if abs(answer - truth) <= tolerance else "Not yet."

@@ -1,0 +1,5 @@
+"""The ground floor: knows no brain and no network."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,344 @@
+"""Comparison: strategies against the number of volumes a site, over the same subjects, tuned alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from joblib import Parallel, delayed
+from tqdm.auto import tqdm
+
+from simba_lab.core.compute import deterministic
+from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.federation.clients import LocalClient, SiteError, VisitConfig, Weights
+from simba_lab.federation.reading import network_from, read_yaml
+from simba_lab.federation.sites import Federation, Site, hospitals
+from simba_lab.federation.strategies import fedavg, fedtm, follow, local, travelling
+from simba_lab.synthesis.scenario import Scenario
+from simba_lab.training.identity import cache_folder, code_version, sources_digest
+from simba_lab.training.metrics import evaluate, logits
+
+STRATEGIES = ("central", "travelling", "fedtm", "fedavg", "local")
+LONG = "fedavg_long"
+LOCAL_SITES = 12  # of which local networks are trained: all are alike
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The same subjects over few large sites or many small ones, and each strategy on them.
+
+    Every strategy sees every subject `passes` times and may choose its learning rate among the same
+    ones: the one with the largest AUROC on validation subjects, for each size and seed. Test
+    subjects are looked at once, after that.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        Without bias: what is asked is how well the disease is learnt.
+    subjects : int
+        Training subjects of all sites together; a multiple of twice each size.
+    per_site : sequence of int
+        Training subjects a site.
+    strategies : sequence of str
+        Of central, travelling, fedtm, fedavg and local. Central has one site with all subjects, and
+        no batch larger than `per_site`: as many updates as the travelling model has.
+    passes : int
+        Rounds, or cycles. FedTM has a quarter of them as rounds, then cycles.
+    learning_rates : sequence of float
+    seeds : sequence of int
+        Of the subjects, the first weights and the order of visits.
+    network : mapping
+        ``name`` and options.
+    visit : VisitConfig
+        Its learning rate is replaced.
+    long : sequence of int
+        Sizes at which a strategy ``fedavg_long`` is added: FedAvg with as many rounds as it takes
+        for as many updates as travelling has. It sees every subject as many times more as there are
+        sites; the others share their passes.
+    validation, test : int
+    """
+
+    scenario: Scenario
+    subjects: int = 240
+    per_site: Sequence[int] = (1, 2, 5, 10, 20)
+    strategies: Sequence[str] = STRATEGIES
+    passes: int = 20
+    learning_rates: Sequence[float] = (0.01, 0.03, 0.1, 0.3)
+    seeds: Sequence[int] = (0, 1, 2)
+    network: Mapping[str, Any] = field(
+        default_factory=lambda: {"name": "SimBANet", "norm": "group"}
+    )
+    visit: VisitConfig = field(
+        default_factory=lambda: VisitConfig(optimiser="sgd", weight_decay=1e-4, threads=1)
+    )
+    long: Sequence[int] = ()
+    validation: int = 100
+    test: int = 400
+
+    def __post_init__(self) -> None:
+        for name in self.strategies:
+            if name not in STRATEGIES:
+                raise UnknownNameError.among("comparison.strategies", name, STRATEGIES)
+        for size in self.per_site:
+            if (
+                isinstance(size, bool)
+                or not isinstance(size, int)
+                or size < 1
+                or self.subjects % (2 * size)
+            ):
+                allowed = f"a number whose double divides {self.subjects}, the subjects"
+                raise SimbaError(
+                    "comparison.per_site", size, allowed, "So all sizes have the same subjects."
+                )
+        for size in self.long:
+            if size not in self.per_site:
+                raise SimbaError("comparison.long", size, f"one of per_site, {list(self.per_site)}")
+        if self.passes < 4:
+            raise SimbaError("comparison.passes", self.passes, "at least 4")
+        for name in ("per_site", "strategies", "learning_rates", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise SimbaError(f"comparison.{name}", list(values), "at least one, and none twice")
+
+    def federation(self, per_site: int, seed: int) -> Federation:
+        """Return the sites of one size: balanced, or where the size is odd, in turn with one more of either class."""
+        count = self.subjects // per_site
+        sick = [per_site // 2 + (per_site % 2) * (number % 2) for number in range(count)]
+        width = len(str(count))
+        sites = [
+            Site(f"site-{number + 1:0{width}d}", per_site, share / per_site)
+            for number, share in enumerate(sick)
+        ]
+        return hospitals(
+            self.scenario, sites, validation=self.validation, test=self.test, seed=seed
+        )
+
+    def cells(self) -> list[tuple[str, int, int]]:
+        """Return strategy, subjects a site and seed of every row, the slow ones first."""
+        cells = [
+            (name, size, seed)
+            for name in self.strategies
+            for size in self.per_site
+            for seed in self.seeds
+        ]
+        cells += [(LONG, size, seed) for size in self.long for seed in self.seeds]
+        return sorted(cells, key=lambda cell: (cell[0] != LONG, cell[1]))
+
+    def run(
+        self, *, n_jobs: int = -1, cache: str | Path | bool = True, progress: bool = False
+    ) -> pd.DataFrame:
+        """Run all cells that were not run before.
+
+        Parameters
+        ----------
+        n_jobs : int
+            Processes; -1 is one per core. The numbers do not depend on it.
+        cache : bool or path
+            Where rows are kept: True for the user's cache folder. An interrupted call goes on from
+            there.
+        progress : bool
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``strategy``, ``per_site``, ``seed``; ``sites``; ``updates``, the gradient steps that
+            follow one another on the way to a network; ``learning_rate`` as chosen and its
+            ``validation`` AUROC; the columns of `evaluate` on test subjects. For ``local``: means
+            over the first twelve sites.
+        """
+        root = cache_folder() / "comparisons" if cache is True else (Path(cache) if cache else None)
+        calls = [delayed(_remembered)(self, cell, root) for cell in self.cells()]
+        rows = Parallel(n_jobs=n_jobs, return_as="generator_unordered")(calls)
+        frame = pd.DataFrame(list(tqdm(rows, total=len(calls), disable=not progress, unit="cell")))
+        order = {name: place for place, name in enumerate([*self.strategies, LONG])}
+        frame = frame.sort_values(
+            ["strategy", "per_site", "seed"], key=lambda one: one.map(order).fillna(one)
+        )
+        return frame.reset_index(drop=True)
+
+    def row(self, strategy: str, per_site: int, seed: int) -> dict[str, Any]:
+        """Return the row of a cell: choose the learning rate on validation subjects, then judge on test subjects."""
+        federation, start = self.federation(per_site, seed), time.perf_counter()
+        with deterministic(self.visit.threads):
+            trained = {}
+            for rate in self.learning_rates:
+                try:
+                    trained[rate] = self._train(strategy, federation, per_site, seed, rate)
+                except SiteError as error:
+                    if (
+                        error.__cause__
+                    ):  # no word of a site about its weights, but a mistake on the way to them
+                        raise
+            if not trained:
+                hint = "With all of them the weights stop being finite."
+                raise SimbaError(
+                    "comparison.learning_rates",
+                    list(self.learning_rates),
+                    "with smaller ones",
+                    hint,
+                )
+            scores = {
+                rate: np.mean(
+                    [self._judged(one, federation.validation)["auroc"] for one in several]
+                )
+                for rate, several in trained.items()
+            }
+            best = max(scores, key=lambda rate: scores[rate])
+            found = pd.DataFrame(
+                [self._judged(one, federation.test) for one in trained[best]]
+            ).mean()
+        return {
+            "strategy": strategy,
+            "per_site": per_site,
+            "seed": seed,
+            "sites": 1 if strategy == "central" else len(federation.sites),
+            "updates": self._updates(strategy, per_site),
+            "learning_rate": best,
+            "validation": float(scores[best]),
+            **found.drop("n").astype(float).to_dict(),
+            "seconds": round(time.perf_counter() - start, 1),
+        }
+
+    def _model(self, seed: int) -> torch.nn.Module:
+        return network_from({**self.network, "seed": seed}, "comparison.network")
+
+    def _updates(self, strategy: str, per_site: int) -> int:
+        batches, sites = (
+            self.visit.epochs * math.ceil(per_site / self.visit.batch_size),
+            self.subjects // per_site,
+        )
+        if strategy == "central":
+            return (
+                self.visit.epochs
+                * self.passes
+                * math.ceil(self.subjects / min(per_site, self.visit.batch_size))
+            )
+        travelled = {
+            "travelling": self.passes,
+            LONG: self.passes,
+            "fedtm": self.passes - self.passes // 4,
+        }.get(strategy, 0)
+        return batches * (self.passes - travelled + travelled * sites)
+
+    def _train(
+        self, strategy: str, federation: Federation, per_site: int, seed: int, rate: float
+    ) -> list[Weights]:
+        model, config = self._model(seed), dataclasses.replace(self.visit, learning_rate=rate)
+        if strategy == "central":
+            config = dataclasses.replace(config, batch_size=min(per_site, config.batch_size))
+            clients = [LocalClient("all", model, federation.pooled, config)]
+        else:
+            names = federation.names[:LOCAL_SITES] if strategy == "local" else federation.names
+            clients = [LocalClient(name, model, federation.at(name), config) for name in names]
+        weights, passes = model.state_dict(), self.passes
+        if strategy == "local":
+            return list(local(clients, weights, cycles=passes, seed=seed).values())
+        if strategy == "fedavg":
+            steps = fedavg(clients, weights, rounds=passes, seed=seed)
+        elif strategy == LONG:
+            steps = fedavg(clients, weights, rounds=passes * len(clients), seed=seed)
+        elif strategy == "fedtm":
+            steps = fedtm(
+                clients,
+                weights,
+                rounds=passes // 4,
+                cycles=passes - passes // 4,
+                least=1,
+                seed=seed,
+            )
+        else:  # central is a travelling model that has one site to go to
+            steps = travelling(clients, weights, cycles=passes, seed=seed)
+        return [follow(steps).weights]
+
+    def _judged(self, weights: Weights, cohort) -> pd.Series:
+        model = self._model(0)
+        model.load_state_dict(weights)
+        scores = logits(model, cohort)
+        if not np.isfinite(scores).all():  # a rate that was too large: a network that says nothing
+            scores = np.zeros(len(cohort))
+        return evaluate(scores, cohort, by=None).loc["all"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the comparison as plain dictionaries, lists and numbers."""
+        values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        values |= {"scenario": self.scenario.to_dict(), "visit": dataclasses.asdict(self.visit)}
+        return json.loads(json.dumps(values))
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Comparison:
+        """Read a comparison from a YAML file; unknown fields are errors."""
+        known = [entry.name for entry in dataclasses.fields(cls)]
+        values = read_yaml(
+            path, "comparison", needed=["scenario"], known=known, examples="data/comparisons/"
+        )
+        if "visit" in values:
+            values["visit"] = VisitConfig.from_dict(values["visit"], "comparison.visit")
+        scenario = Scenario.from_dict({"subjects": 16, **values["scenario"]})
+        return cls(**{**values, "scenario": scenario})
+
+    def save(self, table: pd.DataFrame, folder: str | Path) -> None:
+        """Write ``cells.csv`` and ``manifest.json``, as `simba_lab.read_results` reads them (its minutes: of all rows)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        minutes = round(float(table["seconds"].sum()) / 60, 1)
+        manifest = {
+            "cells": len(table),
+            "cells_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "comparison": self.to_dict(),
+            "code": _code(),
+            "torch": torch.__version__,
+            "cores": os.cpu_count(),
+            "minutes": minutes,
+        }
+        _write(folder / "cells.csv", text)
+        _write(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+
+
+def _code() -> str:
+    room = Path(__file__).parents[1] / "federation"
+    own = [
+        Path(__file__),
+        *(room / name for name in ("clients.py", "reading.py", "sites.py", "strategies.py")),
+    ]
+    return f"{code_version()}-{sources_digest(own)}"
+
+
+def _remembered(
+    comparison: Comparison, cell: tuple[str, int, int], root: Path | None
+) -> dict[str, Any]:
+    if root is None:
+        return comparison.row(*cell)
+    values = comparison.to_dict()
+    for name in (
+        "per_site",
+        "strategies",
+        "seeds",
+        "long",
+    ):  # a row does not depend on which others there are
+        del values[name]
+    parts = json.dumps([values, cell, _code(), torch.__version__], sort_keys=True)
+    path = root / f"{hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()}.json"
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    row = comparison.row(*cell)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, json.dumps(row))
+    return row
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)

@@ -1,0 +1,96 @@
+"""What a sweep notes about a network."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from simba_lab.synthesis.effects import CLASSES
+from simba_lab.training.identity import sources_digest
+from simba_lab.training.metrics import disparity, evaluate, logits
+from simba_lab.training.twins import twin_logits, twin_table
+
+if TYPE_CHECKING:
+    from simba_lab.synthesis.synthetic_cohort import Cohort
+
+# Test subjects on whom the response to the disease itself is measured, for scale.
+DISEASE_TWINS = 50
+
+
+def judge(model: torch.nn.Module, test: Cohort) -> dict[str, float]:
+    """Return what a sweep notes about a network: performance, disparity and twin effects on a test cohort.
+
+    Returns
+    -------
+    dict
+        ``accuracy``, ``balanced_accuracy``, ``auroc``, ``brier``, ``calibration_error``, ``tpr``,
+        ``fpr`` and ``ceiling`` (see `evaluate`); ``disease_logit``, the response per unit of the
+        disease; and for each bias, after its name and a dot (a single bias called ``bias`` needs no
+        name):
+
+        - ``tpr_gap`` and ``fpr_gap`` with ``_low`` and ``_high``: the disparity as anybody could
+          measure it (`disparity`);
+        - ``twin_logit`` and ``twin_rate`` with intervals, and ``twin_flips``: what the bias does
+          (`twin_effect`);
+        - ``twin_tpr`` and ``twin_fpr``: by how much the two rates rise when all subjects of a class
+          show the bias instead of none, which is the disparity without the noise of comparing
+          different people;
+        - ``expected_accuracy`` and ``fair_accuracy``: over both twins of everybody, weighted by the
+          prevalence of the bias in each class, or equally, as where the bias tells nothing.
+    """
+    biases, labels = list(test.biases), test["label"]
+    twins = {bias: twin_logits(model, test, without=bias) for bias in biases}
+    if len(biases) == 1:
+        # A subject of a cohort is one of its own two twins.
+        scores = np.where(test.carriers(biases[0]), twins[biases[0]][1], twins[biases[0]][0])
+    else:
+        scores = logits(model, test)
+    overall = evaluate(scores, test, by=None).loc["all"]
+    names = (
+        "accuracy",
+        "balanced_accuracy",
+        "auroc",
+        "brier",
+        "calibration_error",
+        "tpr",
+        "fpr",
+        "ceiling",
+    )
+    row = {name: float(overall[name]) for name in names}
+    few = test.where(np.arange(min(DISEASE_TWINS, len(test))))
+    effect = twin_table(*twin_logits(model, few, without="disease"), few, without="disease")
+    row["disease_logit"] = float(effect["per_magnitude"].iloc[0])
+    for bias in biases:
+        prefix = "" if biases == ["bias"] else f"{bias}."
+        gaps = disparity(scores, test, by=bias)
+        for rate in ("tpr", "fpr"):
+            row[f"{prefix}{rate}_gap"] = float(gaps.loc[rate, "difference"])
+            row |= {
+                f"{prefix}{rate}_gap_{end}": float(gaps.loc[rate, end]) for end in ("low", "high")
+            }
+        effect = twin_table(*twins[bias], test, without=bias).iloc[0]
+        for name in ("logit", "logit_low", "logit_high", "rate", "rate_low", "rate_high", "flips"):
+            row[f"{prefix}twin_{name}"] = float(effect[name])
+        off, on = (values > 0 for values in twins[bias])
+        for rate, label in (("tpr", 1), ("fpr", 0)):
+            row[f"{prefix}twin_{rate}"] = float(
+                on[labels == label].mean() - off[labels == label].mean()
+            )
+        rates = np.array([test.biases[bias].prevalence[name] for name in CLASSES])[labels]
+        for name, carrying in (("expected_accuracy", rates), ("fair_accuracy", 0.5)):
+            right = carrying * (on == labels) + (1 - carrying) * (off == labels)
+            row[f"{prefix}{name}"] = float(
+                np.mean([right[labels == label].mean() for label in (0, 1)])
+            )
+    return row
+
+
+@cache
+def judge_version() -> str:
+    """Return a digest of the code that judges: this module, the evaluation and the twins."""
+    here, training = Path(__file__), Path(__file__).parents[1] / "training"
+    return sources_digest([here, training / "metrics.py", training / "twins.py"])

@@ -1,0 +1,22 @@
+from . import attribution, interventions, probes
+from .edits import adding, projecting_out, replacing
+from .geometry import angles, components, projections
+from .recording import Recording, edit, record
+from .similarity import cka, cka_matrix
+
+__all__ = [
+    "Recording",
+    "adding",
+    "angles",
+    "attribution",
+    "cka",
+    "cka_matrix",
+    "components",
+    "edit",
+    "interventions",
+    "probes",
+    "projecting_out",
+    "projections",
+    "record",
+    "replacing",
+]

@@ -1,0 +1,6 @@
+from .ease import code_length, learning_curve, prominence
+from .kernel_ridge import kernel_coordinates
+from .probing import probe
+from .questions import octants
+
+__all__ = ["code_length", "kernel_coordinates", "learning_curve", "octants", "probe", "prominence"]

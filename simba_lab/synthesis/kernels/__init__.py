@@ -1,0 +1,1 @@
+"""Inner loops, compiled by Numba; the only place that imports it."""

@@ -1,0 +1,405 @@
+"""CPU inner loops of `deformation` (Numba). Serial and without the interpreter lock: threads work on different volumes.
+
+Displacements are stored interleaved, shape (X, Y, Z, 3), in mm; positions outside a lattice take
+its border values. Arithmetic is float32 in a fixed order, so results do not depend on the number of
+threads.
+"""
+
+from __future__ import annotations
+
+import numba as nb
+import numpy as np
+
+# Contraction (fused multiply-add) and reassociation vectorise the inner loops; NaN and infinity
+# keep their meaning.
+FAST = {"contract", "reassoc", "nsz", "arcp"}
+compiled = nb.njit(nogil=True, cache=True, fastmath=FAST)
+inlined = nb.njit(inline="always", fastmath=FAST)
+
+
+@inlined
+def _cell(position, size):
+    """Lower corner and fraction of the cell that holds a position given in voxels, clamped to the lattice."""
+    clamped = min(max(position, np.float32(0)), np.float32(size - 1))
+    corner = min(int(clamped), size - 2)
+    return corner, clamped - np.float32(corner)
+
+
+@inlined
+def _vector_at(field, x, y, z):
+    """Trilinear interpolation of an interleaved vector field at a position in voxels."""
+    i, fx = _cell(x, field.shape[0])
+    j, fy = _cell(y, field.shape[1])
+    k, fz = _cell(z, field.shape[2])
+    gx, gy, gz = np.float32(1) - fx, np.float32(1) - fy, np.float32(1) - fz
+    w000, w001, w010, w011 = gx * gy * gz, gx * gy * fz, gx * fy * gz, gx * fy * fz
+    w100, w101, w110, w111 = fx * gy * gz, fx * gy * fz, fx * fy * gz, fx * fy * fz
+    a, b, c = np.float32(0), np.float32(0), np.float32(0)
+    for weight, p, q, r in (
+        (w000, i, j, k),
+        (w001, i, j, k + 1),
+        (w010, i, j + 1, k),
+        (w011, i, j + 1, k + 1),
+        (w100, i + 1, j, k),
+        (w101, i + 1, j, k + 1),
+        (w110, i + 1, j + 1, k),
+        (w111, i + 1, j + 1, k + 1),
+    ):
+        a += weight * field[p, q, r, 0]
+        b += weight * field[p, q, r, 1]
+        c += weight * field[p, q, r, 2]
+    return a, b, c
+
+
+@inlined
+def _curved_at(field, bend, x, y, z):
+    """`_vector_at` less its error to leading order: between nodes a chord misses the curve by t (1 - t) h^2 v'' / 2."""
+    a, b, c = _vector_at(field, x, y, z)
+    i, fx = _cell(x, field.shape[0])
+    j, fy = _cell(y, field.shape[1])
+    k, fz = _cell(z, field.shape[2])
+    half, one = np.float32(0.5), np.float32(1)
+    near = bend[i + (fx > half), j + (fy > half), k + (fz > half)]
+    tx, ty, tz = fx * (one - fx), fy * (one - fy), fz * (one - fz)
+    a -= tx * near[0] + ty * near[3] + tz * near[6]
+    b -= tx * near[1] + ty * near[4] + tz * near[7]
+    c -= tx * near[2] + ty * near[5] + tz * near[8]
+    return a, b, c
+
+
+@inlined
+def _scalar_at(image, x, y, z):
+    """Trilinear interpolation of an image at a position in voxels."""
+    i, fx = _cell(x, image.shape[0])
+    j, fy = _cell(y, image.shape[1])
+    k, fz = _cell(z, image.shape[2])
+    c00 = image[i, j, k] + fz * (image[i, j, k + 1] - image[i, j, k])
+    c01 = image[i, j + 1, k] + fz * (image[i, j + 1, k + 1] - image[i, j + 1, k])
+    c10 = image[i + 1, j, k] + fz * (image[i + 1, j, k + 1] - image[i + 1, j, k])
+    c11 = image[i + 1, j + 1, k] + fz * (image[i + 1, j + 1, k + 1] - image[i + 1, j + 1, k])
+    c0 = c00 + fy * (c01 - c00)
+    return c0 + fx * (c10 + fy * (c11 - c10) - c0)
+
+
+@compiled
+def compose(first, second, inverse_spacing, out):
+    """out(x) = first(x) + second(x + first(x)), displacements on one lattice."""
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            for k in range(out.shape[2]):
+                a, b, c = first[i, j, k, 0], first[i, j, k, 1], first[i, j, k, 2]
+                x = np.float32(i) + a * inverse_spacing
+                y = np.float32(j) + b * inverse_spacing
+                z = np.float32(k) + c * inverse_spacing
+                p, q, r = _vector_at(second, x, y, z)
+                out[i, j, k, 0] = a + p
+                out[i, j, k, 1] = b + q
+                out[i, j, k, 2] = c + r
+
+
+@compiled
+def least_jacobian(displacement, inverse_spacing):
+    """Least determinant of the Jacobian of x + u(x) over all cells, by forward differences."""
+    least = np.float32(1e30)
+    h = inverse_spacing
+    for i in range(displacement.shape[0] - 1):
+        for j in range(displacement.shape[1] - 1):
+            for k in range(displacement.shape[2] - 1):
+                u = displacement[i, j, k]
+                ux, uy, uz = (
+                    displacement[i + 1, j, k],
+                    displacement[i, j + 1, k],
+                    displacement[i, j, k + 1],
+                )
+                a, b, c = 1 + (ux[0] - u[0]) * h, (uy[0] - u[0]) * h, (uz[0] - u[0]) * h
+                d, e, f = (ux[1] - u[1]) * h, 1 + (uy[1] - u[1]) * h, (uz[1] - u[1]) * h
+                g, p, q = (ux[2] - u[2]) * h, (uy[2] - u[2]) * h, 1 + (uz[2] - u[2]) * h
+                least = min(
+                    least,
+                    np.float32(a * (e * q - f * p) - b * (d * q - f * g) + c * (d * p - e * g)),
+                )
+    return least
+
+
+@compiled
+def steepest(velocity, inverse_spacing):
+    """Largest size (Frobenius norm) of the gradient of a field over all cells, by forward differences."""
+    most = np.float32(0)
+    for i in range(velocity.shape[0] - 1):
+        for j in range(velocity.shape[1] - 1):
+            for k in range(velocity.shape[2] - 1):
+                size = np.float32(0)
+                for d in range(3):
+                    here = velocity[i, j, k, d]
+                    a, b = velocity[i + 1, j, k, d] - here, velocity[i, j + 1, k, d] - here
+                    c = velocity[i, j, k + 1, d] - here
+                    size += a * a + b * b + c * c
+                most = max(most, size)
+    return np.sqrt(most) * inverse_spacing
+
+
+@compiled
+def separable_sum(coefficients, basis_x, basis_y, basis_z, out):
+    """Add the sum over (a, b, c) of coefficients[d, a, b, c] bx[i, a] by[j, b] bz[k, c] to out[i, j, k, d]."""
+    dims, na, nb_, nc = coefficients.shape
+    nx, ny, nz = basis_x.shape[0], basis_y.shape[0], basis_z.shape[0]
+    along_z = np.zeros((na, nb_, nz), np.float32)
+    along_y = np.zeros((na, ny, nz), np.float32)
+    row = np.zeros(nz, np.float32)
+    for d in range(dims):
+        along_z[:] = 0
+        along_y[:] = 0
+        for a in range(na):
+            for b in range(nb_):
+                for c in range(nc):
+                    weight = coefficients[d, a, b, c]
+                    for k in range(nz):
+                        along_z[a, b, k] += weight * basis_z[k, c]
+            for j in range(ny):
+                for b in range(nb_):
+                    weight = basis_y[j, b]
+                    for k in range(nz):
+                        along_y[a, j, k] += weight * along_z[a, b, k]
+        for i in range(nx):
+            for j in range(ny):
+                row[:] = 0
+                for a in range(na):
+                    weight = basis_x[i, a]
+                    for k in range(nz):
+                        row[k] += weight * along_y[a, j, k]
+                for k in range(nz):
+                    out[i, j, k, d] += row[k]
+
+
+@compiled
+def bends(field, out):
+    """Half the second difference along each axis: out[..., 3 * axis + component], zero across the border."""
+    nx, ny, nz, _ = field.shape
+    half, two = np.float32(0.5), np.float32(2)
+    for i in range(nx):
+        i0, i1 = max(i - 1, 0), min(i + 1, nx - 1)
+        for j in range(ny):
+            j0, j1 = max(j - 1, 0), min(j + 1, ny - 1)
+            for k in range(nz):
+                k0, k1 = max(k - 1, 0), min(k + 1, nz - 1)
+                for d in range(3):
+                    twice = two * field[i, j, k, d]
+                    out[i, j, k, d] = half * (field[i0, j, k, d] + field[i1, j, k, d] - twice)
+                    out[i, j, k, 3 + d] = half * (field[i, j0, k, d] + field[i, j1, k, d] - twice)
+                    out[i, j, k, 6 + d] = half * (field[i, j, k0, d] + field[i, j, k1, d] - twice)
+
+
+@compiled
+def even(field, out):
+    """Each node less a sixth of the bends around it: a chord lies inside its curve by h^2 v'' / 12 on average."""
+    nx, ny, nz, _ = field.shape
+    twelfth, six = np.float32(1 / 12), np.float32(6)
+    for i in range(nx):
+        i0, i1 = max(i - 1, 0), min(i + 1, nx - 1)
+        for j in range(ny):
+            j0, j1 = max(j - 1, 0), min(j + 1, ny - 1)
+            for k in range(nz):
+                k0, k1 = max(k - 1, 0), min(k + 1, nz - 1)
+                for d in range(3):
+                    around = (
+                        field[i0, j, k, d]
+                        + field[i1, j, k, d]
+                        + field[i, j0, k, d]
+                        + field[i, j1, k, d]
+                    )
+                    around += field[i, j, k0, d] + field[i, j, k1, d]
+                    here = field[i, j, k, d]
+                    out[i, j, k, d] = here - twelfth * (around - six * here)
+
+
+@compiled
+def carried(velocity, field, factor, out):
+    """Set out to factor (v . grad) field, by central differences in units of lattice cells; one-sided at the border."""
+    nx, ny, nz, _ = velocity.shape
+    for i in range(nx):
+        i0, i1 = max(i - 1, 0), min(i + 1, nx - 1)
+        along_x = factor / np.float32(i1 - i0)
+        for j in range(ny):
+            j0, j1 = max(j - 1, 0), min(j + 1, ny - 1)
+            along_y = factor / np.float32(j1 - j0)
+            for k in range(nz):
+                k0, k1 = max(k - 1, 0), min(k + 1, nz - 1)
+                a, b = velocity[i, j, k, 0] * along_x, velocity[i, j, k, 1] * along_y
+                c = velocity[i, j, k, 2] * (factor / np.float32(k1 - k0))
+                for d in range(3):
+                    out[i, j, k, d] = (
+                        a * (field[i1, j, k, d] - field[i0, j, k, d])
+                        + b * (field[i, j1, k, d] - field[i, j0, k, d])
+                        + c * (field[i, j, k1, d] - field[i, j, k0, d])
+                    )
+
+
+@compiled
+def first_step(velocity, bend, inverse_spacing, h, out):
+    """Displacement of every lattice point after one midpoint step: h v(x + h v(x) / 2). `bend` is from `bends`."""
+    s = np.float32(0.5) * h * inverse_spacing
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            for k in range(out.shape[2]):
+                x = np.float32(i) + s * velocity[i, j, k, 0]
+                y = np.float32(j) + s * velocity[i, j, k, 1]
+                z = np.float32(k) + s * velocity[i, j, k, 2]
+                a, b, c = _curved_at(velocity, bend, x, y, z)
+                out[i, j, k, 0], out[i, j, k, 1], out[i, j, k, 2] = h * a, h * b, h * c
+
+
+@compiled
+def flow(velocity, bend, inverse_spacing, h, steps, out):
+    """Carry displaced lattice points (`out`, in place) along a velocity field by so many midpoint steps of length h."""
+    half, s = np.float32(0.5) * h, inverse_spacing
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            for k in range(out.shape[2]):
+                fi, fj, fk = np.float32(i), np.float32(j), np.float32(k)
+                x, y, z = out[i, j, k, 0], out[i, j, k, 1], out[i, j, k, 2]
+                for _ in range(steps):
+                    a, b, c = _curved_at(velocity, bend, fi + x * s, fj + y * s, fk + z * s)
+                    a, b, c = _curved_at(
+                        velocity,
+                        bend,
+                        fi + (x + half * a) * s,
+                        fj + (y + half * b) * s,
+                        fk + (z + half * c) * s,
+                    )
+                    x, y, z = x + h * a, y + h * b, z + h * c
+                out[i, j, k, 0], out[i, j, k, 1], out[i, j, k, 2] = x, y, z
+
+
+@inlined
+def _reach(
+    line,
+    px,
+    py,
+    oz,
+    coarse_origin_z,
+    coarse_spacing,
+    near,
+    near_origin,
+    near_inverse,
+    out_inverse,
+    nz,
+):
+    """First and one past the last voxel of a row that can hold brain, given the displacements along it."""
+    cz = line.shape[1]
+    first, last = cz, -1
+    for k in range(cz):
+        x = (px + line[0, k] - near_origin[0]) * near_inverse
+        y = (py + line[1, k] - near_origin[1]) * near_inverse
+        z = (
+            coarse_origin_z + np.float32(k) * coarse_spacing + line[2, k] - near_origin[2]
+        ) * near_inverse
+        a = min(max(int(x + np.float32(0.5)), 0), near.shape[0] - 1)
+        b = min(max(int(y + np.float32(0.5)), 0), near.shape[1] - 1)
+        c = min(max(int(z + np.float32(0.5)), 0), near.shape[2] - 1)
+        if near[a, b, c]:
+            first = min(first, k)
+            last = k
+    low = (coarse_origin_z + np.float32(first - 1) * coarse_spacing - oz) * out_inverse
+    high = (coarse_origin_z + np.float32(last + 1) * coarse_spacing - oz) * out_inverse
+    if last < 0:
+        return 0, 0
+    return (
+        0 if first == 0 else min(max(int(np.floor(low)), 0), nz),
+        nz if last == cz - 1 else min(max(int(np.ceil(high)) + 1, 0), nz),
+    )
+
+
+@compiled
+def render(
+    image,
+    image_origin,
+    image_inverse,
+    coarse,
+    coarse_origin,
+    coarse_inverse,
+    local,
+    local_shape,
+    local_origin,
+    local_inverse,
+    near,
+    near_origin,
+    near_inverse,
+    out,
+    out_origin,
+    out_spacing,
+):
+    """Sample an image at positions moved by a coarse displacement and then by local ones, in one pass.
+
+    Rows are cut to where the image can be reached: `near` says where, on a lattice of its own; it
+    is empty if all of `out` is wanted. What is cut off keeps its value.
+
+    Parameters
+    ----------
+    image : float32 (X, Y, Z)
+    coarse : float32 (A, B, C, 3)
+        Displacement of the subject, in mm.
+    local : float32 (total,)
+        Displacements of the effects, flattened one after the other, in mm; `local_shape`,
+        `local_origin` and `local_inverse` describe the box of each. Effects apply in this order.
+    out : float32
+        The volume; written. Origins and spacings are in mm; "inverse" is one over the spacing.
+    """
+    nx, ny, nz = out.shape
+    cz = coarse.shape[2]
+    line = np.empty((3, cz), np.float32)
+    one = np.float32(1)
+    coarse_spacing, out_inverse = one / coarse_inverse, one / out_spacing
+    for i in range(nx):
+        px = out_origin[0] + np.float32(i) * out_spacing
+        ci, wi = _cell((px - coarse_origin[0]) * coarse_inverse, coarse.shape[0])
+        for j in range(ny):
+            py = out_origin[1] + np.float32(j) * out_spacing
+            cj, wj = _cell((py - coarse_origin[1]) * coarse_inverse, coarse.shape[1])
+            # One bilinear blend per row leaves a linear interpolation per voxel.
+            w00, w01, w10, w11 = (one - wi) * (one - wj), (one - wi) * wj, wi * (one - wj), wi * wj
+            for k in range(cz):
+                for d in range(3):
+                    line[d, k] = (
+                        w00 * coarse[ci, cj, k, d]
+                        + w01 * coarse[ci, cj + 1, k, d]
+                        + w10 * coarse[ci + 1, cj, k, d]
+                        + w11 * coarse[ci + 1, cj + 1, k, d]
+                    )
+            begin, end = 0, nz
+            if near.size:
+                begin, end = _reach(
+                    line,
+                    px,
+                    py,
+                    out_origin[2],
+                    coarse_origin[2],
+                    coarse_spacing,
+                    near,
+                    near_origin,
+                    near_inverse,
+                    out_inverse,
+                    nz,
+                )
+            for k in range(begin, end):
+                pz = out_origin[2] + np.float32(k) * out_spacing
+                ck, wk = _cell((pz - coarse_origin[2]) * coarse_inverse, cz)
+                x = px + line[0, ck] + wk * (line[0, ck + 1] - line[0, ck])
+                y = py + line[1, ck] + wk * (line[1, ck + 1] - line[1, ck])
+                z = pz + line[2, ck] + wk * (line[2, ck + 1] - line[2, ck])
+                offset = 0
+                for e in range(local_shape.shape[0]):
+                    ex, ey, ez = local_shape[e, 0], local_shape[e, 1], local_shape[e, 2]
+                    u = (x - local_origin[e, 0]) * local_inverse
+                    v = (y - local_origin[e, 1]) * local_inverse
+                    w = (z - local_origin[e, 2]) * local_inverse
+                    if u > 0 and v > 0 and w > 0 and u < ex - 1 and v < ey - 1 and w < ez - 1:
+                        box = local[offset : offset + ex * ey * ez * 3].reshape((ex, ey, ez, 3))
+                        a, b, c = _vector_at(box, u, v, w)
+                        x, y, z = x + a, y + b, z + c
+                    offset += ex * ey * ez * 3
+                out[i, j, k] = _scalar_at(
+                    image,
+                    (x - image_origin[0]) * image_inverse,
+                    (y - image_origin[1]) * image_inverse,
+                    (z - image_origin[2]) * image_inverse,
+                )

@@ -1,0 +1,1 @@
+"""From velocity fields to an image: flows, scanner, processor and GPU."""

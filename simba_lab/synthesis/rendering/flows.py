@@ -1,0 +1,260 @@
+"""Flows of morphology effects: what an effect does at each magnitude, integrated once and read off for each subject."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.optimize import brentq
+
+from simba_lab.core.errors import FoldingError, SimbaError
+from simba_lab.core.lattice import Lattice
+from simba_lab.synthesis.anatomy.modes import subject_lattice
+from simba_lab.synthesis.anatomy.subjects import GaussianProcessSubjects, Subjects
+from simba_lab.synthesis.anatomy.template import Template
+from simba_lab.synthesis.effects import Morphology
+from simba_lab.synthesis.kernels import fields as _kernels
+from simba_lab.synthesis.rendering.deformation import evened, flow
+
+# The local fields live on every second template voxel; their smoothness (5 mm by default) is
+# resolved by that.
+STRIDE = 2
+# Magnitudes between two knots of the tabulated flow are interpolated.
+KNOT_SPACING = 0.25
+# Flow time, in mm at the peak velocity, after which the search for a fold or an amplitude ends.
+LONGEST_TRAVEL = 60.0
+
+
+@dataclass(frozen=True, eq=False)
+class LocalFlow:
+    """The one-parameter family of deformations of one effect, tabulated over its magnitude.
+
+    Effects of one region differ between subjects in magnitude alone, so their flow is integrated
+    once and each subject reads it off, instead of exponentiating a field of its own.
+
+    Parameters
+    ----------
+    lattice : Lattice
+        The box around the region.
+    knots : ndarray, shape (M,)
+        Increasing magnitudes; 0 is among them.
+    table : ndarray of float32, shape (M, X, Y, Z, 3)
+        At each magnitude m the displacement, in mm, at which an image has to be sampled: that of
+        ``exp(-m v)``.
+    """
+
+    lattice: Lattice
+    knots: np.ndarray
+    table: np.ndarray
+
+    def at(self, magnitude: float) -> np.ndarray:
+        """Return the displacement for one magnitude in mm, interleaved float32, shape (X, Y, Z, 3)."""
+        low = int(
+            np.clip(
+                np.searchsorted(self.knots, magnitude, side="right") - 1, 0, len(self.knots) - 2
+            )
+        )
+        weight = np.float32((magnitude - self.knots[low]) / (self.knots[low + 1] - self.knots[low]))
+        return self.table[low] + weight * (self.table[low + 1] - self.table[low])
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What determines the direction of an effect, its amplitude aside: the key of the caches below."""
+
+    region: str
+    smoothness_mm: float
+    template: Template
+    mode: int | None = None
+    variability: Subjects | None = None
+
+
+def _shape(effect: Morphology, template: Template, variability: Subjects | None) -> _Shape:
+    if effect.mode is None:
+        return _Shape(effect.region, effect.smoothness_mm, template)
+    return _Shape(
+        effect.region,
+        effect.smoothness_mm,
+        template,
+        effect.mode,
+        variability or GaussianProcessSubjects(),
+    )
+
+
+def local_velocity(
+    effect: Morphology, template: Template, variability: Subjects | None = None
+) -> tuple[np.ndarray, Lattice]:
+    """Return the velocity of an effect, interleaved float32 (X, Y, Z, 3), and the lattice of its box.
+
+    Its peak is 1 mm; `tabulate` scales it. `variability` is needed for effects that follow one of
+    its modes.
+    """
+    return _velocity(_shape(effect, template, variability))
+
+
+@lru_cache(maxsize=16)
+def _velocity(shape: _Shape) -> tuple[np.ndarray, Lattice]:
+    template, spacing = shape.template, shape.template.lattice.spacing_mm
+    mask = template.region(shape.region)
+    margin = int(np.ceil(4 * shape.smoothness_mm / spacing)) + STRIDE
+    inside = np.argwhere(mask)
+    low, high = inside.min(axis=0), inside.max(axis=0) + 1
+    padded = np.pad(
+        mask[tuple(slice(a, b) for a, b in zip(low, high, strict=True))].astype(np.float32), margin
+    )
+    smooth = gaussian_filter(padded, shape.smoothness_mm / spacing, mode="constant")
+    coarse = (slice(None, None, STRIDE),) * 3
+    origin = np.asarray(template.lattice.origin_mm) + (low - margin) * spacing
+    if shape.mode is None:
+        velocity = -np.stack(np.gradient(smooth, spacing), axis=-1)[coarse]
+        lattice = Lattice(velocity.shape[:3], spacing * STRIDE, tuple(float(v) for v in origin))
+    else:
+        window = smooth[coarse]
+        lattice = Lattice(window.shape, spacing * STRIDE, tuple(float(v) for v in origin))
+        velocity = window[..., None] * _mode_at(shape.mode, shape.variability, template, lattice)
+    velocity = np.ascontiguousarray(velocity, dtype=np.float32)
+    return velocity / _peak(velocity), lattice
+
+
+def _mode_at(mode: int, variability: Subjects, template: Template, lattice: Lattice) -> np.ndarray:
+    """Velocity field of one mode of the variability on another lattice, (X, Y, Z, 3)."""
+    on = subject_lattice(template)
+    count = variability.coefficient_count(on)
+    if mode > count:
+        raise SimbaError("mode", mode, f"at most {count}, the number of modes of the variability")
+    unit = np.zeros(count)
+    unit[variability.leading(on, mode)[-1]] = 1.0
+    field = variability.velocity(unit, on)
+    where = (lattice.points_mm() - np.reshape(on.origin_mm, (3, 1, 1, 1))) / on.spacing_mm
+    return np.stack(
+        [map_coordinates(field[..., d], where, order=3, mode="nearest") for d in range(3)], axis=-1
+    )
+
+
+def tabulate(
+    effect: Morphology,
+    template: Template,
+    magnitudes: np.ndarray,
+    *,
+    field_name: str = "effect",
+    subjects: np.ndarray | None = None,
+    variability: Subjects | None = None,
+) -> LocalFlow:
+    """Tabulate the flow of an effect over the magnitudes that a cohort needs, and check that none of them folds.
+
+    Parameters
+    ----------
+    magnitudes : ndarray, shape (n,)
+        Every magnitude that will be rendered.
+    field_name : str
+        What errors call the effect, such as ``"scenario.bias"``.
+    subjects : ndarray, shape (n,), optional
+        Whose magnitudes these are, for errors.
+    variability : model of subjects, optional
+        Where the modes come from, for effects that name one.
+
+    Raises
+    ------
+    UnknownNameError
+        If the template has no such region.
+    FoldingError
+        If a magnitude would fold the brain; it names the subject and the largest amplitude that
+        would not.
+    """
+    template.region(effect.region, field_name=f"{field_name}.region")
+    magnitudes = np.asarray(magnitudes, float)
+    sign, amplitude = np.sign(effect.amplitude_mm), abs(effect.amplitude_mm)
+    # Growth (positive travel) and shrinkage fold at different travels; magnitudes below 0 turn one
+    # into the other.
+    extremes = {
+        growth: max(0.0, float((sign * magnitudes).max() if growth else (-sign * magnitudes).max()))
+        for growth in (True, False)
+    }
+    shape = _shape(effect, template, variability)
+    travel = _travel_for(shape, amplitude)
+    longest = min(
+        _travel_to_fold(shape, growth) / max(1.0, extreme) for growth, extreme in extremes.items()
+    )
+    if travel is None or travel > longest:
+        reachable = _peak(_travelled(*_velocity(shape), longest))
+        worst = int(np.argmax(np.abs(magnitudes)))
+        who = "" if subjects is None else f" of subject {subjects[worst]}"
+        raise FoldingError(
+            f"{field_name}.amplitude_mm",
+            effect.amplitude_mm,
+            f"at most {np.floor(reachable * 100) / 100:.2f} mm in size for region {effect.region!r}",
+            f"The magnitude {magnitudes[worst]:+.2f}{who} would fold the brain. Lower the amplitude, narrow the "
+            "distribution of magnitudes, or raise smoothness_mm.",
+        )
+    below, above = (
+        max(1, int(np.ceil(max(0.0, side) / KNOT_SPACING)))
+        for side in (-magnitudes.min(), magnitudes.max())
+    )
+    # Images are sampled at where tissue comes from: the displacement of the opposite velocity.
+    return _table(shape, -sign * travel, below, above)
+
+
+def _peak(displacement: np.ndarray) -> float:
+    return float(np.sqrt((displacement**2).sum(axis=-1).max()))
+
+
+def _travelled(
+    velocity: np.ndarray, lattice: Lattice, time: float, start: np.ndarray | None = None
+) -> np.ndarray:
+    """Displacement after flowing for `time` (which may be negative) from `start`."""
+    return flow(velocity, lattice.spacing_mm, time, start=start)
+
+
+@lru_cache(maxsize=32)
+def _travel_for(shape: _Shape, amplitude_mm: float) -> float | None:
+    """Flow time at which the peak displacement is `amplitude_mm`; None if it takes forever.
+
+    The amplitude is a promise about the displacement, not about the velocity. Growth and shrinkage
+    keep it alike: a map and its inverse have the same peak displacement.
+    """
+    velocity, lattice = _velocity(shape)
+
+    def missing(time: float) -> float:
+        return _peak(_travelled(velocity, lattice, time)) - amplitude_mm
+
+    high = amplitude_mm
+    while missing(high) < 0:
+        high *= 1.5
+        if high > LONGEST_TRAVEL:
+            return None
+    return float(brentq(missing, 0.0, high, xtol=1e-4))
+
+
+@lru_cache(maxsize=32)
+def _travel_to_fold(shape: _Shape, growth: bool) -> float:
+    """Longest flow time at which every cell of the pulled-back lattice still has a positive Jacobian."""
+    velocity, lattice = _velocity(shape)
+    time, step, displacement = 0.0, 1.0, np.zeros_like(velocity)
+    while time < LONGEST_TRAVEL:
+        further = _travelled(velocity, lattice, -step if growth else step, start=displacement)
+        if _kernels.least_jacobian(further, np.float32(1 / lattice.spacing_mm)) <= 0:
+            break
+        displacement, time = further, time + step
+    return time
+
+
+@lru_cache(maxsize=4)
+def _table(shape: _Shape, unit: float, below: int, above: int) -> LocalFlow:
+    """Flow for multiples of `unit`, from `below` knots under zero to `above` knots over it."""
+    velocity, lattice = _velocity(shape)
+    table = np.zeros((below + above + 1, *velocity.shape), np.float32)
+    for direction, count in ((-1, below), (1, above)):
+        for step in range(1, count + 1):
+            at = below + direction * step
+            table[at] = _travelled(
+                velocity, lattice, direction * unit * KNOT_SPACING, start=table[at - direction]
+            )
+    for knot in table:
+        better = evened(knot)
+        # At magnitudes that nearly fold, the correction of the steepest cells would fold them.
+        if _kernels.least_jacobian(better, np.float32(1 / lattice.spacing_mm)) > 0:
+            knot[:] = better
+    table.setflags(write=False)
+    return LocalFlow(lattice, np.arange(-below, above + 1) * KNOT_SPACING, table)

@@ -1,0 +1,376 @@
+"""Cohort: a stratified design table, volumes that are rendered when asked for, and counterfactual twins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any, Protocol
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+
+from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.lattice import Lattice
+from simba_lab.synthesis.anatomy.template import Template
+from simba_lab.synthesis.design import design
+from simba_lab.synthesis.effects import Effect
+from simba_lab.synthesis.rendering.scanner import BACKGROUND
+from simba_lab.synthesis.rendering.studio import MODES, SHELF_BYTES, Studio, studio
+from simba_lab.synthesis.scenario import Scenario
+
+# Volumes that are rendered before the first of them is handed on: enough to keep workers busy, few
+# enough for memory.
+BATCH, BATCH_BYTES = 16, 128 * 2**20
+# The switch of a bias that is rendered in those outside its group.
+OTHER = "other"
+
+
+class Source(Protocol):
+    """Where volumes come from that are not rendered: a store, or somebody's files."""
+
+    lattice: Lattice
+    identity: dict[str, Any]
+    switches: dict[str, bool]
+
+    def array(self, subject: int) -> np.ndarray:
+        """Return the volume of a subject (a value of the table's index): float32, shape (X, Y, Z)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """Subjects of a scenario. Volumes are rendered on demand; their bytes depend on scenario, seed and subject alone.
+
+    Made by `synthesise`; parts and twins of a cohort are cohorts too. Cohorts of somebody else's
+    images have the same table and volumes, but no scenario and no twins.
+
+    Parameters
+    ----------
+    scenario : Scenario or None
+    seed : int
+    table : pandas.DataFrame
+        One row per subject: ``split``, ``label`` (1: disease), a column per bias (1: in its group),
+        ``fold`` (for cross-validation), the magnitude of each effect (that of a bias is drawn for
+        everybody, in the group or not) and the matched anatomical modes.
+    switches : mapping of effect name to bool or "other"
+        Effects that are rendered in everybody (True), nobody (False) or those outside the group
+        (``"other"``): twins have these.
+    source : Source, optional
+        Where the volumes are read instead of rendered.
+    """
+
+    scenario: Scenario | None
+    seed: int
+    table: pd.DataFrame
+    switches: dict[str, bool | str] = field(default_factory=dict)
+    source: Source | None = None
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        """Return a column of the design table."""
+        if column not in self.table.columns:
+            raise UnknownNameError.among("column", column, self.table.columns)
+        return self.table[column].to_numpy()
+
+    @cached_property
+    def _studio(self) -> Studio:
+        if self.scenario is None:
+            raise SimbaError(
+                "cohort",
+                "imported images",
+                "a cohort of a scenario",
+                "What was done to these is not known.",
+            )
+        return studio(self.scenario, self.seed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A studio is large and holds a lock; another process makes its own.
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("_studio", "_columns")
+        }
+
+    @property
+    def lattice(self) -> Lattice:
+        """Where the voxels of the volumes are."""
+        return self.source.lattice if self.source else self._studio.output
+
+    @property
+    def template(self) -> Template:
+        """The brain that the cohort is made from."""
+        return self._studio.template
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the volumes follow from: scenario and seed, or the files that were read."""
+        if self.scenario is None:
+            return self.source.identity
+        return {"scenario": self.scenario.to_dict(), "seed": self.seed}
+
+    @property
+    def effects(self) -> dict[str, Effect]:
+        """The effects of the scenario by name; none are known of images from elsewhere."""
+        return self.scenario.effects if self.scenario else {}
+
+    @property
+    def biases(self) -> dict[str, Effect]:
+        """The biases of the scenario by name; none are known of images from elsewhere."""
+        return self.scenario.biases if self.scenario else {}
+
+    @property
+    def ceiling(self) -> float:
+        """Best accuracy that any classifier can reach by the disease alone; NaN if nobody knows."""
+        return self.scenario.ceiling() if self.scenario else float("nan")
+
+    @property
+    def train(self) -> Cohort:
+        """The subjects to fit on."""
+        return self.where(self["split"] == "train")
+
+    @property
+    def validation(self) -> Cohort:
+        """The subjects to choose settings and checkpoints on."""
+        return self.where(self["split"] == "validation")
+
+    @property
+    def test(self) -> Cohort:
+        """The subjects to report on."""
+        return self.where(self["split"] == "test")
+
+    def where(self, mask: np.ndarray) -> Cohort:
+        """Return the subjects for which a boolean mask (or an array of positions) holds."""
+        mask = np.asarray(mask)
+        if mask.dtype == bool and mask.shape != (len(self),):
+            raise SimbaError("mask", mask.shape, f"of shape ({len(self)},)")
+        return replace(
+            self, table=self.table.iloc[np.flatnonzero(mask) if mask.dtype == bool else mask]
+        )
+
+    def twin(
+        self,
+        *,
+        without: str | Iterable[str] = (),
+        carrying: str | Iterable[str] = (),
+        flipped: str | Iterable[str] = (),
+    ) -> Cohort:
+        """Return the same subjects (same anatomy, noise and other effects) with effects switched off, or on.
+
+        The twins keep their group membership in the table: only the rendering changes.
+
+        Parameters
+        ----------
+        without : str or several
+            Effects that nobody shows in the twins.
+        carrying : str or several
+            Effects that everybody shows, in the group or not, each with the magnitude of the table.
+        flipped : str or several
+            Biases that those in the group do not show, and those outside it do.
+        """
+        _ = self._studio  # images from elsewhere have no twins
+        switches = dict(self.switches)
+        for names, state in ((without, False), (carrying, True), (flipped, OTHER)):
+            known = self.scenario.biases if state == OTHER else self.scenario.effects
+            for name in [names] if isinstance(names, str) else names:
+                if name not in known:
+                    raise UnknownNameError.among("twin effect", name, known)
+                switches[name] = state
+        return replace(self, switches=switches)
+
+    def unbiased(self) -> Cohort:
+        """Return the control cohort: the same effects, as common in one class as in the other, from the same seed.
+
+        Subjects with the same number have the same noise and the same unmatched anatomy in both. A
+        cohort of some splits gives those splits.
+        """
+        _ = self._studio  # images from elsewhere have no controls
+        splits, whole = np.unique(self["split"]), design(self.scenario, self.seed)
+        if sorted(self.table.index) != sorted(whole.index[whole["split"].isin(splits)]):
+            raise SimbaError(
+                "cohort",
+                f"{len(self)} of its subjects",
+                "whole, or whole splits",
+                "Take its control first.",
+            )
+        control = synthesise(self.scenario.unbiased(), seed=self.seed)
+        return replace(control.where(np.isin(control["split"], splits)), switches=self.switches)
+
+    @cached_property
+    def _columns(self) -> dict[str, np.ndarray]:
+        columns = {
+            name: self.table[name].to_numpy() for name in self.table.columns if name not in MODES
+        }
+        modes = [name for name in MODES if name in self.table.columns]
+        return columns | {
+            "modes": self.table[modes].to_numpy(float),
+            "subject": self.table.index.to_numpy(),
+        }
+
+    def _person(self, index: int) -> tuple[int, np.ndarray]:
+        """Return who a subject is: its number and its matched modes."""
+        return int(self._columns["subject"][index]), self._columns["modes"][index]
+
+    def coefficients(self, index: int) -> np.ndarray:
+        """Return the coefficients of one subject's anatomy: standard normal over the population."""
+        return self._studio.coefficients(*self._person(index))
+
+    def magnitudes(self, index: int) -> dict[str, float]:
+        """Return the magnitude at which each effect is rendered in a subject: 0 if it does not show."""
+        columns = self._columns
+        return {
+            name: float(columns[f"{name}_magnitude"][index]) if self._shows(name, index) else 0.0
+            for name in self.scenario.effects
+        }
+
+    def _shows(self, effect: str, index: int) -> bool:
+        member = effect == "disease" or bool(self._columns[effect][index])
+        state = self.switches.get(effect, member)
+        return not member if state == OTHER else bool(state)
+
+    def carriers(self, bias: str) -> np.ndarray:
+        """Return who shows a bias in these volumes, bool, shape (n,): in twins not who is in its group."""
+        if bias not in self.biases:
+            raise UnknownNameError.among("bias", bias, self.biases)
+        return np.array([self._shows(bias, index) for index in range(len(self))])
+
+    def array(self, index: int, *, keep: bool = True) -> np.ndarray:
+        """Return one subject: float32, shape (X, Y, Z), white matter about 1, background 0.
+
+        Rendered volumes are kept in memory for a while, up to a limit, unless `keep` is false.
+        """
+        if self.source is not None and self.switches == self.source.switches:
+            return self.source.array(self._person(index)[0])
+        return self._studio.exposed(*self._person(index), self.magnitudes(index), keep=keep).copy()
+
+    def arrays(self, *, n_jobs: int = -1, device: str = "cpu") -> np.ndarray:
+        """Return all subjects: float32, shape (n, X, Y, Z). Parameters are those of `volumes`."""
+        out = np.empty((len(self), *self.lattice.shape), np.float32)
+        for index, volume in enumerate(self.volumes(n_jobs=n_jobs, device=device)):
+            out[index] = volume
+        return out
+
+    def volumes(
+        self, *, n_jobs: int = -1, device: str = "cpu", keep: bool | None = None
+    ) -> Iterator[np.ndarray]:
+        """Iterate over the subjects in order: float32 arrays, shape (X, Y, Z).
+
+        Parameters
+        ----------
+        n_jobs : int
+            Threads (joblib's convention: -1 is one per core), or workers of the joblib backend that
+            is active. The bytes do not depend on it.
+        device : str
+            ``cpu``; ``cuda`` (or another device of PyTorch) to render there, equal to rounding;
+            ``auto`` for a GPU, if any.
+        keep : bool, optional
+            As for `array`; by default only if all of these volumes fit there. Of more than that the
+            first would be gone before anybody asks again.
+        """
+        size = 4 * math.prod(self.lattice.shape)
+        if keep is None:
+            keep = len(self) * size <= SHELF_BYTES
+        render = partial(self.array, keep=keep)
+        if device != "cpu" and self.source is None:
+            from simba_lab.synthesis.rendering.gpu import chosen_device, darkroom
+
+            room = darkroom(self._studio, chosen_device(device))
+
+            def render(index: int) -> np.ndarray:
+                return room.exposed(*self._person(index), self.magnitudes(index))
+
+        _ = self.source or self._studio  # made once, before threads ask for it
+        return _in_batches(render, len(self), n_jobs, max(1, min(BATCH, BATCH_BYTES // size)))
+
+    def volume(self, index: int) -> nib.Nifti1Image:
+        """Render one subject as a NIfTI image, for nilearn and for files."""
+        return nib.Nifti1Image(self.array(index), self.lattice.affine)
+
+    def region(self, index: int, name: str) -> np.ndarray:
+        """Return the mask of a region as it lies in one subject, bool, shape (X, Y, Z): the warped template region."""
+        mask, lattice = self.template.region(name).astype(np.float32), self.template.lattice
+        return (
+            self._studio.sampled(mask, lattice, *self._person(index), self.magnitudes(index)) > 0.5
+        )
+
+    def positions_mm(self, index: int) -> np.ndarray:
+        """Return where in the template the tissue of each voxel of a subject comes from: float32, shape (3, X, Y, Z), mm.
+
+        With it anything of the template (a label, a mean map) is looked up for a voxel of the
+        subject.
+        """
+        return self._studio.positions(*self._person(index), self.magnitudes(index))
+
+    def brain(self, index: int) -> np.ndarray:
+        """Return the brain mask of one subject, bool, shape (X, Y, Z)."""
+        if self.scenario is None:
+            return self.array(index) > BACKGROUND
+        return self._studio.tissue(*self._person(index), self.magnitudes(index)) > BACKGROUND
+
+    def clean(self, index: int, *, keep: bool = True) -> np.ndarray:
+        """Return one subject without noise: float32, shape (X, Y, Z)."""
+        return self._studio.exposed(
+            *self._person(index), self.magnitudes(index), noisy=False, keep=keep
+        ).copy()
+
+    def changed(self, index: int, effect: str, *, threshold: float = 0.02) -> np.ndarray:
+        """Return the voxels that an effect changes in one subject, bool, shape (X, Y, Z): the truth for attributions.
+
+        The subject is rendered without noise, with the effect and without it; `threshold` is the
+        least difference that counts, as a share of the intensity of white matter.
+        """
+        on, off = self.twin(carrying=effect), self.twin(without=effect)
+        return np.abs(on.clean(index) - off.clean(index)) > threshold
+
+
+def synthesise(scenario: Scenario, *, seed: int = 0) -> Cohort:
+    """Design a cohort: assign subjects to splits, classes and bias groups, draw all magnitudes, check all deformations.
+
+    Bias groups and splits are matched by construction: within each cell of split x class x group x
+    fold, every magnitude and the leading anatomical modes take one value from each of n
+    equal-probability strata (a Latin hypercube; McKay et al. 1979), so the cells have the same
+    distributions up to one stratum and no subject is dropped.
+
+    Matching ties the subjects of a cell together: what one group has more of in some of them, it
+    has less of in the others. A cross-validation over random folds would learn that backwards and
+    score below chance. Folds of the design (column ``fold``) are matched by themselves and
+    independent of each other: use those.
+
+    Parameters
+    ----------
+    scenario : Scenario
+    seed : int
+        Other seeds give other subjects.
+
+    Returns
+    -------
+    Cohort
+        With `scenario.subjects` rows. Nothing is rendered yet.
+
+    Raises
+    ------
+    UnknownNameError
+        If a region is not in the template.
+    FoldingError
+        If an effect would fold a brain.
+    """
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise SimbaError("seed", seed, "an integer of at least 0")
+    cohort = Cohort(scenario, int(seed), design(scenario, int(seed)))
+    _ = cohort._studio  # raises now rather than at the first volume
+    return cohort
+
+
+def _in_batches(
+    render: Callable[[int], np.ndarray], count: int, n_jobs: int, batch: int
+) -> Iterator[np.ndarray]:
+    # Batches instead of joblib's generators, which not every backend has.
+    with Parallel(n_jobs=n_jobs, prefer="threads") as jobs:
+        for start in range(0, count, batch):
+            yield from jobs(
+                delayed(render)(index) for index in range(start, min(start + batch, count))
+            )

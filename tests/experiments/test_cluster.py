@@ -1,0 +1,41 @@
+"""Synthesis on another joblib backend: a real Ray cluster of two nodes on this machine."""
+
+import os
+
+import joblib
+import numpy as np
+import pytest
+
+import simba_lab as sb
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    from ray.cluster_utils import Cluster
+    from ray.util.joblib import register_ray
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    nodes = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    nodes.add_node(num_cpus=1)
+    ray.init(address=nodes.address, log_to_driver=False)
+    register_ray()
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()
+
+
+def test_two_nodes_give_the_same_bytes(cluster, cohort, tmp_path):
+    assert len([node for node in ray.nodes() if node["Alive"]]) == 2
+    few = cohort.where(np.arange(12))
+    with joblib.parallel_backend("ray", n_jobs=2):
+        np.testing.assert_array_equal(few.arrays(n_jobs=2), few.arrays(n_jobs=1))
+        sb.save_cohort(few, tmp_path / "cluster", n_jobs=2)
+    sb.save_cohort(few, tmp_path / "alone", n_jobs=1)
+    for name in ("manifest.json", "volumes.npy", "subjects.tsv"):
+        assert (tmp_path / "cluster" / name).read_bytes() == (
+            tmp_path / "alone" / name
+        ).read_bytes()

@@ -1,0 +1,655 @@
+"""A federation of real processes on this machine, over mutual TLS."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+import simba_lab as sb
+from simba_lab.core.rng import stream
+from simba_lab.federation.clients import LocalClient, VisitConfig
+from simba_lab.federation.plan import Ledger, Plan
+from simba_lab.federation.privacy import POLICY, guarded, read_policy
+from simba_lab.federation.sites import Site, hospitals, save_sites
+from simba_lab.federation.strategies import follow
+
+pytestmark = pytest.mark.slow
+engine = pytest.importorskip("simba_lab.federation.engine")
+
+NETWORK = {"name": "SimBANet", "widths": [4, 8]}
+WAIT = 240
+VISIT = 15  # seconds that a visit may take where one is lost on purpose; the first one may be slow on a busy machine
+
+
+def free_ports() -> int:
+    """Return a port that is free, and whose neighbour is."""
+    draws = stream(os.getpid(), "test", "ports")
+    while True:
+        port = int(draws.integers(20000, 30000))
+        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as other:
+            one.bind(("", port))
+            other.bind(("", port + 1))
+            return port
+
+
+class Relay:
+    """Stands between a site and the server, and keeps what passes."""
+
+    def __init__(self, port: int) -> None:
+        self.seen, self.goal = bytearray(), port
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self) -> None:
+        while True:
+            near, _ = self.listener.accept()
+            try:
+                far = socket.create_connection(("127.0.0.1", self.goal))
+            except ConnectionRefusedError:  # no server at this moment
+                near.close()
+                continue
+            for source, target in ((near, far), (far, near)):
+                threading.Thread(target=self.carry, args=(source, target), daemon=True).start()
+
+    def carry(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while part := source.recv(65536):
+                self.seen += part
+                target.sendall(part)
+        for end in (source, target):
+            end.close()
+
+
+class House:
+    """Server and sites as processes."""
+
+    def __init__(self, root: Path) -> None:
+        scenario = sb.Scenario(subjects=16, spacing_mm=6, disease=sb.Morphology("Insula_L", 2.5))
+        sites = (Site("site-1", 10), Site("site-2", 3, 1.0), Site("site-3", 6))
+        self.root, self.federation, self.port = (
+            root,
+            hospitals(scenario, sites, validation=4, test=4),
+            free_ports(),
+        )
+        self.folders = dict(
+            zip(self.federation.names, save_sites(self.federation, root / "stores"), strict=True)
+        )
+        self.kits = engine.provision(self.federation.names, root / "kits", port=self.port)
+        self.processes: dict[str, subprocess.Popen] = {}
+
+    def start(self, role: str, folder: Path | None = None, privacy: str | None = None) -> None:
+        self.processes[role] = engine.start(
+            self.kits[role], folder or self.folders[role], privacy=privacy
+        )
+
+    def restart(self, ledger: str, privacy: dict[str, str] | None = None, **folders: Path) -> Path:
+        """Start all roles afresh, with a new ledger."""
+        for role in list(self.processes):
+            self.kill(role)
+        self.start("server", self.root / ledger)
+        until(lambda: port_answers(self.port))
+        for name in self.federation.names:
+            self.start(name, folders.get(name.replace("-", "")), (privacy or {}).get(name))
+        return self.root / ledger
+
+    def family(self, role: str) -> list[psutil.Process]:
+        """Return its process and those of its jobs."""
+        first = psutil.Process(self.processes[role].pid)
+        return [first, *first.children(recursive=True)]
+
+    def kill(self, role: str) -> None:
+        family = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family = self.family(role)
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.processes.pop(role).wait(10)
+        psutil.wait_procs(family, 10)
+
+    def console(self, role: str) -> str:
+        return (self.kits[role] / "console.txt").read_text(errors="replace")
+
+    def plan(self, strategy: str, **options) -> Plan:
+        return Plan(strategy, self.federation.names, options, NETWORK)
+
+    def clients(self, plan: Plan) -> list[LocalClient]:
+        return [
+            LocalClient(name, plan.model(), self.federation.at(name), plan.visit)
+            for name in plan.sites
+        ]
+
+    def here(self, plan: Plan, steps: int | None = None) -> dict[str, torch.Tensor]:
+        return follow(islice(plan.steps(self.clients(plan)), steps)).weights
+
+
+def until(what, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "too long"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(
+            "NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT", "5"
+        )  # for sites that are lost on purpose
+        house = House(tmp_path_factory.mktemp("federation"))
+        yield house
+        for role in list(house.processes):
+            house.kill(role)
+
+
+class Submitted(threading.Thread):
+    """A submission that goes on while the test looks."""
+
+    def __init__(self, house: House, plan: Plan, **options) -> None:
+        super().__init__(daemon=True)
+        self.ended: str | sb.SimbaError | None = None
+        self._call = lambda: engine.submit(house.kits["admin"], plan, wait=WAIT, **options)
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.ended = self._call()
+        except sb.SimbaError as error:
+            self.ended = error
+
+    def end(self, seconds: float) -> str | sb.SimbaError:
+        self.join(seconds)
+        assert not self.is_alive(), "too long"
+        return self.ended
+
+
+def same(one, other) -> bool:
+    return set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_deployed_equals_in_process_and_nothing_travels_in_clear(house):
+    relay = Relay(house.port)
+    config = house.kits["site-1"] / "startup" / "fed_client.json"
+    config.write_text(
+        config.read_text().replace(f"localhost:{house.port}", f"localhost:{relay.port}")
+    )
+    ledger, plan = house.root / "fedavg", house.plan("fedavg", rounds=3)
+    with pytest.raises(sb.SimbaError, match="server must be running"):
+        engine.submit(house.kits["admin"], plan, patience=2)
+    house.start("server", ledger)
+    until(lambda: port_answers(house.port))
+    for name in ("site-1", "site-3"):
+        house.start(name)
+        until(lambda name=name: f"New client {name}" in house.console("server"))
+    with pytest.raises(sb.SimbaError, match=r"sites must be running.*\['site-2'\]"):
+        engine.submit(house.kits["admin"], plan, patience=15)
+    house.start("site-2")
+    assert engine.submit(house.kits["admin"], plan, timeout=60, wait=WAIT) == "FINISHED:COMPLETED"
+    weights, done = Ledger(ledger, plan).resume()
+    assert done == 3
+    assert same(weights, house.here(plan))
+    history = Ledger(ledger, plan).history()
+    assert [row["sites"] for row in history] == [house.federation.names] * 3
+    assert "got result from site-2" in house.console("server")
+    for role in (
+        "server",
+        *house.federation.names,
+    ):  # no weights are fetched afterwards, when no time limit holds
+        assert "Downloadable" not in house.console(role)
+    assert_not_in_clear(relay.seen, [plan.model().state_dict(), weights])
+
+
+def assert_not_in_clear(seen: bytes, sent: list[dict[str, torch.Tensor]]) -> None:
+    clear = b"".join(value.numpy().tobytes() for weights in sent for value in weights.values())
+    pieces = [clear[place : place + 16] for place in range(0, len(clear) - 16, 256)]
+    pieces = [piece for piece in pieces if len(set(piece)) > 8]  # zeros and ones are anywhere
+    assert len(pieces) > 10
+    assert len(seen) > 2 * len(clear)  # they did pass here
+    assert not any(piece in seen for piece in pieces)
+    assert all(piece in b"in clear they would be found" + clear for piece in pieces)
+    counts = np.bincount(np.frombuffer(seen, np.uint8), minlength=256) / len(seen)
+    assert (
+        -(counts[counts > 0] * np.log2(counts[counts > 0])).sum() > 7.5
+    )  # bits a byte: looks like noise
+
+
+def port_answers(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+def admitted(house: House, certificate: Path | None) -> bool:
+    """Whether the server keeps talking after a handshake with this certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if certificate:
+        context.load_cert_chain(
+            certificate / "startup" / "client.crt", certificate / "startup" / "client.key"
+        )
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", house.port), 5) as plain,
+            context.wrap_socket(plain) as secure,
+        ):
+            secure.settimeout(3)
+            return bool(secure.recv(1))
+    except TimeoutError:
+        return True  # it waits for us to speak
+    except (ssl.SSLError, ConnectionError):
+        return False
+
+
+def test_without_a_certificate_of_this_federation_nobody_is_let_in(house):
+    if "server" not in house.processes:
+        house.start("server", house.root / "door")
+        until(lambda: port_answers(house.port))
+    strangers = engine.provision(["site-1"], house.root / "strangers", port=house.port)
+    assert admitted(house, house.kits["site-1"])
+    assert not admitted(house, strangers["site-1"])
+    assert not admitted(house, None)
+
+
+def test_a_job_that_brings_code_is_refused(house, monkeypatch):
+    for role in ("server", *house.federation.names):
+        rights = json.loads((house.kits[role] / "local" / "authorization.json").read_text())[
+            "permissions"
+        ]
+        assert {rule.get("byoc", "none") for rule in rights.values()} == {"none"}
+    if set(house.processes) < {"server", *house.federation.names}:
+        house.restart("code")
+    monkeypatch.setattr(
+        engine, "_Installed", engine.CollabRecipe
+    )  # as FLARE does it: with the source of the module
+    ended = engine.submit(
+        house.kits["admin"], house.plan("fedavg", rounds=1), timeout=60, wait=WAIT
+    )
+    assert ended == "FINISHED:FAILED_TO_RUN"
+    assert "BYOC" in house.console("server") + house.console("site-1")
+    assert not (house.root / "code" / "steps.jsonl").exists()
+
+
+def test_a_scanner_head_travels_between_processes_as_it_does_in_one(house):
+    plan = house.plan("harmonised", cycles=2)
+    ledger = Ledger(house.restart("harmonised"), plan)
+    assert engine.submit(house.kits["admin"], plan, timeout=60, wait=WAIT) == "FINISHED:COMPLETED"
+    weights, done = ledger.resume()
+    last = follow(plan.steps(house.clients(plan)))
+    assert done == last.number == 6
+    assert last.head
+    assert same(weights, last.weights | last.head)
+
+
+POLICY_OF_SITE_2 = "svt: {fraction: 0.1, epsilon: 1, epsilon_release: 200, gamma: 1e-3, tau: 1e-4}"
+
+
+def test_a_site_with_a_policy_sends_filtered_weights_and_no_loss_and_the_others_send_theirs(house):
+    plan = house.plan("fedavg", rounds=1)
+    ledger = Ledger(house.restart("private", privacy={"site-2": POLICY_OF_SITE_2}), plan)
+    assert engine.submit(house.kits["admin"], plan, timeout=60, wait=WAIT) == "FINISHED:COMPLETED"
+    mean, begin = ledger.resume()[0], plan.model().state_dict()
+    replies = {
+        client.name: client.train(begin, seed=plan.seed, visit=1) for client in house.clients(plan)
+    }
+    losses = ledger.history()[0]["losses"]
+    assert np.isnan(losses["site-2"])
+    assert all(losses[name] == replies[name]["loss"] for name in ("site-1", "site-3"))
+    total = sum(reply["subjects"] for reply in replies.values())
+
+    def sent_by_site_2(name: str) -> np.ndarray:
+        """From the mean, if the others sent what they trained."""
+        parts = [
+            reply["weights"][name].double() * reply["subjects"]
+            for site, reply in replies.items()
+            if site != "site-2"
+        ]
+        return (
+            (
+                (mean[name].double() * total - sum(parts)) / replies["site-2"]["subjects"]
+                - begin[name]
+            )
+            .numpy()
+            .ravel()
+        )
+
+    names = [name for name, value in begin.items() if value.is_floating_point()]
+    sent = np.concatenate([sent_by_site_2(name) for name in names])
+    trained = np.concatenate(
+        [(replies["site-2"]["weights"][name] - begin[name]).numpy().ravel() for name in names]
+    )
+    assert (np.abs(trained) > 1e-5).mean() > 0.8
+    assert 0.02 < (np.abs(sent) > 1e-5).mean() <= 0.101
+
+
+def changes(seed: int = 0) -> tuple[dict[str, torch.Tensor], dict]:
+    """Return weights and a reply of a site that changed them by about 0.01."""
+    before = sb.SimBANet([4, 8], seed=seed).state_dict()
+    draws = stream(seed, "test", "changes")
+    after = {
+        name: value + 0.01 * torch.from_numpy(np.asarray(draws.normal(size=value.shape)))
+        for name, value in before.items()
+    }
+    after = {name: value.to(before[name].dtype) for name, value in after.items()}
+    return before, {
+        "weights": after | {"temperature": torch.tensor(1.5)},
+        "subjects": 7,
+        "loss": 0.3,
+    }
+
+
+@pytest.mark.parametrize(
+    "text", [POLICY_OF_SITE_2, "percentile: {percentile: 90, gamma: 1e-3}", "svt:"]
+)
+def test_filters_keep_names_shapes_and_types_and_let_few_changes_out(text):
+    before, reply = changes()
+    before["temperature"] = torch.tensor(1.0)  # a single number: FLARE's filters would let it pass
+    change = engine.filter_for(*read_policy(text))
+    np.random.seed(3)
+    first = guarded(reply, before, change)
+    np.random.seed(3)
+    again = guarded(reply, before, change)
+    assert first["subjects"] == 7
+    assert np.isnan(first["loss"])
+    assert reply["loss"] == 0.3
+    assert list(first["weights"]) == list(reply["weights"])
+    for name, value in reply["weights"].items():
+        assert (first["weights"][name].shape, first["weights"][name].dtype) == (
+            value.shape,
+            value.dtype,
+        )
+        assert torch.isfinite(first["weights"][name]).all()
+        assert value.is_floating_point() or torch.equal(first["weights"][name], value)
+        assert not name.endswith("running_var") or (first["weights"][name] >= 0).all()
+    real = [
+        name
+        for name, value in before.items()
+        if value.is_floating_point() and not name.endswith("running_var")
+    ]
+    out = np.concatenate(
+        [(first["weights"][name] - before[name]).double().numpy().ravel() for name in real]
+    )
+    assert 0.03 < (out != 0).mean() < 0.12
+    assert abs(first["weights"]["temperature"] - 1.5) > 0.4
+    assert same(first["weights"], again["weights"]) == text.startswith("percentile")
+    if text.startswith("percentile"):
+        assert np.abs(out).max() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_noise_is_as_large_as_declared_and_the_cut_is_at_gamma():
+    count, gamma, release = 20_000, 1e-3, 4e7
+    fixed = {"came": torch.zeros(count)}
+    reply = {"weights": {"came": torch.full((count,), 0.5)}, "subjects": 1, "loss": 0.0}
+    policy = (
+        f"svt: {{fraction: 0.5, epsilon: 1, epsilon_release: {release}, gamma: {gamma}, tau: 0}}"
+    )
+    out = (
+        guarded(reply, fixed, engine.filter_for(*read_policy(policy)))["weights"]["came"]
+        .double()
+        .numpy()
+    )
+    out = out[out != 0]
+    scale = 2 * gamma * (count / 2) / release  # Laplace: its mean absolute deviation is the scale
+    assert np.median(out) == pytest.approx(gamma, abs=scale / 10)
+    assert np.abs(out - np.median(out)).mean() == pytest.approx(scale, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "svt: {epsilon: -1}",
+            r"SIMBA_LAB_PRIVACY\.svt\.epsilon must be above 0 and up to 100, got -1",
+        ),
+        ("svt: {fraction: 1.5}", "fraction must be above 0 and up to 1"),
+        ("svt: {gamma: .inf}", "gamma must be above 0"),
+        ("svt: {gamma: yes}", "gamma must be above 0"),
+        ("svt: {tau: 1}", "tau must be up to gamma"),
+        ("svt: {epsilonn: 1}", "Did you mean epsilon"),
+        ("percentile: {percentile: 101}", "at least 0 and up to 100"),
+        ("stv: {}", "Did you mean svt"),
+        ("svt: 3", "a mapping of options"),
+        ("{svt: {}, percentile: {}}", "one of svt, percentile"),
+        ("svt: {", "valid YAML"),
+    ],
+)
+def test_policies_that_cannot_be_followed_are_refused_before_anything_is_trained(
+    text, said, monkeypatch, tmp_path
+):
+    monkeypatch.setenv(POLICY, text)
+    with pytest.raises(sb.SimbaError, match=said):
+        engine.train({}, seed=0, visit=1)
+    with pytest.raises(sb.SimbaError, match=said):
+        engine.start(tmp_path, tmp_path, privacy=text)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_not_finite_are_not_hidden_under_noise():
+    before, reply = changes()
+    reply["weights"]["head.bias"] = torch.tensor([float("nan")])
+    with pytest.raises(sb.SimbaError, match="finite after training"):
+        guarded(reply, before, lambda values: values)
+
+
+def test_a_site_trains_for_one_call_at_a_time(monkeypatch):
+    """A visit that took too long goes on at the site, on the network that the next one would train."""
+    monkeypatch.setattr(engine, "collab", SimpleNamespace(site_name="site-2"))
+    with (
+        engine._training,
+        pytest.raises(
+            sb.SimbaError, match="site-2 must be idle when it is asked to train, got 'busy"
+        ),
+    ):
+        engine.train({}, seed=0, visit=2)
+
+
+def test_a_training_that_is_aborted_does_not_run_empty_to_its_end(tmp_path, monkeypatch):
+    plan = Plan("travelling", ("a", "b"), {"cycles": 5, "faults": "skip"}, NETWORK)
+
+    class Gone:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __call__(self, timeout: float) -> "Gone":
+            return self
+
+        def train(self, weights: dict, **visit: int) -> None:
+            raise RuntimeError("run is aborted")
+
+    props = {"plan": plan.to_dict(), "timeout": 5}
+    aborted = SimpleNamespace(
+        get_app_prop=props.get, clients=[Gone("a"), Gone("b")], is_aborted=True
+    )
+    monkeypatch.setattr(engine, "collab", aborted)
+    monkeypatch.setenv(engine.FOLDER, str(tmp_path / "ledger"))
+    with pytest.raises(sb.SimbaError, match="aborted after step 0"):
+        engine.main()
+    ledger = Ledger(tmp_path / "ledger", plan)
+    assert ledger.resume() == (None, 0)
+    assert "aborted after step 0" in ledger.reason()
+
+
+@pytest.mark.parametrize("name", ["server", "admin", "localhost"])
+def test_names_that_are_roles_are_no_names_of_sites(name, tmp_path):
+    with pytest.raises(sb.SimbaError, match=f"sites must be other names.*'{name}'"):
+        engine.provision(["site-1", name], tmp_path / "kits")
+    assert not (tmp_path / "kits").exists()
+
+
+def test_a_site_that_hangs_is_named_and_goes_on_later_with_the_same_bits(house):
+    plan = house.plan("travelling", cycles=12)
+    folder = house.restart("hanging")
+    job = Submitted(house, plan, timeout=VISIT)
+    until(lambda: Ledger(folder, plan).resume()[1] >= 4, WAIT)
+    for process in house.family("site-2"):
+        process.suspend()
+    try:
+        reason = Ledger(folder, plan).reason
+        until(reason, 24 + VISIT)
+        assert reason().startswith("site-2 must be able to train")
+        assert f"timed out after {VISIT}" in reason()
+        assert job.end(45) in ("FINISHED:EXECUTION_EXCEPTION", "FINISHED:ABNORMAL")
+        with pytest.raises(sb.SimbaError, match=r"sites must be running.*\['site-2'\]"):
+            engine.submit(house.kits["admin"], plan, patience=15)
+    finally:
+        for process in house.family("site-2"):
+            process.resume()
+    reached = Ledger(folder, plan).resume()[1]
+    assert 4 <= reached < 36
+    with pytest.raises(
+        sb.SimbaError, match=r"kit must be of a role that is not running yet, got 'site-1'"
+    ):
+        house.start("site-1")
+    assert engine.submit(house.kits["admin"], plan, timeout=60, wait=WAIT) == "FINISHED:COMPLETED"
+    weights, done = Ledger(folder, plan).resume()
+    assert done == 36
+    assert Ledger(folder, plan).reason() is None
+    assert same(weights, house.here(plan))
+
+
+def test_sites_that_let_go_of_a_job_at_its_end_are_not_taken_for_copies():
+    def rows(**jobs: str | None) -> list[dict[str, str]]:
+        found = (
+            {"client_name": name, "job_id": job or "?", "status": "x" if job else "no_jobs"}
+            for name, job in jobs.items()
+        )
+        return [*found, {"client_name": "lost", "status": "no_reply"}]
+
+    def named(answers: list[list[dict[str, str]]]) -> str | None:
+        class Session:
+            def get_client_job_status(self) -> list[dict[str, str]]:
+                return answers.pop(0)
+
+        watch = engine._Watch(Session(), "job", every=0)
+        return [watch.twice() for _ in range(len(answers))][-1]
+
+    begin, work = rows(one=None, two=None), rows(one="job", two="job")
+    assert (
+        named(
+            [
+                begin,
+                begin,
+                rows(one=None, two="job"),
+                rows(one=None, two="job"),
+                rows(one=None, two="job"),
+                work,
+            ]
+        )
+        is None
+    )
+    assert named([begin, work, rows(one=None, two="job"), *[rows(one=None, two=None)] * 9]) is None
+    assert named([begin, work, *[rows(one=None, two="job")] * 5]) == "one"
+    assert named([begin, work, *[rows(one=None, two="job"), work] * 5]) is None
+
+
+def test_a_copy_of_a_kit_that_joins_too_is_named_and_changes_no_bit(house):
+    plan = house.plan("travelling", cycles=1000)
+    folder = house.restart("twice")
+    job = Submitted(house, plan, timeout=60)
+    until(lambda: Ledger(folder, plan).resume()[1] >= 2, WAIT)
+    house.kits["copy"] = house.root / "elsewhere" / "site-3"
+    shutil.copytree(house.kits["site-3"], house.kits["copy"])
+    house.start("copy", house.folders["site-3"])
+    copy = house.processes["copy"]
+    until(lambda: not job.is_alive() or copy.poll() is not None, 90)
+    if job.is_alive():  # while the two push each other out, FLARE may turn the copy away: then nobody is there twice
+        assert "Login failed" in house.console("copy")
+        reached = Ledger(folder, plan).resume()[1]
+        until(lambda: Ledger(folder, plan).resume()[1] > reached)
+        house.kill("server")
+        assert "server must be there until the training is over" in str(job.end(WAIT))
+    else:
+        ended = job.end(WAIT)
+        assert isinstance(ended, sb.SimbaError), ended
+        assert str(ended).startswith(
+            "sites must be there once, and until the training is over, got 'site-3'"
+        )
+        until(Ledger(folder, plan).reason, 30)
+    house.kill("copy")
+    weights, done = Ledger(folder, plan).resume()
+    assert same(weights, house.here(plan, done))
+
+
+def test_sites_that_are_lost_or_send_nonsense_are_skipped_and_named_if_the_plan_says_so(house):
+    spoiled = house.root / "spoiled"
+    shutil.copytree(house.folders["site-3"], spoiled)
+    np.lib.format.open_memmap(spoiled / "volumes.npy", mode="r+")[:] = np.nan
+    # Rounds that take their time: the site has to be killed between the first and the last of them.
+    slow = VisitConfig(epochs=80)
+    plan = Plan("fedavg", house.federation.names, {"rounds": 4, "faults": "skip"}, NETWORK, slow)
+    folder = house.restart("skipped", site3=spoiled)
+    job = Submitted(house, plan, timeout=VISIT)
+    until(lambda: Ledger(folder, plan).resume()[1] >= 1, WAIT)
+    house.kill("site-2")
+    assert job.end(WAIT) == "FINISHED:COMPLETED"
+    history, (weights, done) = Ledger(folder, plan).history(), Ledger(folder, plan).resume()
+    assert done == len(history) == 4
+    assert all("not finite" in row["faults"]["site-3"] for row in history)
+    lost = ["site-2" in row["faults"] for row in history]
+    assert lost == sorted(lost)  # from some round on
+    assert lost[-1]
+    assert not lost[0]
+
+    class Lost(LocalClient):
+        def train(self, weights, **visit):
+            if self.name == "site-3" or (lost[visit["visit"] - 1] and self.name == "site-2"):
+                raise RuntimeError("lost")
+            return super().train(weights, **visit)
+
+    clients = [
+        Lost(name, plan.model(), house.federation.at(name), plan.visit) for name in plan.sites
+    ]
+    assert same(weights, follow(plan.steps(clients)).weights)
+
+
+def _submit(kit: Path, plan: Plan) -> None:
+    engine.submit(kit, plan, timeout=VISIT, wait=WAIT)
+
+
+def test_killed_site_and_killed_server_are_taken_up_again_with_the_same_bits(house):
+    plan = house.plan("travelling", cycles=30)
+    folder = house.restart("travelling")
+
+    def done() -> int:
+        return Ledger(folder, plan).resume()[1]
+
+    job = Submitted(house, plan, timeout=VISIT)
+    until(lambda: done() >= 6, WAIT)
+    house.kill("site-2")
+    assert job.end(WAIT) != "FINISHED:COMPLETED"
+    reached = done()
+    assert 6 <= reached < 90
+    assert Ledger(folder, plan).reason().startswith("site-2 must be able to train")
+    house.start("site-2")
+
+    job = multiprocessing.get_context("spawn").Process(
+        target=_submit, args=(house.kits["admin"], plan)
+    )
+    job.start()
+    until(lambda: done() > reached + 6, WAIT)
+    house.kill("server")
+    job.kill()
+    reached = done()
+    assert reached < 90
+    house.start("server", folder)
+    until(lambda: port_answers(house.port))
+
+    assert engine.submit(house.kits["admin"], plan, timeout=60, wait=WAIT) == "FINISHED:COMPLETED"
+    weights, last = Ledger(folder, plan).resume()
+    assert last == 90
+    assert [row["number"] for row in Ledger(folder, plan).history()] == list(range(1, 91))
+    assert same(weights, house.here(plan))

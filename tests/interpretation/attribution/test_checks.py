@@ -1,0 +1,116 @@
+"""Methods side by side, sanity checks, alignment."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+from planted import Planted, centred, far_scenario, masks_of
+
+import simba_lab as sb
+from simba_lab.interpretation.attribution.checks import randomise
+
+GRADIENT = (
+    "saliency",
+    "input_x_gradient",
+    "smooth_grad",
+    "integrated_gradients",
+    "deep_lift",
+    "occlusion",
+)
+
+
+@pytest.fixture(scope="module")
+def far():
+    return sb.synthesise(far_scenario(80), seed=0)
+
+
+@pytest.fixture(scope="module")
+def planted(far):
+    masks = masks_of(far.where(range(40)))
+    return {
+        name: centred(Planted(masks, w), far)
+        for name, w in (("bias", (1.0, 0.0)), ("disease", (0.0, 1.0)))
+    }
+
+
+@pytest.fixture(scope="module")
+def few(far):
+    return far.test.where(range(6))
+
+
+@pytest.mark.parametrize("method", GRADIENT)
+def test_methods_tell_a_reader_of_the_bias_from_a_reader_of_the_disease(planted, few, method):
+    table = sb.attribution.compare_attributions(
+        planted["bias"], few, [method], control=planted["disease"], window_mm=16, samples=4
+    ).loc[method]
+    row = table.loc["mass_bias"]
+    assert row["excess_low"] > 0
+    assert row["low"] <= row["mean"] <= row["high"]
+    assert row["excess"] == pytest.approx(row["mean"] - row["control"])
+
+
+def test_the_sum_with_the_twin_as_start_tells_them_apart_exactly(planted, few):
+    on, off = few.twin(carrying="bias"), few.twin(without="bias")
+    sums = {
+        name: sb.attribute(model, on, baseline=off, effect="bias").table["total"].abs().mean()
+        for name, model in planted.items()
+    }
+    assert sums["disease"] < 0.05 * sums["bias"]
+
+
+def test_random_weights_change_the_maps_of_a_network_from_the_output_down(cohort):
+    model, few = sb.SimBANet((4, 8), seed=0), cohort.test.where(range(3))
+    table = sb.attribution.sanity_checks(model, few, others={"itself": model}, method="saliency")
+    assert list(table.index) == ["readout", "block2", "block1", "itself"]
+    assert table.loc["itself", "correlation"] == pytest.approx(1)
+    assert table.loc["block1", "correlation"] < 0.9
+    before = sb.logits(model, few)
+    randomise(model.get_submodule("block2"))
+    assert not np.array_equal(sb.logits(model, few), before)
+
+
+def test_gradients_of_a_linear_network_are_faithful_and_constant(planted, few):
+    table = sb.attribution.faithfulness(
+        planted["bias"], few.where(range(2)), method="saliency", draws=4
+    )
+    assert table["infidelity"].max() < 1e-3
+    assert table["sensitivity"].max() < 1e-3
+    with pytest.raises(sb.SimbaError, match="shapley"):
+        sb.attribution.faithfulness(planted["bias"], few, method="shapley")
+    with pytest.raises(sb.SimbaError, match="draws"):
+        sb.attribution.faithfulness(planted["bias"], few, draws=0)
+
+
+def dice(one, other):
+    return 2 * (one & other).sum() / (one.sum() + other.sum())
+
+
+def test_a_region_of_each_subject_lands_in_one_place():
+    few = sb.synthesise(far_scenario(16).replace(spacing_mm=3), seed=0).where(range(4))
+    masks = np.stack([few.region(index, "Putamen_L") for index in range(4)]).astype(np.float32)
+    home = np.nan_to_num(sb.attribution.aligned(masks, few)) > 0.5
+    between = [dice(home[i], home[j]) for i in range(4) for j in range(i)]
+    before = [dice(masks[i] > 0.5, masks[j] > 0.5) for i in range(4) for j in range(i)]
+    assert np.mean(between) > np.mean(before) + 0.2
+    assert np.mean(between) > 0.7  # a few voxels thick: the nearest voxel is often the next one
+    mean = sb.attribution.group_map(masks, few)
+    assert isinstance(mean, nib.Nifti1Image)
+    values = mean.get_fdata()
+    assert values.min() >= 0 and 0.9 < values.max() <= 1
+    # The mean of the aligned masks is most of 1 where the template has the region.
+    lattice, template = few.lattice, few.template
+    centre = np.array(
+        nib.affines.apply_affine(lattice.affine, np.argwhere(values > 0.5).mean(axis=0))
+    )
+    truth = np.array(
+        [axis[template.region("Putamen_L")].mean() for axis in template.lattice.points_mm()]
+    )
+    assert np.abs(centre - truth).max() < 1.5
+
+
+def test_a_constant_stays_constant_and_bad_maps_are_refused(cohort):
+    few = cohort.where(range(2))
+    constant = np.full((2, *few.lattice.shape), 3, np.float32)
+    found = sb.attribution.aligned(constant, few)
+    np.testing.assert_allclose(found[np.isfinite(found)], 3, rtol=1e-6)
+    with pytest.raises(sb.SimbaError, match="maps"):
+        sb.attribution.aligned(constant[:1], few)

@@ -1,0 +1,186 @@
+import copy
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from captum.attr import IntegratedGradients
+from torch import nn
+
+import simba_lab as sb
+
+RNG = np.random.default_rng(0)
+
+
+def net():
+    return sb.SimBANet((4, 8), seed=0)
+
+
+class Linear(nn.Module):
+    def __init__(self, weights):
+        super().__init__()
+        self.weights = nn.Parameter(torch.from_numpy(weights))
+
+    def forward(self, x):
+        return (x[:, 0] * self.weights).sum((1, 2, 3))
+
+
+@pytest.fixture(scope="module")
+def carriers(cohort):
+    return cohort.test.where(cohort.test["bias"] == 1).where(np.arange(3))
+
+
+def test_attributions_of_a_linear_network_are_exact(carriers):
+    weights = RNG.standard_normal(carriers.lattice.shape).astype(np.float32)
+    volumes, twins = carriers.arrays(), carriers.twin(without="bias")
+    start = sb.attribute(Linear(weights), carriers, baseline=twins, steps=2)
+    np.testing.assert_allclose(start.maps, weights * (volumes - twins.arrays()), atol=1e-5)
+    assert start.table["completeness_error"].abs().max() < 1e-3
+    np.testing.assert_allclose(
+        sb.attribute(Linear(weights), carriers, method="saliency").maps, [weights] * 3, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        sb.attribute(Linear(weights), carriers, method="input_x_gradient").maps,
+        weights * volumes,
+        atol=1e-5,
+    )
+
+
+def test_sum_of_the_twin_attribution_is_the_twin_effect(carriers):
+    model = copy.deepcopy(net()).eval()
+    result = sb.attribute(model, carriers, baseline=carriers.twin(without="bias"), steps=64)
+    change = sb.logits(model, carriers) - sb.logits(model, carriers.twin(without="bias"))
+    np.testing.assert_allclose(result.table["logit_change"], change, atol=1e-5)
+    assert result.table["completeness_error"].abs().max() < 0.01
+
+
+def test_scores_tell_a_reader_of_the_bias_from_a_reader_of_elsewhere(carriers):
+    near = np.any([carriers.changed(i, "bias") for i in range(len(carriers))], axis=0)
+    far = (carriers.lattice.points_mm()[0] > 30) & (carriers.array(0) > 0.1)
+    on_bias = sb.attribute(Linear(near.astype(np.float32)), carriers).table
+    elsewhere = sb.attribute(Linear(far.astype(np.float32)), carriers).table
+    assert on_bias["enrichment_bias"].mean() > 10
+    assert elsewhere["mass_bias"].max() == 0 < on_bias["mass_bias"].max()
+
+
+def test_bad_attributions_are_refused(carriers, cohort):
+    with pytest.raises(sb.core.UnknownNameError, match="Did you mean integrated_gradients"):
+        sb.attribute(net(), carriers, method="integrated_gradient")
+    with pytest.raises(sb.SimbaError, match="baseline must be 3 volumes"):
+        sb.attribute(net(), carriers, baseline=cohort)
+    with pytest.raises(sb.SimbaError, match="baseline must be a number"):
+        sb.attribute(net(), carriers, baseline=np.zeros((2, 2, 2)))
+    with pytest.raises(sb.SimbaError, match="steps"):
+        sb.attribute(net(), carriers, steps=0)
+    with pytest.raises(sb.SimbaError, match="not empty"):
+        sb.attribute(net(), carriers.where(np.array([], int)))
+
+
+def test_integrated_gradients_are_complete_and_equal_those_of_captum(carriers):
+    model = net().eval()
+    ours = sb.attribute(model, carriers, steps=50, tolerance=None)
+    change = sb.logits(model, carriers) - sb.logits(
+        model, [np.zeros(carriers.lattice.shape, np.float32)]
+    )
+    np.testing.assert_allclose(ours.table["logit_change"], change, atol=1e-5)
+    assert sb.attribute(model, carriers).table["completeness_error"].abs().max() < 0.01
+    for row, volume in enumerate(torch.from_numpy(carriers.arrays())[:, None, None]):
+        explain = IntegratedGradients(lambda x: model(x)[:, 0]).attribute
+        theirs = explain(volume, n_steps=50, method="riemann_middle")[0, 0].detach().numpy()
+        np.testing.assert_allclose(ours.maps[row], theirs, atol=1e-4 * np.abs(theirs).max())
+
+
+def test_a_refined_map_is_that_of_as_many_steps_at_once(carriers):
+    model = net().eval()
+    refined = sb.attribute(model, carriers, steps=2, tolerance=1e-9)
+    assert (refined.table["steps"] == 54).all()
+    at_once = sb.attribute(model, carriers, steps=54, tolerance=None)
+    np.testing.assert_allclose(refined.maps, at_once.maps, atol=1e-5 * np.abs(at_once.maps).max())
+
+
+def test_the_zero_start_equals_no_start_and_the_mean_is_another(carriers):
+    zero = sb.attribute(net(), carriers, baseline="zero").maps
+    np.testing.assert_array_equal(zero, sb.attribute(net(), carriers).maps)
+    assert not np.allclose(zero, sb.attribute(net(), carriers, baseline="mean").maps)
+
+
+def test_noise_belongs_to_the_subject_and_not_to_the_batch(carriers):
+    options = {"method": "smooth_grad", "samples": 4, "scored": False}
+    together = sb.attribute(net(), carriers, **options).maps
+    np.testing.assert_allclose(
+        together, sb.attribute(net(), carriers, batch_size=1, **options).maps, atol=1e-6
+    )
+    alone = sb.attribute(net(), carriers.where([2]), **options).maps[0]
+    np.testing.assert_allclose(together[2], alone, atol=1e-6)
+    assert not np.allclose(
+        together, sb.attribute(net(), carriers, seed=1, **options).maps, atol=1e-6
+    )
+
+
+def test_shapley_values_add_up_to_the_change(carriers):
+    result = sb.attribute(net(), carriers.where([0]), method="shapley", samples=1)
+    assert result.table["completeness_error"].abs().max() < 1e-3
+    assert result.regions.sum(axis=1).iloc[0] == pytest.approx(
+        result.table["logit_change"].iloc[0], rel=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    "method", ["deep_lift", "guided_backprop", "grad_cam", "guided_grad_cam", "occlusion"]
+)
+def test_every_method_gives_finite_maps_and_leaves_the_network(carriers, method):
+    model = net()
+    before = sb.logits(model, carriers)
+    result = sb.attribute(
+        model, carriers, method=method, layer="block1" if "cam" in method else None, window_mm=48
+    )
+    assert result.maps.shape == (3, *carriers.lattice.shape) and np.isfinite(result.maps).all()
+    assert not any(module._forward_hooks or module._backward_hooks for module in model.modules())
+    np.testing.assert_array_equal(sb.logits(model, carriers), before)
+
+
+def test_images_are_written_whole_or_not_at_all(carriers, tmp_path):
+    result = sb.attribute(net(), carriers, method="saliency")
+    result.save(tmp_path / "maps")
+    subject = carriers.table.index[0]
+    image = nib.load(tmp_path / "maps" / f"sub-{subject}_attribution.nii.gz")
+    np.testing.assert_allclose(image.get_fdata(), result.maps[0], rtol=1e-6)
+    np.testing.assert_array_equal(image.affine, carriers.lattice.affine)
+    with pytest.raises(sb.SimbaError, match="folder"):
+        result.save(tmp_path / "maps")
+
+
+class Stepped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return (x.detach().sum((1, 2, 3, 4)) > 0).float() * 1.0 + 0 * self.scale
+
+
+def test_networks_that_a_method_cannot_read_are_refused(carriers, cohort):
+    in_place = nn.Sequential(
+        nn.Conv3d(1, 2, 3),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool3d(1),
+        nn.Flatten(),
+        nn.Linear(2, 1),
+    )
+    with pytest.raises(sb.SimbaError, match=r"layer 1, which works in place.*inplace = False"):
+        sb.attribute(in_place, carriers, method="guided_backprop")
+    with pytest.raises(sb.SimbaError, match=r"deriv|differentiable|gradient"):
+        sb.attribute(Stepped(), carriers, method="saliency")
+    with pytest.raises(sb.SimbaError, match="spatial extent"):
+        sb.attribute(net(), carriers, method="grad_cam", layer="readout")
+    with pytest.raises(sb.core.UnknownNameError, match="block2"):
+        sb.attribute(net(), carriers, method="grad_cam", layer="blok2")
+    with pytest.raises(sb.SimbaError, match="target"):
+        sb.attribute(net(), carriers, target=1)
+    with pytest.raises(sb.SimbaError, match=r"memory_gb.*at least"):
+        sb.attribute(net(), carriers, memory_gb=1e-6)
+    both = carriers.twin(without="bias").twin(without="disease")
+    with pytest.raises(sb.SimbaError, match="twins that differ in"):
+        sb.attribute(net(), carriers.where(carriers.table["disease_magnitude"] != 0), baseline=both)
+    with pytest.raises(sb.core.UnknownNameError, match="bias"):
+        sb.attribute(net(), carriers, baseline=carriers.twin(without="bias"), effect="bais")

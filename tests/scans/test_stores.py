@@ -1,0 +1,227 @@
+import errno
+import hashlib
+import json
+import os
+import random
+import signal
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import simba_lab as sb
+from simba_lab.scans import stores as store
+
+
+@pytest.fixture
+def saved(cohort, tmp_path):
+    return sb.save_cohort(cohort, tmp_path / "cohort")
+
+
+def digest(folder):
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.iterdir())
+    }
+
+
+def test_what_comes_back_is_what_was_rendered(cohort, saved, tmp_path):
+    opened = sb.open_cohort(tmp_path / "cohort", verify=True)
+    np.testing.assert_array_equal(opened.arrays(), cohort.arrays())
+    pd.testing.assert_frame_equal(opened.table, cohort.table)
+    assert (opened.scenario, opened.seed) == (cohort.scenario, cohort.seed)
+    assert opened.lattice == cohort.lattice
+    np.testing.assert_array_equal(opened.test.array(0), cohort.test.array(0))
+
+
+def test_twins_of_a_stored_cohort_are_rendered(cohort, saved):
+    np.testing.assert_array_equal(
+        saved.twin(without="bias").arrays(), cohort.twin(without="bias").arrays()
+    )
+
+
+def test_a_stored_twin_stays_a_twin(cohort, tmp_path):
+    twin = cohort.where(np.arange(6)).twin(without="bias")
+    sb.save_cohort(twin, tmp_path / "twin")
+    opened = sb.open_cohort(tmp_path / "twin")
+    np.testing.assert_array_equal(opened.arrays(), twin.arrays())
+    bare = twin.twin(without="disease")
+    np.testing.assert_array_equal(opened.twin(without="disease").arrays(), bare.arrays())
+
+
+def test_volumes_are_read_not_rendered(cohort, saved, monkeypatch):
+    monkeypatch.setattr(
+        "simba_lab.synthesis.studio.Studio.exposed", lambda *_: pytest.fail("rendered")
+    )
+    assert saved.array(3).shape == cohort.lattice.shape
+
+
+def test_manifest_says_what_the_bytes_follow_from(cohort, saved, tmp_path):
+    manifest = json.loads((tmp_path / "cohort" / "manifest.json").read_text())
+    assert manifest["cohort"] == {"scenario": cohort.scenario.to_dict(), "seed": 0}
+    assert {"numpy", "numba", "rendering"} <= set(manifest["versions"])
+    expected = hashlib.sha256(cohort.array(5).tobytes()).hexdigest()
+    assert manifest["sha256"][5] == expected
+
+
+def test_saving_again_reads_and_another_cohort_is_refused(cohort, saved, tmp_path):
+    before = digest(tmp_path / "cohort")
+    for name in (store.LOCK, store.PROGRESS):
+        (
+            tmp_path / "cohort" / name
+        ).touch()  # as a process killed right after the manifest leaves them
+    sb.save_cohort(cohort, tmp_path / "cohort")
+    assert digest(tmp_path / "cohort") == before
+    other = sb.synthesise(cohort.scenario, seed=9)
+    with pytest.raises(sb.SimbaError, match="this very cohort"):
+        sb.save_cohort(other, tmp_path / "cohort")
+
+
+def killed_after(seconds, cohort, folder):
+    """Save in a child process and kill it after a while; True if it was still at it."""
+    child = os.fork()
+    if child == 0:
+        try:
+            sb.save_cohort(cohort, folder, n_jobs=1)
+        finally:
+            os._exit(0)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def test_twenty_kills_leave_the_bytes_of_an_uninterrupted_cohort(cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        store, "BATCH", 2
+    )  # many small steps, so that a kill falls between and into them
+    sb.save_cohort(cohort, tmp_path / "whole", n_jobs=1)
+    moments, kills, parts = random.Random(0), 0, []
+    for attempt in range(200):
+        folder = (
+            tmp_path / f"broken{attempt}"
+            if not parts or (parts[-1] / "manifest.json").is_file()
+            else parts[-1]
+        )
+        parts.append(folder)
+        kills += killed_after(moments.uniform(0, 0.25), cohort, folder)
+        if kills == 20:
+            break
+    assert kills == 20
+    for folder in dict.fromkeys(parts):
+        sb.save_cohort(cohort, folder, n_jobs=1)
+        assert digest(folder) == digest(tmp_path / "whole")
+
+
+def test_a_kill_resumes_instead_of_starting_again(cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "BATCH", 1)
+    rendered = []
+
+    def until_the_fifth(self, index, **options):
+        rendered.append(index)
+        if len(rendered) == 6:
+            raise KeyboardInterrupt
+        return original(self, index, **options)
+
+    original = sb.Cohort.array
+    monkeypatch.setattr(sb.Cohort, "array", until_the_fifth)
+    with pytest.raises(KeyboardInterrupt):
+        sb.save_cohort(cohort, tmp_path / "cohort", n_jobs=1)
+    assert not (tmp_path / "cohort" / "manifest.json").exists()
+    with pytest.raises(sb.SimbaError, match="interrupted"):
+        sb.open_cohort(tmp_path / "cohort")
+    sb.save_cohort(cohort, tmp_path / "cohort", n_jobs=1)
+    assert rendered[6:] == list(range(5, len(cohort)))
+
+
+def test_full_disk_is_one_clear_error_and_nothing_is_lost(cohort, tmp_path, monkeypatch):
+    real, calls = os.pwrite, []
+
+    def full(descriptor, data, offset):
+        calls.append(offset)
+        if len(calls) > 40:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(sb.SimbaError, match=r"No space left on device\. Make room and call again"):
+        sb.save_cohort(cohort, tmp_path / "cohort", n_jobs=1)
+    monkeypatch.setattr(os, "pwrite", real)
+    sb.save_cohort(cohort, tmp_path / "cohort", n_jobs=1)
+    sb.open_cohort(tmp_path / "cohort", verify=True)
+
+
+def test_too_little_space_is_said_before_anything_is_written(cohort, tmp_path, monkeypatch):
+    usage = store.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(sb.SimbaError, match="GB of free space"):
+        sb.save_cohort(cohort, tmp_path / "cohort")
+    assert not (tmp_path / "cohort" / "volumes.npy").exists()
+
+
+def tampered(folder, **changes):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | changes))
+
+
+def terabytes(folder):
+    tampered(folder, shape=[80, 100000, 100000, 100000])
+
+
+def truncated(folder):
+    data = (folder / "volumes.npy").read_bytes()
+    (folder / "volumes.npy").write_bytes(data[: len(data) // 2])
+
+
+def other_header(folder):
+    data = bytearray((folder / "volumes.npy").read_bytes())
+    data[20:40] = b"x" * 20
+    (folder / "volumes.npy").write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (terabytes, "bytes follow from the manifest"),
+        (truncated, "bytes follow from the manifest"),
+        (other_header, "header does not fit"),
+        (lambda folder: tampered(folder, format="other"), "format"),
+        (lambda folder: tampered(folder, subjects=[1, 2]), "do not agree"),
+        (lambda folder: tampered(folder, sha256=None), "manifest.json"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json"),
+        (
+            lambda folder: (folder / "subjects.tsv").write_text("subject\tlabel\n1\t0\n"),
+            "table has been changed",
+        ),
+        (lambda folder: (folder / "manifest.json").unlink(), "complete store"),
+    ],
+)
+def test_damaged_stores_are_refused(saved, tmp_path, damage, says):
+    damage(tmp_path / "cohort")
+    with pytest.raises(sb.SimbaError, match=says):
+        sb.open_cohort(tmp_path / "cohort")
+
+
+def test_changed_volume_is_found_by_its_checksum(saved, tmp_path):
+    with (tmp_path / "cohort" / "volumes.npy").open("r+b") as volumes:
+        volumes.seek(-20_000, os.SEEK_END)
+        volumes.write(b"\x01\x02\x03\x04")
+    with pytest.raises(sb.SimbaError, match="Subject 79"):
+        sb.open_cohort(tmp_path / "cohort", verify=True)
+
+
+def test_strangers_are_not_overwritten(cohort, tmp_path):
+    (tmp_path / "holiday.jpg").write_text("x")
+    with pytest.raises(sb.SimbaError, match=r"holiday\.jpg"):
+        sb.save_cohort(cohort, tmp_path)
+    with pytest.raises(sb.SimbaError, match="existing folder"):
+        sb.save_cohort(cohort, tmp_path / "no" / "folder")
+
+
+def test_one_writer_at_a_time(cohort, tmp_path):
+    (tmp_path / "cohort").mkdir()
+    with (
+        store.FileLock(tmp_path / "cohort" / store.LOCK),
+        pytest.raises(sb.SimbaError, match="one process at a time"),
+    ):
+        sb.save_cohort(cohort, tmp_path / "cohort")

@@ -1,0 +1,628 @@
+import errno
+import gzip
+import json
+import pickle
+import shutil
+import subprocess
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.spatial.transform import Rotation
+
+import simba_lab as sb
+from simba_lab.scans import bids
+from simba_lab.scans.bids import export_bids
+from simba_lab.scans.image_files import image_files
+from simba_lab.scans.tables import read_bids, read_simba, read_table
+from simba_lab.synthesis.anatomy.nifti import read_nifti
+
+SPACING_MM = 8.0
+
+
+@pytest.fixture(scope="module")
+def dataset(cohort, tmp_path_factory):
+    part = cohort.where(np.arange(30))
+    return export_bids(
+        part, tmp_path_factory.mktemp("bids") / "ds", twins="bias", authors=("A. One", "B. Two")
+    )
+
+
+@pytest.fixture(scope="module")
+def lattice(template):
+    return template.output_lattice(SPACING_MM)
+
+
+@pytest.fixture
+def people(tmp_path, template, lattice):
+    """A folder with twelve small images and a table; the brains differ in brightness."""
+    image, coarse = template.antialiased(SPACING_MM)
+    step = round(SPACING_MM / coarse.spacing_mm)
+    data = image[step // 2 :: step, step // 2 :: step, step // 2 :: step]
+    affine = nib.affines.from_matvec(
+        np.eye(3) * SPACING_MM, np.add(coarse.origin_mm, (step // 2) * coarse.spacing_mm)
+    )
+    (tmp_path / "images").mkdir()
+    rows = []
+    for person in range(12):
+        nib.save(
+            nib.Nifti1Image(data * (50 + 10 * person), affine),
+            tmp_path / "images" / f"{person}.nii.gz",
+        )
+        rows.append(
+            (
+                f"images/{person}.nii.gz",
+                "patient" if person % 2 else "healthy",
+                "FM"[person % 4 // 2],
+                person,
+            )
+        )
+    table = pd.DataFrame(rows, columns=["file", "group", "sex", "age"])
+    table.to_csv(tmp_path / "table.csv", index=False)
+    return tmp_path
+
+
+def load(folder, **changes):
+    return read_table(
+        folder / "table.csv",
+        **({"label": "group", "disease": "patient", "spacing_mm": SPACING_MM} | changes),
+    )
+
+
+def edit(folder, **columns):
+    table = pd.read_csv(folder / "table.csv", dtype=str)
+    table.assign(**columns).to_csv(folder / "table.csv", index=False)
+
+
+# --- out --------------------------------------------------------------------------------------------------------------
+
+
+def test_round_trip_keeps_every_voxel_and_label(cohort, dataset):
+    cohort = cohort.where(np.arange(30))
+    back = read_bids(
+        dataset,
+        label="label",
+        disease="disease",
+        groups="bias",
+        split="split",
+        spacing_mm=SPACING_MM,
+        rescale=False,
+    )
+    np.testing.assert_array_equal(back.arrays(), cohort.arrays())
+    assert back.lattice == cohort.lattice
+    for column in ("split", "label", "bias"):
+        np.testing.assert_array_equal(back[column], cohort[column])
+    np.testing.assert_array_equal(back.table.index, cohort.table.index)
+    assert len(back.test) == len(cohort.test) and set(back["fold"]) == set(range(5))
+
+
+def test_derivatives_are_the_twins_and_the_truth(cohort, dataset):
+    index = int(np.flatnonzero(cohort["bias"])[0])
+    subject = f"sub-{cohort.table.index[index]:04d}"
+    folder = dataset / "derivatives" / "simba-lab" / subject / "anat"
+    twin = nib.load(folder / f"{subject}_desc-withoutBias_T1w.nii.gz")
+    mask = nib.load(folder / f"{subject}_desc-bias_mask.nii.gz")
+    raw = nib.load(dataset / subject / "anat" / f"{subject}_T1w.nii.gz")
+    np.testing.assert_array_equal(
+        twin.get_fdata(dtype=np.float32), cohort.twin(without="bias").array(index)
+    )
+    np.testing.assert_array_equal(
+        np.asarray(mask.dataobj).astype(bool), cohort.changed(index, "bias")
+    )
+    np.testing.assert_allclose(raw.affine, cohort.lattice.affine)
+    assert raw.header.get_xyzt_units()[0] == "mm" and np.asarray(mask.dataobj).any()
+    sidecar = json.loads(
+        (folder / f"{subject}_desc-withoutBias_T1w.json").read_text(encoding="utf-8")
+    )
+    assert sidecar["EffectMagnitudes"]["bias"] == 0 and sidecar["Simulated"] is True
+
+
+def test_dataset_says_that_it_is_simulated_and_describes_every_column(cohort, dataset):
+    table = pd.read_csv(dataset / "participants.tsv", sep="\t")
+    described = json.loads((dataset / "participants.json").read_text(encoding="utf-8"))
+    assert set(described) == set(table.columns) >= set(cohort.table.columns)
+    assert all(entry["Description"] for entry in described.values())
+    assert "Putamen_L" in described["bias"]["Description"] and set(
+        described["label"]["Levels"]
+    ) == set(table["label"])
+    for sidecar in dataset.glob("sub-*/anat/*.json"):
+        assert "Simulated image" in json.loads(sidecar.read_text(encoding="utf-8"))["Description"]
+    assert "does not exist" in (dataset / "README.md").read_text(encoding="utf-8")
+
+
+def test_scenario_in_the_dataset_makes_the_same_images(cohort, dataset):
+    again = sb.synthesise(
+        sb.Scenario.from_yaml(dataset / "code" / "scenario.yaml"), seed=cohort.seed
+    )
+    np.testing.assert_array_equal(again.array(5), cohort.array(5))
+
+
+def test_files_are_equal_whatever_the_threads(cohort, tmp_path):
+    part = cohort.where(np.arange(3))
+    one = export_bids(part, tmp_path / "one", twins="bias", n_jobs=1)
+    two = export_bids(part, tmp_path / "two", twins="bias", n_jobs=2)
+    names = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
+    assert names == sorted(path.relative_to(two) for path in two.rglob("*") if path.is_file())
+    assert len(names) == 5 + 2 + 3 * 2 * (1 + 1 + 2)
+    for name in names:
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+
+
+def test_public_validator_finds_no_error(dataset, scenario, tmp_path):
+    biases = {
+        "bright_scanner": sb.Intensity(
+            "contrast", 0.2, prevalence={"disease": 0.8, "control": 0.2}
+        ),
+        "blur": sb.Intensity("blur", 0.2),
+    }
+    several = sb.synthesise(scenario.replace(subjects=16, bias=biases), seed=1)
+    other = export_bids(several.where(np.arange(2)), tmp_path / "several", twins=biases)
+    for folder in (dataset, other):
+        result = subprocess.run(
+            ["bids-validator-deno", str(folder), "--recursive", "--format", "json"],
+            capture_output=True,
+            text=True,
+        )
+        report = json.loads(result.stdout)
+        parts = [report, *report["derivativesSummary"].values()]
+        assert len(parts) == 2
+        found = [issue for part in parts for issue in part["issues"]["issues"]]
+        assert not [issue for issue in found if issue["severity"] == "error"]
+        # Warnings are left for facts that a simulation has not got: coils, echo times, event tags,
+        # for one also authors.
+        assert {issue["code"] for issue in found} <= {
+            "SIDECAR_KEY_RECOMMENDED",
+            "JSON_KEY_RECOMMENDED",
+            "NO_AUTHORS",
+            "TOO_FEW_AUTHORS",
+        }
+        assert result.returncode == 0
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_failed_export_leaves_nothing(cohort, tmp_path, monkeypatch, code):
+    written = []
+
+    def failing(stem, *rest):
+        written.append(stem)
+        if len(written) > 5:
+            raise OSError(code, "the reason")
+        stem.with_suffix(".nii.gz").write_bytes(b"x")
+
+    monkeypatch.setattr(bids, "_write_image", failing)
+    with pytest.raises(
+        sb.SimbaError, match="enough space" if code == errno.ENOSPC else "the reason"
+    ):
+        export_bids(cohort, tmp_path / "ds")
+    assert len(written) > 5 and not list(tmp_path.iterdir())
+
+
+def test_exports_that_are_refused(cohort, people, tmp_path):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(sb.SimbaError, match="nothing is yet"):
+        export_bids(cohort, tmp_path / "there")
+    with pytest.raises(sb.SimbaError, match="in a folder that exists"):
+        export_bids(cohort, tmp_path / "not" / "there")
+    with pytest.raises(sb.core.UnknownNameError, match="Did you mean bias"):
+        export_bids(cohort, tmp_path / "ds", twins="biass")
+    with pytest.raises(sb.SimbaError, match="imported images"):
+        export_bids(load(people), tmp_path / "ds")
+    with pytest.raises(sb.SimbaError, match="none of them twice"):
+        export_bids(cohort.where(np.array([0, 0])), tmp_path / "ds")
+    assert not (tmp_path / "ds").exists() and not list((tmp_path / "there").iterdir())
+
+
+# --- in ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kind", ["as it is", "other axes", "oblique", "anisotropic", "scaled integers"]
+)
+def test_orientation_shape_and_type_of_voxels_do_not_matter(tmp_path, template, kind):
+    """The template, stored in many ways, is the template again at 4 mm."""
+    image = template.image()
+    if kind == "other axes":
+        image = image.as_reoriented(nib.orientations.axcodes2ornt("PIL"))
+    elif kind == "scaled integers":
+        image = nib.Nifti1Image(template.t1 * 900, image.affine, dtype=np.int16)
+        image.header.set_slope_inter(0.5, 0)
+    elif kind != "as it is":
+        from nilearn.image import resample_img
+
+        turn = Rotation.from_euler(
+            "xyz", (15, -10, 20) if kind == "oblique" else (0, 0, 0), degrees=True
+        ).as_matrix()
+        axes = turn * ((2, 2, 2) if kind == "oblique" else (1.5, 1.5, 3))
+        shape = np.array((110, 120, 110) if kind == "oblique" else (125, 145, 70))
+        centre = np.mean(template.box_mm, axis=0)
+        affine = nib.affines.from_matvec(axes, centre - axes @ (shape - 1) / 2)
+        image = resample_img(image, target_affine=affine, target_shape=tuple(shape.tolist()))
+    nib.save(image, tmp_path / "image.nii.gz")
+    source = image_files({7: tmp_path / "image.nii.gz"}, template, spacing_mm=4.0)
+    volume = source.array(7)
+    brain = source.reference > 0.1
+    tolerance = {"oblique": 0.01, "anisotropic": 0.015}.get(
+        kind, 1e-3
+    )  # both were interpolated once before
+    assert np.abs(volume - source.reference)[brain].mean() < tolerance
+    assert np.abs(volume[::-1] - source.reference)[brain].mean() > 0.03  # left for right would show
+    assert np.percentile(volume[source.reference > 0.02], 99) == pytest.approx(1, abs=0.05)
+
+
+def test_coarse_voxels_are_not_aliased(tmp_path, template, lattice):
+    """A pattern that alternates faster than the coarse voxels vanishes; its mean stays."""
+    checks = np.indices(template.t1.shape).sum(axis=0) % 2
+    nib.save(
+        nib.Nifti1Image(checks.astype(np.int16), template.lattice.affine), tmp_path / "c.nii.gz"
+    )
+    volume = image_files(
+        {0: tmp_path / "c.nii.gz"}, template, spacing_mm=SPACING_MM, rescale=False
+    ).array(0)
+    assert volume.shape == lattice.shape
+    assert volume.mean() == pytest.approx(0.5, abs=1e-3) and volume.std() < 0.01
+
+
+def test_fine_volumes_read_coarsely_are_coarse_volumes(scenario, tmp_path):
+    """Reading 4 mm images at 8 mm comes close to rendering at 8 mm, closer than another subject does."""
+    clean = {"noise": 0.0, "bias_field": 0.0}
+    fine = sb.synthesise(scenario.replace(spacing_mm=4, **clean), seed=0)
+    coarse = sb.synthesise(scenario.replace(**clean), seed=0).arrays()[:10]
+    export_bids(fine.where(np.arange(10)), tmp_path / "ds", masks=False)
+    table = pd.read_csv(tmp_path / "ds" / "participants.tsv", sep="\t", dtype=str)
+    table["label"] = ["disease", "control"] * 5  # reading needs five of either class
+    table.to_csv(tmp_path / "ds" / "participants.tsv", sep="\t", index=False)
+    read = read_bids(
+        tmp_path / "ds", label="label", disease="disease", spacing_mm=8, rescale=False
+    ).arrays()
+    brain = coarse > 0.1
+    own = np.abs(read - coarse)[brain].mean()
+    other = np.abs(np.roll(coarse, 1, axis=0) - coarse)[brain].mean()
+    assert own < 0.02 and own < 0.3 * other
+
+
+def test_brightness_is_that_of_the_template(people):
+    cohort = load(people)
+    volumes = cohort.arrays()
+    reference = cohort.source.reference
+    assert (volumes >= 0).all() and volumes.dtype == np.float32
+    levels = np.percentile(volumes[:, reference > 0.02], 99, axis=1)
+    np.testing.assert_allclose(levels, np.percentile(reference[reference > 0.02], 99), rtol=1e-3)
+    assert levels[0] == pytest.approx(1, abs=0.06)
+    raw = load(people, rescale=False).arrays()
+    np.testing.assert_allclose(
+        raw.max(axis=(1, 2, 3)) / raw[0].max(), 1 + np.arange(12) / 5, rtol=1e-4
+    )
+
+
+def test_images_elsewhere_are_refused_or_centred(tmp_path, template):
+    image = template.image()
+    there = nib.affines.from_matvec(np.eye(3), (120, -90, 60)) @ image.affine
+    nib.save(nib.Nifti1Image(template.t1, there), tmp_path / "there.nii")
+    with pytest.raises(
+        sb.core.TemplateError, match=r"there.nii.*covers \d+% of the template's brain"
+    ):
+        image_files({0: tmp_path / "there.nii"}, template)
+    source = image_files({0: tmp_path / "there.nii"}, template, align="centre")
+    assert np.abs(source.array(0) - source.reference).mean() < 1e-3
+
+
+def test_classes_groups_splits_and_folds(people):
+    cohort = load(people, groups={"sex": "F"}, subject="age")
+    table = pd.read_csv(people / "table.csv")
+    np.testing.assert_array_equal(cohort["label"], table["group"] == "patient")
+    np.testing.assert_array_equal(cohort["sex"], table["sex"] == "F")
+    assert [len(part) for part in (cohort.train, cohort.validation, cohort.test)] == [6, 3, 3]
+    assert cohort.table.groupby("split")["label"].sum().between(1, 3).all()
+    assert (
+        cohort.table.groupby("fold")["label"]
+        .agg(["sum", "size"])
+        .apply(lambda row: 0 < row["sum"] < row["size"], axis=1)
+        .all()
+    )
+    pd.testing.assert_frame_equal(
+        load(people, groups={"sex": "F"}, subject="age").table, cohort.table
+    )
+    edit(people, split=["train", "test"] * 3 + ["validation", "train"] * 3)
+    assert (
+        load(people, split="split")["split"].tolist()
+        == ["train", "test"] * 3 + ["validation", "train"] * 3
+    )
+
+
+def test_third_values_are_left_out_when_both_classes_are_named(people):
+    edit(people, group=["healthy", "patient"] * 5 + ["unclear", "n/a"])
+    cohort = load(people, control="healthy")
+    assert len(cohort) == 10 and cohort["label"].tolist() == [0, 1] * 5
+    with pytest.raises(sb.SimbaError, match="more than two classes"):
+        load(people)
+
+
+def test_source_travels_and_tells_what_it_is(people):
+    cohort = load(people)
+    again = pickle.loads(pickle.dumps(cohort.source))
+    np.testing.assert_array_equal(again.array(3), cohort.array(3))
+    assert again.identity == cohort.source.identity == load(people).source.identity
+    assert load(people, spacing_mm=7.0).source.identity != cohort.source.identity
+    assert load(people, disease="healthy").source.identity != cohort.source.identity
+    image = nib.load(people / "images" / "3.nii.gz")
+    nib.save(
+        nib.Nifti1Image(image.get_fdata()[:, :, ::-1], image.affine), people / "images" / "3.nii.gz"
+    )
+    assert load(people).source.identity != cohort.source.identity
+
+
+def test_sessions_and_runs_are_chosen_by_entities(people, template):
+    rows = ["participant_id\tgroup"]
+    for person in range(12):
+        rows.append(f"sub-p{person}\t{'patient' if person % 2 else 'healthy'}")
+        for session in ("1", "2"):
+            folder = people / "bids" / f"sub-p{person}" / f"ses-{session}" / "anat"
+            folder.mkdir(parents=True)
+            shutil.copy(
+                people / "images" / f"{person}.nii.gz",
+                folder / f"sub-p{person}_ses-{session}_T1w.nii.gz",
+            )
+            (folder / f"sub-p{person}_ses-{session}_T2w.nii.gz").touch()
+    (people / "bids" / "participants.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    options = {"label": "group", "disease": "patient", "spacing_mm": SPACING_MM}
+    with pytest.raises(
+        sb.core.TemplateError, match=r"sub-p0.*exactly one.*sub-p0_ses-1_T1w.nii.gz.*entities="
+    ):
+        read_bids(people / "bids", **options)
+    cohort = read_bids(people / "bids", entities={"ses": "2"}, **options)
+    assert {path.parent.parent.name for path in cohort.source.paths.values()} == {"ses-2"}
+    assert cohort["participant"][3] == "sub-p3" and cohort.array(3).max() > 0.5
+    shutil.rmtree(people / "bids" / "sub-p4")
+    with pytest.raises(sb.core.TemplateError, match=r"sub-p4.*Found: none"):
+        read_bids(people / "bids", entities={"ses": "2"}, **options)
+
+
+@pytest.mark.parametrize("codes", [("0", "1"), ("0", "1", "2", "3")])
+def test_tables_of_the_simba_papers(people, codes):
+    """The layout that the authors' scripts write: absolute paths of their machine, names with magnitudes."""
+    source = sorted((people / "images").iterdir())
+    expected = []
+    for split, count in (("train", 12), ("val", 8), ("test", 8)):
+        (people / "exp" / split).mkdir(parents=True)
+        rows = []
+        for number in range(count):
+            code, disease = codes[number // 2 % len(codes)], (-1.0, 1.25)[number % 2]
+            name = (
+                f"{number:05d}_0.{number}_S_{disease}_D"
+                + ("_2.1_B" if code == "1" else "")
+                + ".nii.gz"
+            )
+            image = nib.load(source[number])  # the atlas has its origin in a corner
+            affine = nib.affines.from_matvec(np.diag([-SPACING_MM, -SPACING_MM, SPACING_MM]))
+            nib.save(
+                nib.Nifti1Image(image.get_fdata()[::-1, ::-1], affine),
+                people / "exp" / split / name,
+            )
+            rows.append(
+                (
+                    number * 7,
+                    0.1 * number,
+                    disease,
+                    3,
+                    4,
+                    "3_4",
+                    code,
+                    number % 2,
+                    "x",
+                    f"/home/{name}",
+                    name,
+                )
+            )
+            expected.append(code)
+        columns = [
+            "",
+            "isv_dst",
+            "effect_dst",
+            "isv_bin",
+            "effect_bin",
+            "both_bins",
+            "bias_label",
+            "class_label",
+        ]
+        table = pd.DataFrame(rows, columns=[*columns, "strat_col", "filepath", "filename"])
+        table.to_csv(people / "exp" / f"{split}.csv", index=False)
+    cohort = read_simba(people / "exp", spacing_mm=SPACING_MM)
+    assert [len(part) for part in (cohort.train, cohort.validation, cohort.test)] == [12, 8, 8]
+    np.testing.assert_array_equal(cohort["label"], cohort["disease_magnitude"] > 0)
+    if len(codes) == 2:
+        np.testing.assert_array_equal(cohort["bias"], np.array(expected) == "1")
+    else:
+        np.testing.assert_array_equal(cohort["morphology"], np.isin(expected, ("0", "2")))
+        np.testing.assert_array_equal(cohort["intensity"], np.isin(expected, ("0", "1")))
+    reference = cohort.source.reference
+    assert np.corrcoef(cohort.array(20).ravel(), reference.ravel())[0, 1] > 0.99
+    (people / "exp" / "val.csv").unlink()
+    with pytest.raises(sb.core.TemplateError, match=r"val\.csv"):
+        read_simba(people / "exp")
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def claiming(path, shape, zipped):
+    """Write a header that claims a shape, with hardly any data behind it."""
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.float32)
+    header.set_data_shape(shape)
+    header.set_sform(np.eye(4), 1)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    data = header.binaryblock + bytes(4 + 4000)
+    path.write_bytes(gzip.compress(data) if zipped else data)
+
+
+def saved(path, data):
+    nib.save(nib.Nifti1Image(data, AFFINE), path)
+
+
+def patched(path, **fields):
+    """Change fields of a header behind nibabel's back."""
+    content = gzip.decompress(path.read_bytes())
+    header = nib.Nifti1Header(content[:348])
+    for name, value in fields.items():
+        header[name] = value
+    path.write_bytes(gzip.compress(header.binaryblock + content[348:]))
+
+
+AFFINE = nib.affines.from_matvec(np.eye(3) * 8, (-76, -110, -70))
+ONES = np.ones((20, 24, 20), np.float32)
+CORNER = np.where(np.indices(ONES.shape).sum(axis=0) < 3, np.arange(20), ONES * 0)
+ONE_NAN = np.where(np.indices(ONES.shape).sum(axis=0) == 3, np.nan, ONES)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda p: p.unlink(), "existing NIfTI file"),
+        (
+            lambda p: saved(p, np.stack([ONES, ONES], axis=-1)),
+            "three-dimensional image.*20, 24, 20, 2",
+        ),
+        (lambda p: saved(p, ONE_NAN), "without NaN"),
+        (lambda p: saved(p, ONES * np.inf), "without NaN or infinity"),
+        (lambda p: saved(p, ONES * 1j), "real numbers"),
+        (lambda p: saved(p, CORNER), "brighter than 0"),
+        (lambda p: p.write_bytes(p.read_bytes()[:2000]), "truncated or corrupt"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-6]), "truncated or corrupt"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-8] + bytes(8)), "truncated or corrupt"),
+        (lambda p: p.write_bytes(gzip.compress(b"something else")), "truncated or corrupt"),
+        (lambda p: p.write_bytes(b""), "truncated or corrupt"),
+        (lambda p: claiming(p, (20000, 20000, 20000), True), "cannot hold the 32,000,000,000,352"),
+        (lambda p: claiming(p, (1000, 100, 100), True), "truncated or corrupt"),
+        (lambda p: patched(p, dim=(3, 20, -24, 20, 1, 1, 1, 1)), "three-dimensional"),
+        (lambda p: patched(p, sform_code=0, qform_code=0), "an orientation"),
+        (
+            lambda p: patched(p, srow_x=(0, 0, 0, 0), srow_y=(0, 0, 0, 0), srow_z=(0, 0, 0, 0)),
+            "an orientation",
+        ),
+        (lambda p: patched(p, srow_x=(8, 8, 0, 0), srow_y=(8, 8, 0, 0)), "an orientation"),
+        (lambda p: patched(p, srow_x=(np.nan, 0, 0, 0)), "an orientation"),
+        (lambda p: patched(p, srow_x=(0.008, 0, 0, 0)), "an orientation"),
+    ],
+)
+def test_damaged_images_give_one_error_that_names_the_file(people, damage, says):
+    damage(people / "images" / "3.nii.gz")
+    with pytest.raises(sb.core.TemplateError, match=rf"(?s){says}") as caught:
+        load(people).array(3)
+    assert "3.nii.gz" in str(caught.value)
+
+
+def test_uncompressed_files_must_hold_what_they_claim(tmp_path):
+    saved(tmp_path / "whole.nii", ONES)
+    assert read_nifti(tmp_path / "whole.nii").shape == ONES.shape
+    (tmp_path / "cut.nii").write_bytes((tmp_path / "whole.nii").read_bytes()[:-1])
+    claiming(tmp_path / "large.nii", (30000, 30000, 30000), False)
+    for name in ("cut.nii", "large.nii"):
+        with pytest.raises(sb.core.TemplateError, match=f"{name}.*cannot hold"):
+            read_nifti(tmp_path / name)
+    with pytest.raises(sb.core.TemplateError, match=r"a NIfTI file.*table\.csv"):
+        read_nifti(tmp_path / "table.csv")
+
+
+def test_single_volumes_with_a_fourth_axis_and_negative_values_are_read(people):
+    image = nib.load(people / "images" / "3.nii.gz")
+    data = image.get_fdata(dtype=np.float32)
+    data[0, 0, 0] = -50
+    nib.save(nib.Nifti1Image(data[..., None], image.affine), people / "images" / "3.nii.gz")
+    cohort = load(people)
+    assert cohort.array(3).min() == 0
+    np.testing.assert_allclose(cohort.array(3), cohort.array(5), atol=1e-5)
+
+
+def test_empty_images_have_no_centre(people):
+    saved(people / "images" / "3.nii.gz", ONES * 0)
+    with pytest.raises(sb.core.TemplateError, match=r"above 0.*3\.nii\.gz"):
+        load(people, align="centre").array(3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "says"),
+    [
+        ({}, {"label": "grup"}, "Did you mean group"),
+        ({}, {"disease": "patents"}, "Did you mean patient"),
+        ({}, {"control": "helthy"}, "Did you mean healthy"),
+        ({}, {"files": "path"}, "a column of table.csv"),
+        ({}, {"subject": "name"}, "a column of table.csv"),
+        ({}, {"groups": "sex"}, r"of 0 and 1.*groups=\{'sex': value\}"),
+        ({}, {"groups": {"sex": "female"}}, r"groups\['sex'\]"),
+        ({"sex": ["F"] * 11 + ["n/a"]}, {"groups": {"sex": "F"}}, "without missing values"),
+        ({"fold": "1"}, {"groups": "fold"}, "called anything but"),
+        ({"group": ["patient"] * 12}, {}, "at least two classes"),
+        (
+            {"group": ["patient"] * 9 + ["healthy"] * 3},
+            {},
+            "3 of one class.*at least 5|at least 5.*3 of one class",
+        ),
+        ({"group": ["patient"] * 6 + ["n/a"] * 6}, {}, "control must be"),
+        ({"age": "7"}, {"subject": "age"}, "subject is in 12 rows"),
+        ({"file": "images/3.nii.gz"}, {}, "file is in 12 rows"),
+        ({"split": "training"}, {"split": "split"}, "Did you mean train"),
+        ({}, {"spacing_mm": 0.1}, "spacing_mm must be"),
+        ({}, {"align": "center"}, "Did you mean centre"),
+        ({}, {"template": "icbm"}, "Did you mean icbm2009c"),
+    ],
+)
+def test_tables_that_do_not_fit_give_one_error(people, changes, options, says):
+    edit(people, **changes)
+    with pytest.raises(sb.SimbaError, match=rf"(?s){says}"):
+        load(people, **options)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "file,group\n",
+        "file,group\na.nii,x,1\n",
+        "file,group\na.nii\n",
+        "a,a\n1,2\n",
+        "\xff\xfe\x00",
+    ],
+)
+def test_damaged_tables(tmp_path, text):
+    (tmp_path / "table.csv").write_bytes(text.encode("latin1"))
+    with pytest.raises(sb.core.TemplateError, match=r"table\.csv"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "{outside}",
+        "../outside.nii.gz",
+        "images/../../outside.nii.gz",
+        "link.nii.gz",
+        "C:\\x.nii",
+        "a\0b",
+    ],
+)
+def test_files_outside_the_folder_are_not_opened(people, name):
+    folder = people / "inside"
+    folder.mkdir()
+    shutil.move(people / "images", folder / "images")
+    shutil.move(people / "table.csv", folder / "table.csv")
+    outside = people / "outside.nii.gz"
+    shutil.copy(folder / "images" / "3.nii.gz", outside)
+    (folder / "link.nii.gz").symlink_to(outside)
+    table = (folder / "table.csv").read_text(encoding="utf-8")
+    (folder / "table.csv").write_text(
+        table.replace("images/3.nii.gz", name.format(outside=outside)), encoding="utf-8"
+    )
+    with pytest.raises(sb.core.TemplateError, match="a relative path inside"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["sub-../../x", "01", "sub-*", "sub-"])
+def test_names_of_participants_are_checked(dataset, tmp_path, name):
+    (tmp_path / "participants.tsv").write_text(
+        f"participant_id\tgroup\n{name}\tpatient\n", encoding="utf-8"
+    )
+    with pytest.raises(sb.SimbaError, match="sub- and letters and digits"):
+        read_bids(tmp_path, label="group", disease="patient")
+    with pytest.raises(sb.core.TemplateError, match=r"participants\.tsv"):
+        read_bids(tmp_path / "missing", label="group", disease="patient")

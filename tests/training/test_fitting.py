@@ -1,0 +1,397 @@
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import simba_lab as sb
+from simba_lab.core.batches import Feed
+from simba_lab.training import checkpoints, fitting, identity
+
+SMALL = sb.FitConfig(epochs=3)
+
+
+def net(seed=0, **options):
+    return sb.SimBANet((4, 8), seed=seed, **options)
+
+
+def weights(model):
+    return checkpoints.digest(model.state_dict())
+
+
+def assert_equal_runs(one, two):
+    assert weights(one.model) == weights(two.model)
+    pd.testing.assert_frame_equal(
+        one.history.drop(columns="seconds"), two.history.drop(columns="seconds")
+    )
+
+
+def interrupted_fit(monkeypatch, model, cohort, config, checkpoint, steps):
+    """Fit until a step is interrupted; progress is written after every step."""
+    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", -1.0)
+    forward, left = type(model).forward, [steps]
+
+    def stopped(self, x):
+        if self.training and x.requires_grad is False and torch.is_grad_enabled():
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+        return forward(self, x)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(model), "forward", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            sb.fit(model, cohort, config, cache=False, checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize("steps", [3, 5, 11])
+def test_a_fit_that_was_interrupted_goes_on_with_the_same_bits(
+    cohort, tmp_path, monkeypatch, steps
+):
+    """Steps 3 and 11 are in mid-epoch, 5 is the first of the second epoch; dropout draws as it would have."""
+    model, whole = net(dropout=0.5), sb.fit(net(dropout=0.5), cohort, SMALL, cache=False)
+    path = tmp_path / "fit.checkpoint"
+    interrupted_fit(monkeypatch, model, cohort, SMALL, path, steps)
+    _, facts = checkpoints.read(path)
+    assert (
+        facts["place"]["epoch"] * 5 + facts["place"]["step"] == steps
+    )  # 40 subjects in batches of 8
+    resumed = sb.fit(model, cohort, SMALL, cache=False, checkpoint=path)
+    assert_equal_runs(whole, resumed)
+    assert not path.exists()
+
+
+KILLED = """
+import sys, simba_lab as sb
+from simba_lab.training import fitting
+fitting.CHECKPOINT_SECONDS = 0.0
+cohort = sb.synthesise(sb.Scenario.from_yaml(sys.argv[1]), seed=0)
+print("ready", flush=True)
+run = sb.fit(sb.SimBANet((4, 8), seed=0), cohort, sb.FitConfig(epochs=40), cache=sys.argv[2])
+print(fitting.checkpoints.digest(run.model.state_dict()))
+"""
+
+
+def test_a_fit_that_was_killed_goes_on_with_the_same_bits(tmp_path, scenario):
+    """Real processes, SIGKILL at a random moment."""
+    scenario.to_yaml(tmp_path / "scenario.yaml")
+
+    def start(cache):
+        command = [
+            sys.executable,
+            "-c",
+            KILLED,
+            str(tmp_path / "scenario.yaml"),
+            str(tmp_path / cache),
+        ]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    whole, _ = start("whole").communicate()
+    process = start("killed")
+    assert process.stdout.readline().strip() == "ready"
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "killed").glob("runs/*.checkpoint")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(random.uniform(0.0, 0.3))
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert list((tmp_path / "killed").glob("runs/*.checkpoint")), (
+        "killed before or after the fit, not in it"
+    )
+    again, _ = start("killed").communicate()
+    assert again.split() == whole.split()
+    assert not [
+        path for path in (tmp_path / "killed" / "runs").iterdir() if path.suffix == ".checkpoint"
+    ]
+
+
+@pytest.fixture
+def checkpoint(cohort, tmp_path, monkeypatch):
+    path = tmp_path / "fit.checkpoint"
+    interrupted_fit(monkeypatch, net(), cohort, SMALL, path, 7)
+    return path
+
+
+def test_checkpoints_of_another_fit_are_refused_and_say_what_differs(cohort, checkpoint, scenario):
+    other = sb.synthesise(scenario.replace(noise=0.02), seed=0)
+    for arguments, says in (
+        ((sb.SimBANet((4, 16)), cohort, SMALL), "Another network"),
+        ((net(1), cohort, SMALL), "Another network"),
+        ((net(), other, SMALL), "Another cohort"),
+        ((net(), cohort, SMALL.replace(learning_rate=1e-3)), "Another config"),
+    ):
+        with pytest.raises(sb.SimbaError, match=says):
+            sb.fit(*arguments, cache=False, checkpoint=checkpoint)
+    with pytest.raises(sb.SimbaError, match="Another mitigation"):
+        sb.fit(net(), cohort, SMALL, cache=False, checkpoint=checkpoint, mitigation="reweighing")
+
+
+def test_damaged_checkpoints_are_refused(cohort, checkpoint):
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(
+        sb.SimbaError, match=r"checkpoint must be a file as `fit` wrote it.*cannot be read"
+    ):
+        sb.fit(net(), cohort, SMALL, cache=False, checkpoint=checkpoint)
+    checkpoint.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(sb.SimbaError, match="numbers were changed"):
+        sb.fit(net(), cohort, SMALL, cache=False, checkpoint=checkpoint)
+    save_file({"weight": torch.zeros(2)}, checkpoint)
+    with pytest.raises(sb.SimbaError, match="cannot be read"):
+        sb.fit(net(), cohort, SMALL, cache=False, checkpoint=checkpoint)
+
+
+def test_weights_that_were_tampered_with_are_refused(cohort, tmp_path):
+    run = sb.fit(net(), cohort, SMALL, cache=False)
+    run.save(tmp_path / "run")
+    assert weights(sb.training.Run.load(tmp_path / "run", net(5)).model) == weights(run.model)
+    path = tmp_path / "run" / "weights.safetensors"
+    found = load_file(path)
+    with checkpoints.safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    found["readout.bias"] += 1
+    save_file(found, path, metadata=metadata)
+    with pytest.raises(sb.SimbaError, match="changed since"):
+        sb.training.Run.load(tmp_path / "run", net())
+    with pytest.raises(sb.SimbaError, match="does not exist yet"):
+        run.save(tmp_path / "run")
+
+
+def test_patience_stops_a_fit_that_no_longer_improves(cohort):
+    config = sb.FitConfig(epochs=60, patience=3, learning_rate=0.05, schedule="constant")
+    history = sb.fit(net(), cohort, config, cache=False).history
+    assert len(history) < 60
+    assert (
+        history["kept"].to_numpy().argmax() == len(history) - 4
+    )  # three more epochs, none of them better
+    assert set(history["learning_rate"]) == {0.05}
+
+
+def test_volumes_that_do_not_fit_in_memory_are_fed_the_same(cohort):
+    kept = sb.fit(net(), cohort, SMALL, cache=False)
+    streamed = sb.fit(net(), cohort, SMALL, cache=False, memory_gb=0)
+    assert_equal_runs(kept, streamed)
+    feed = Feed(cohort, torch.device("cpu"), memory_gb=0)
+    rows = [torch.tensor([3, 1]), torch.tensor([0])]
+    volumes = cohort.arrays()
+    for batch, found in zip(rows, feed.batches(rows), strict=True):
+        np.testing.assert_array_equal(found[:, 0].numpy(), volumes[batch.numpy()])
+
+
+class Flat(nn.Module):
+    """Somebody's network that cannot have its channels last."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear = nn.Conv3d(1, 2, 3, stride=4), nn.Linear(2 * 5 * 6 * 5, 2)
+
+    def forward(self, x):
+        features = self.conv(x)
+        return self.linear(features.view(len(x), -1))
+
+
+@pytest.mark.parametrize(
+    "make", [Flat, lambda: sb.ResNet3D((4, 8), seed=0), lambda: net(norm="group")]
+)
+def test_any_network_can_be_fitted(scenario, make):
+    cohort = sb.synthesise(scenario.replace(subjects=32), seed=0)
+    torch.manual_seed(0)
+    model = make()
+    run = sb.fit(model, cohort, sb.FitConfig(epochs=2), cache=False)
+    assert weights(run.model) != weights(model)
+    assert run.provenance["memory_layout"] == ("contiguous" if make is Flat else "channels_last")
+    assert np.isfinite(sb.logits(run.model, cohort.test)).all()
+
+
+def test_a_fit_on_two_devices_gives_the_gradient_of_the_whole_batch(scenario, tmp_path):
+    """Group normalisation does not look at the batch, so two halves must give what one whole gives, to rounding."""
+    script = f"""
+import simba_lab as sb
+if __name__ == "__main__":
+    cohort = sb.synthesise(sb.Scenario.from_yaml({str(tmp_path / "scenario.yaml")!r}), seed=0)
+    runs = [
+        sb.fit(sb.SimBANet((4, 8), norm="group", seed=0), cohort, sb.FitConfig(epochs=1, devices=devices, accelerator="cpu",
+               threads=1, schedule="constant", learning_rate=1e-3), cache=False)
+        for devices in (1, 2)
+    ]
+    one, two = (dict(run.model.named_parameters()) for run in runs)
+    print(max(float((one[name] - two[name]).abs().max()) for name in one))
+    print(max(float((one[name] - start).abs().max())
+              for name, start in sb.SimBANet((4, 8), norm="group", seed=0).named_parameters()))
+"""
+    scenario.replace(subjects=32).to_yaml(tmp_path / "scenario.yaml")
+    (tmp_path / "two.py").write_text(script)
+    result = subprocess.run(
+        [sys.executable, tmp_path / "two.py"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    apart, moved = map(float, result.stdout.split()[-2:])
+    assert apart < 0.05 * moved
+
+
+def test_a_pair_differs_in_the_correlation_alone(cohort):
+    pair = sb.fit_pair(net(), cohort, SMALL, cache=False)
+    assert weights(pair.biased.model) != weights(pair.control.model)
+    control = sb.fit(net(), cohort.unbiased(), SMALL, cache=False)
+    assert_equal_runs(pair.control, control)
+    assert pair.control.provenance["cohort"]["scenario"]["bias"]["prevalence"] == {
+        "control": 0.5,
+        "disease": 0.5,
+    }
+
+
+def test_the_fastest_settings_are_measured_ones_that_work(cohort):
+    config, table = sb.training.fastest(net(), cohort, SMALL, steps=2)
+    works = table.dropna()
+    assert len(works) >= 2
+    best = works.loc[works["ms_per_volume"].idxmin()]
+    assert (config.precision, config.channels_last) == (best["precision"], best["channels_last"])
+    assert config.epochs == SMALL.epochs
+    torch.manual_seed(0)
+    _, flat = sb.training.fastest(Flat(), cohort, SMALL, steps=2)
+    assert (
+        flat.set_index(["precision", "channels_last"])["ms_per_volume"].loc[("32-true", True)]
+        is not None
+    )
+    assert np.isfinite(
+        flat.set_index(["precision", "channels_last"]).loc[("32-true", False), "ms_per_volume"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"schedule": "cosine"}, "config.schedule"),
+        ({"precision": "64"}, "config.precision"),
+        ({"patience": 0}, "config.patience"),
+        ({"devices": 3}, "multiple of the 3 devices"),
+        ({"threads": 0}, "config.threads"),
+        ({"seed": -1}, "config.seed"),
+        ({"learning_rate": True}, "config.learning_rate"),
+        ({"weight_decay": float("nan")}, "config.weight_decay"),
+    ],
+)
+def test_bad_settings_are_refused(options, says):
+    with pytest.raises(sb.SimbaError, match=says):
+        sb.FitConfig(**options)
+
+
+def test_hardware_that_is_not_there_is_refused(cohort):
+    with pytest.raises(sb.SimbaError, match="an accelerator and precision that exist here"):
+        sb.fit(net(), cohort, SMALL.replace(accelerator="tpu"), cache=False)
+    with pytest.raises(sb.SimbaError, match=r"config\.epoch.*epochs"):
+        SMALL.replace(epoch=3)
+
+
+def test_the_published_network_has_its_shape_and_runs():
+    model = sb.SimBANet.paper(seed=0)
+    assert model.widths == (32, 64, 128, 256, 512)
+    order = [name for name, _ in model.block1.named_children()]
+    assert order == ["conv", "norm", "activation", "pool"]
+    assert isinstance(model.block3.activation, nn.Sigmoid) and model.dropout.p == 0.2
+    assert model.eval()(torch.rand(1, 1, 32, 36, 32)).shape == (1, 1)
+    config = sb.FitConfig.paper(epochs=3)
+    assert (config.batch_size, config.learning_rate, config.schedule, config.epochs) == (
+        2,
+        1e-4,
+        "constant",
+        3,
+    )
+
+
+@pytest.mark.parametrize("make", [sb.SimBANet, sb.ResNet3D])
+def test_read_out_of_features_is_the_output(make):
+    model = make((4, 8), seed=0).eval()
+    x = torch.rand(2, 1, 16, 24, 16)
+    assert torch.equal(model(x), model.readout(model.features(x)))
+    assert model.blocks == ["block1", "block2"]
+    assert weights(make((4, 8), seed=0)) == weights(model) != weights(make((4, 8), seed=1))
+    with pytest.raises(sb.SimbaError, match="at least 4 voxels"):
+        model(torch.rand(1, 1, 3, 8, 8))
+
+
+class Bent(torch.nn.Module):
+    """Its shape says nothing about what it does with its layer."""
+
+    def __init__(self, power):
+        super().__init__()
+        self.power, self.layer = power, torch.nn.Conv3d(1, 1, 3)
+
+    def forward(self, x):
+        return self.layer(x).mean((2, 3, 4)) ** self.power
+
+
+def test_the_cache_knows_somebodys_own_network_by_its_code_and_attributes():
+    def digest(model):
+        return identity._own_code(list(model.modules()))
+
+    class Other(Bent):
+        def forward(self, x):
+            return self.layer(x).amax((2, 3, 4))
+
+    first = digest(Bent(1))
+    assert digest(Bent(1)) == first
+    assert len({first, digest(Bent(2)), digest(Other(1))}) == 3
+    assert digest(sb.SimBANet(seed=0)) == identity._own_code([sb.training.Reweighing()]) == ""
+
+
+def test_what_learns_about_groups_stays_on_one_device(cohort):
+    with pytest.raises(sb.SimbaError, match="1 for group_dro"):
+        sb.fit(
+            sb.SimBANet((4, 8), seed=0),
+            cohort,
+            sb.FitConfig(epochs=1, devices=2),
+            mitigation="group_dro",
+            cache=False,
+        )
+
+
+def test_snapshots_are_the_weights_of_every_epoch(cohort, tmp_path):
+    config = sb.FitConfig(epochs=3, snapshots=True)
+    model = sb.SimBANet((4, 8), seed=0)
+    run = sb.fit(model, cohort, config, cache=False)
+    kept = int(np.flatnonzero(run.history["kept"])[0])
+    for name, value in model.state_dict().items():
+        assert torch.equal(run.at(0).state_dict()[name], value)
+        assert torch.equal(run.at(kept + 1).state_dict()[name], run.model.state_dict()[name])
+    assert not torch.equal(run.at(1).block1.conv.weight, run.at(3).block1.conv.weight)
+    plain = sb.fit(model, cohort, config.replace(snapshots=False), cache=False)
+    assert torch.equal(plain.model.block1.conv.weight, run.model.block1.conv.weight)
+    run.save(tmp_path / "run")
+    again = sb.training.Run.load(tmp_path / "run", model)
+    assert torch.equal(again.at(2).readout.weight, run.at(2).readout.weight)
+    for ask, says in ((lambda: run.at(4), "from 0 to 3"), (lambda: plain.at(0), "snapshots=True")):
+        with pytest.raises(sb.SimbaError, match=says):
+            ask()
+
+
+def test_snapshots_survive_an_interruption(cohort, tmp_path, monkeypatch):
+    config, model, path = (
+        sb.FitConfig(epochs=3, snapshots=True),
+        sb.SimBANet((4, 8), seed=0),
+        tmp_path / "checkpoint",
+    )
+    whole = sb.fit(model, cohort, config, cache=False)
+    calls, validate = [], fitting._validate
+
+    def dies(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return validate(*arguments)
+
+    monkeypatch.setattr(fitting, "_validate", dies)
+    with pytest.raises(KeyboardInterrupt):
+        sb.fit(model, cohort, config, cache=False, checkpoint=path)
+    resumed = sb.fit(model, cohort, config, cache=False, checkpoint=path)
+    assert len(resumed.snapshots) == 4
+    for one, other in zip(resumed.snapshots, whole.snapshots, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
