@@ -1,4 +1,6 @@
 from . import book, core, experiments, federation, interpretation, scans, synthesis, training
+from .core.cohort import Cohort
+from .core.compute import Compute
 from .core.errors import SimbaError
 from .experiments.sweep import Sweep
 from .interpretation import attribution, interventions, probes
@@ -18,7 +20,7 @@ from .synthesis.anatomy.template import load_template
 from .synthesis.effects import Intensity, Morphology, Normal
 from .synthesis.observer import salience
 from .synthesis.scenario import Scenario
-from .synthesis.synthetic_cohort import Cohort, synthesise
+from .synthesis.synthetic_cohort import synthesise
 from .training.config import FitConfig
 from .training.fitting import fit, fit_pair
 from .training.metrics import disparity, evaluate, logits
@@ -29,6 +31,7 @@ __version__: str
 
 __all__ = [
     "Cohort",
+    "Compute",
     "FitConfig",
     "Intensity",
     "Morphology",

@@ -57,11 +57,11 @@ def test_claims_need_numbers(values):
 
 def test_interval_over_seeds_is_that_of_a_t_test():
     values = [0.2, 0.5, 0.9]
-    mean, low, high = sb.book.over_seeds(values)
+    mean, low, high = sb.core.over_seeds(values)
     expected = ttest_1samp(values, 0).confidence_interval(0.95)
     assert (mean, low, high) == pytest.approx((np.mean(values), expected.low, expected.high))
     with pytest.raises(sb.SimbaError, match="at least 2 runs"):
-        sb.book.over_seeds([1.0])
+        sb.core.over_seeds([1.0])
 
 
 def test_interval_of_a_rank_correlation_covers_the_truth():
@@ -69,11 +69,11 @@ def test_interval_of_a_rank_correlation_covers_the_truth():
     generator, truth, inside = np.random.default_rng(0), 6 / np.pi * np.arcsin(0.35), 0
     for _ in range(1000):
         one, noise = generator.normal(size=(2, 12))
-        value, low, high = sb.book.rank_correlation(one, 0.7 * one + np.sqrt(0.51) * noise)
+        value, low, high = sb.core.rank_correlation(one, 0.7 * one + np.sqrt(0.51) * noise)
         assert low <= value <= high
         inside += low <= truth <= high
     assert 0.92 < inside / 1000 < 0.99
-    assert sb.book.rank_correlation([1, 2, 3, 4], [2, 3, 5, 9]) == (1.0, 1.0, 1.0)
+    assert sb.core.rank_correlation([1, 2, 3, 4], [2, 3, 5, 9]) == (1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_interval_of_a_rank_correlation_covers_the_truth():
 )
 def test_what_cannot_be_ranked_is_refused(one, other, message):
     with pytest.raises(sb.SimbaError, match=message):
-        sb.book.rank_correlation(one, other)
+        sb.core.rank_correlation(one, other)
 
 
 def test_answers_are_told_apart():

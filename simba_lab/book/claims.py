@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-
-import numpy as np
-from scipy.stats import norm, spearmanr
-from scipy.stats import t as student
 
 from simba_lab.core.errors import SimbaError
 
@@ -98,56 +93,6 @@ def check(
         )
     print(f"{verdict}: {statement}")
     return claim
-
-
-def over_seeds(values: Iterable[float]) -> tuple[float, float, float]:
-    """Return the mean over runs with different seeds, and the ends of its 95 % interval (Student's t).
-
-    Raises
-    ------
-    SimbaError
-        If there are fewer than two runs: one says nothing about the spread.
-    """
-    values = np.asarray(list(values), float)
-    if len(values) < 2:
-        raise SimbaError("values", f"{len(values)} runs", "at least 2 runs")
-    half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
-
-
-def rank_correlation(one: Iterable[float], other: Iterable[float]) -> tuple[float, float, float]:
-    """Return Spearman's rank correlation over runs, and the ends of its 95 % interval.
-
-    Raises
-    ------
-    SimbaError
-        If the two differ in length, if there are fewer than four runs, or if one is the same for
-        all.
-
-    References
-    ----------
-    Bonett and Wright (2000), "Sample size requirements for estimating Pearson, Kendall and Spearman
-    correlations", Psychometrika 65:23-28 (standard error on the scale of the inverse hyperbolic
-    tangent).
-    """
-    one, other = (np.asarray(list(values), float) for values in (one, other))
-    if one.shape != other.shape or len(one) < 4:
-        raise SimbaError(
-            "values",
-            f"{len(one)} and {len(other)} runs",
-            "as many of one as of the other, at least 4",
-        )
-    if min(np.ptp(one), np.ptp(other)) == 0:
-        raise SimbaError("values", "the same for all runs", "of at least two different numbers")
-    value = float(spearmanr(one, other).statistic)
-    if abs(value) == 1:
-        return value, value, value
-    reach = norm.ppf(0.975) * np.sqrt((1 + value**2 / 2) / (len(one) - 3))
-    return (
-        value,
-        float(np.tanh(np.arctanh(value) - reach)),
-        float(np.tanh(np.arctanh(value) + reach)),
-    )
 
 
 def check_answer(answer: float | None, truth: float, tolerance: float) -> str:

@@ -1,16 +1,29 @@
-"""Bring the volumes of a cohort to the network: from memory where they fit, else rendered or read a batch ahead."""
+"""From volumes to tensors: in order, batch by batch; or by row, from memory or made a batch ahead."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from simba_lab.synthesis.synthetic_cohort import Cohort
+    from simba_lab.core.cohort import Cohort
+
+
+def batches(
+    volumes: Cohort | Iterable[np.ndarray], size: int, device: str | torch.device = "cpu"
+) -> Iterator[torch.Tensor]:
+    """Iterate over tensors of shape (N, 1, X, Y, Z), float32, of a cohort or of arrays (X, Y, Z)."""
+    device = torch.device(device)
+    if hasattr(volumes, "volumes"):
+        volumes = volumes.volumes(device=str(device) if device.type != "cpu" else "cpu")
+    arrays = iter(volumes)
+    while chunk := [np.asarray(volume, np.float32) for volume in islice(arrays, size)]:
+        yield torch.from_numpy(np.stack(chunk))[:, None].to(device)
 
 
 class Feed:
@@ -29,11 +42,11 @@ class Feed:
 
     def __init__(self, cohort: Cohort, device: torch.device, *, memory_gb: float = 4.0) -> None:
         self.cohort, self.device = cohort, device
-        self._room = "cpu" if device.type == "cpu" else str(device)
+        self._renderer = "cpu" if device.type == "cpu" else str(device)
         needed = 4 * len(cohort) * int(np.prod(cohort.lattice.shape))
         self._kept: torch.Tensor | None = None
         if needed <= memory_gb * 2**30:
-            self._kept = torch.from_numpy(cohort.arrays(device=self._room))[:, None]
+            self._kept = torch.from_numpy(cohort.arrays(device=self._renderer))[:, None]
             if device.type == "cuda" and needed < torch.cuda.mem_get_info(device)[0] / 2:
                 self._kept = self._kept.to(device)
 
@@ -47,12 +60,14 @@ class Feed:
                 yield self._kept[batch.to(self._kept.device)].to(self.device)
             return
         with ThreadPoolExecutor(1) as ahead:
-            made = [ahead.submit(self._made, rows[0])] if len(rows) else []
+            pending = [ahead.submit(self._made, rows[0])] if len(rows) else []
             for number in range(len(rows)):
-                batch = made.pop().result()
+                batch = pending.pop().result()
                 if number + 1 < len(rows):
-                    made.append(ahead.submit(self._made, rows[number + 1]))
+                    pending.append(ahead.submit(self._made, rows[number + 1]))
                 yield batch.to(self.device)
 
     def _made(self, batch: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(self.cohort.where(batch.numpy()).arrays(device=self._room))[:, None]
+        return torch.from_numpy(self.cohort.where(batch.numpy()).arrays(device=self._renderer))[
+            :, None
+        ]

@@ -1,19 +1,104 @@
-"""What the bits of a computation depend on besides its inputs: threads and kernels."""
+"""Where and how something is computed: device, threads, memory, and what keeps its bits the same."""
 
 from __future__ import annotations
 
+import copy
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 
 import torch
+from joblib import Parallel, delayed
+from threadpoolctl import threadpool_limits
+
+from simba_lab.core.checks import positive, whole_number
+from simba_lab.core.errors import SimbaError
+
+T = TypeVar("T")
 
 # Sums in a different order round differently: the number of threads is part of the arithmetic, so
 # it is fixed.
 THREADS = 2
 _chosen: ContextVar[int | None] = ContextVar("threads of the surrounding computation", default=None)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where a function runs, on how many threads, and how much memory it may take.
+
+    Parameters
+    ----------
+    device : str
+        ``"auto"`` for a GPU if there is one, ``"cpu"``, or a device of PyTorch such as ``"cuda:1"``.
+    threads : int, optional
+        Of PyTorch on the processor. Sums in another order round differently, so results are the
+        same to the last bit only with the same number. By default that of the surrounding
+        computation, or 2.
+    memory_gb : float, optional
+        What may be kept in memory; the rest is spooled to temporary files, or made again. Each
+        function has a default of its own.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> sb.Compute(memory_gb=0.5)
+    Compute(device='auto', threads=None, memory_gb=0.5)
+    """
+
+    device: str = "auto"
+    threads: int | None = None
+    memory_gb: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.device, str):
+            raise SimbaError("device", self.device, "a name such as 'auto', 'cpu' or 'cuda'")
+        if self.threads is not None:
+            whole_number("threads", self.threads)
+        if self.memory_gb is not None:
+            positive("memory_gb", self.memory_gb)
+
+    def memory(self, default_gb: float) -> float:
+        """Return the memory that was allowed, in GB, or what a function takes by default."""
+        return default_gb if self.memory_gb is None else self.memory_gb
+
+    def torch_device(self) -> torch.device:
+        """Return the device, or raise an error if PyTorch does not find it here."""
+        return torch_device(self.device)
+
+    def placed(self, model: torch.nn.Module) -> tuple[torch.nn.Module, torch.device, torch.dtype]:
+        """Return a network on the device (a copy unless that is the processor), device and precision."""
+        device = self.torch_device()
+        network = model if device.type == "cpu" else copy.deepcopy(model).to(device)
+        kinds = (value.dtype for value in network.parameters() if value.is_floating_point())
+        return network, device, next(kinds, torch.float32)
+
+
+def torch_device(name: str) -> torch.device:
+    """Return the device of a name; ``auto`` is a GPU if there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        remedy = str(error).split("\n")[0]
+        allowed = "cpu, auto, or a device that PyTorch finds here"
+        raise SimbaError("device", name, allowed, remedy) from error
+    return device
+
+
+def in_threads(function: Callable[..., T], jobs: Iterable[tuple]) -> list[T]:
+    """Return the results of a function for several tuples of arguments, such as layers of a network.
+
+    Decompositions take one thread each: their rounding then does not depend on the machine's number
+    of cores.
+    """
+    with threadpool_limits(1):
+        return Parallel(n_jobs=-1, prefer="threads")(delayed(function)(*job) for job in jobs)
 
 
 # Parameters of glibc's mallopt, and the largest values that its own adaptation would reach.

@@ -15,7 +15,7 @@ from simba_lab.training.metrics import disparity, evaluate, logits
 from simba_lab.training.twins import twin_logits, twin_table
 
 if TYPE_CHECKING:
-    from simba_lab.synthesis.synthetic_cohort import Cohort
+    from simba_lab.core.cohort import Cohort
 
 # Test subjects on whom the response to the disease itself is measured, for scale.
 DISEASE_TWINS = 50

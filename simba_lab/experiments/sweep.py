@@ -33,7 +33,7 @@ from simba_lab.synthesis.anatomy.template import load_template
 from simba_lab.synthesis.effects import CLASSES, Effect, Morphology
 from simba_lab.synthesis.rendering.studio import studio
 from simba_lab.synthesis.scenario import Scenario
-from simba_lab.synthesis.synthetic_cohort import Cohort, synthesise
+from simba_lab.synthesis.synthetic_cohort import SyntheticCohort, synthesise
 from simba_lab.training.config import FitConfig
 from simba_lab.training.fitting import fit
 from simba_lab.training.identity import cache_folder, code_version, sources_digest
@@ -518,7 +518,7 @@ def _row(
         studio.cache_clear()  # volumes of this cell serve no other; workers that grow are replaced, which takes long
 
 
-def _inside(model: torch.nn.Module, cell: Cell, cohort: Cohort) -> dict[str, float]:
+def _inside(model: torch.nn.Module, cell: Cell, cohort: SyntheticCohort) -> dict[str, float]:
     """Return what is encoded and what is used, for each bias and layer."""
     # Seeds far from those of sweeps: neither subjects nor first weights are those of another cell.
     audience = synthesise(

@@ -14,12 +14,12 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from simba_lab.core.batches import Feed
+from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import THREADS, deterministic
 from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.core.rng import stream
 from simba_lab.federation.harmony import ScannerHead, Weights, divided
 from simba_lab.federation.reading import check_names
-from simba_lab.synthesis.synthetic_cohort import Cohort
 from simba_lab.training.networks import logit
 
 OPTIMISERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from simba_lab.core.cohort import Cohort
 from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.core.rng import stream
 from simba_lab.federation.sites import Federation
-from simba_lab.synthesis.synthetic_cohort import Cohort
 from simba_lab.training.metrics import BOOTSTRAPS, logits
 
 

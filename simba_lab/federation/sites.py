@@ -16,7 +16,7 @@ from simba_lab.core.rng import stream
 from simba_lab.scans.stores import open_cohort, save_cohort
 from simba_lab.synthesis.effects import Effect, Intensity
 from simba_lab.synthesis.scenario import Scenario
-from simba_lab.synthesis.synthetic_cohort import Cohort, synthesise
+from simba_lab.synthesis.synthetic_cohort import SyntheticCohort, synthesise
 
 CLASSES = ("control", "disease")
 # What a scanner does at magnitude 1. A site has one magnitude of each; noise and blur only add, so
@@ -188,12 +188,12 @@ class Federation:
 
     Parameters
     ----------
-    cohort : Cohort
+    cohort : SyntheticCohort
         With a column ``site``. Validation and test subjects are spread over all sites alike.
     sites : tuple of Site
     """
 
-    cohort: Cohort
+    cohort: SyntheticCohort
     sites: tuple[Site, ...]
 
     @property
@@ -202,21 +202,21 @@ class Federation:
         return [site.name for site in self.sites]
 
     @property
-    def pooled(self) -> Cohort:
+    def pooled(self) -> SyntheticCohort:
         """The training subjects of all sites together: what central training has."""
         return self.cohort.train
 
     @property
-    def validation(self) -> Cohort:
+    def validation(self) -> SyntheticCohort:
         """The subjects to choose settings on, at all sites."""
         return self.cohort.validation
 
     @property
-    def test(self) -> Cohort:
+    def test(self) -> SyntheticCohort:
         """The subjects to report on, at all sites."""
         return self.cohort.test
 
-    def at(self, name: str) -> Cohort:
+    def at(self, name: str) -> SyntheticCohort:
         """Return the training subjects of a site."""
         if name not in self.names:
             raise UnknownNameError.among("site", name, self.names)
@@ -356,7 +356,7 @@ def save_sites(
     return [folder / name for name in federation.names]
 
 
-def open_site(folder: str | Path) -> tuple[str, Cohort]:
+def open_site(folder: str | Path) -> tuple[str, SyntheticCohort]:
     """Return the name and the subjects of a site from its own folder, and read nothing else.
 
     Raises

@@ -12,12 +12,12 @@ import torch
 from scipy.special import expit
 from sklearn.metrics import log_loss
 
+from simba_lab.core.cohort import Cohort
 from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.federation.sites import Federation
 from simba_lab.federation.strategies import Step
 from simba_lab.interpretation.probes.probing import probe
 from simba_lab.interpretation.recording import record
-from simba_lab.synthesis.synthetic_cohort import Cohort
 from simba_lab.training.metrics import evaluate, logits
 from simba_lab.training.twins import twin_table
 

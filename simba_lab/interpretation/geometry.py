@@ -10,9 +10,9 @@ import pandas as pd
 from scipy.stats import norm
 from sklearn.linear_model import LogisticRegression
 
+from simba_lab.core.compute import in_threads
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.rng import stream
-from simba_lab.core.threads import in_threads
 from simba_lab.interpretation.probes.kernel_ridge import fit_ridge, kernel_coordinates
 from simba_lab.interpretation.probes.questions import (
     Grams,

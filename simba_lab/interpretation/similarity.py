@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
+from simba_lab.core.compute import in_threads
 from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.core.rng import stream
-from simba_lab.core.threads import in_threads
 from simba_lab.interpretation.probes.questions import Grams, checked, refuse_twins
 
 KERNELS = ("linear", "rbf")

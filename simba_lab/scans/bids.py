@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.synthesis.effects import CLASSES
-from simba_lab.synthesis.synthetic_cohort import OTHER, Cohort
+from simba_lab.synthesis.synthetic_cohort import OTHER, SyntheticCohort
 
 BIDS_VERSION = "1.10.0"
 # The folder under derivatives/ and the name of the pipeline in it.
@@ -51,7 +51,7 @@ COLUMNS = {
 
 
 def export_bids(
-    cohort: Cohort,
+    cohort: SyntheticCohort,
     folder: str | Path,
     *,
     twins: Iterable[str] = (),
@@ -71,7 +71,7 @@ def export_bids(
 
     Parameters
     ----------
-    cohort : Cohort
+    cohort : SyntheticCohort
         A synthesised cohort, or a part or twin of one.
     folder : path
         Where to write; it must not exist, the folder that it is in must.
@@ -107,7 +107,7 @@ def export_bids(
     Gorgolewski et al. 2016, "The brain imaging data structure",
     https://doi.org/10.1038/sdata.2016.44.
     """
-    if cohort.scenario is None:
+    if not isinstance(cohort, SyntheticCohort):
         raise SimbaError(
             "cohort",
             "imported images",
@@ -185,7 +185,11 @@ def _appearing(folder: Path) -> Iterator[Path]:
 
 
 def _write_subject(
-    cohort: Cohort, root: Path, twins: dict[str, Cohort], masked: list[str], index: int
+    cohort: SyntheticCohort,
+    root: Path,
+    twins: dict[str, SyntheticCohort],
+    masked: list[str],
+    index: int,
 ) -> None:
     """Write the image of one subject, its twins and its masks."""
     subject, affine = _participant(cohort, index), cohort.lattice.affine
@@ -260,7 +264,7 @@ def _write_image(
     _write_json(stem.with_name(f"{stem.name}.json"), sidecar)
 
 
-def _describe_raw(cohort: Cohort, root: Path, name: str, authors: list[str]) -> None:
+def _describe_raw(cohort: SyntheticCohort, root: Path, name: str, authors: list[str]) -> None:
     template = cohort.template
     _write_json(
         root / "dataset_description.json",
@@ -308,7 +312,9 @@ def _describe_raw(cohort: Cohort, root: Path, name: str, authors: list[str]) -> 
     )
 
 
-def _describe_derivative(cohort: Cohort, root: Path, name: str, authors: list[str]) -> None:
+def _describe_derivative(
+    cohort: SyntheticCohort, root: Path, name: str, authors: list[str]
+) -> None:
     root.mkdir(parents=True)
     _write_json(
         root / "dataset_description.json",
@@ -337,7 +343,7 @@ def _describe_derivative(cohort: Cohort, root: Path, name: str, authors: list[st
     )
 
 
-def _described(cohort: Cohort, column: str) -> dict[str, Any]:
+def _described(cohort: SyntheticCohort, column: str) -> dict[str, Any]:
     """Return what participants.json says about a column."""
     effects, kind = cohort.scenario.effects, column.removesuffix("_magnitude")
     if column in effects:
@@ -368,7 +374,7 @@ def _in_words(name: str, effect: Any) -> str:
     return f"the effect {name!r} ({type(effect).__name__}: {', '.join(parts)})"
 
 
-def _participant(cohort: Cohort, index: int) -> str:
+def _participant(cohort: SyntheticCohort, index: int) -> str:
     return f"sub-{int(cohort.table.index[index]):04d}"
 
 

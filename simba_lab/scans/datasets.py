@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from simba_lab.core.cohort import Cohort
 from simba_lab.core.errors import SimbaError
-from simba_lab.synthesis.synthetic_cohort import Cohort
 
 
 class CohortDataset(Dataset):

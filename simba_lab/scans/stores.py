@@ -27,10 +27,12 @@ from filelock import FileLock, Timeout
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
+from simba_lab.core.cohort import Cohort
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.lattice import Lattice
+from simba_lab.scans.scan_cohort import ScanCohort
 from simba_lab.synthesis.scenario import Scenario
-from simba_lab.synthesis.synthetic_cohort import Cohort
+from simba_lab.synthesis.synthetic_cohort import SyntheticCohort
 
 FORMAT = "simba-lab cohort 1"
 MANIFEST, VOLUMES, TABLE, PROGRESS, LOCK = (
@@ -142,7 +144,7 @@ def save_cohort(
             raise SimbaError("folder", str(folder), "new, or a store of this very cohort", hint)
         for name in (LOCK, PROGRESS):  # left by a process that died right after the manifest
             (folder / name).unlink(missing_ok=True)
-        return replace(cohort, source=_store(folder))
+        return _stored(cohort, folder)
     try:
         folder.mkdir(exist_ok=True)
         with FileLock(folder / LOCK, timeout=0):
@@ -168,7 +170,7 @@ def save_cohort(
             f"{error.strerror}. Make room and call again: it resumes.",
         ) from error
     (folder / LOCK).unlink(missing_ok=True)
-    return replace(cohort, source=_store(folder))
+    return _stored(cohort, folder)
 
 
 def open_cohort(folder: str | Path, *, verify: bool = False) -> Cohort:
@@ -195,8 +197,15 @@ def open_cohort(folder: str | Path, *, verify: bool = False) -> Cohort:
         io.BytesIO(text), sep="\t", index_col="subject", float_precision="round_trip"
     )
     known = store.identity["cohort"]
-    scenario = Scenario.from_dict(known["scenario"]) if "scenario" in known else None
-    return Cohort(scenario, int(known.get("seed", 0)), table, store.switches, store)
+    if "scenario" not in known:
+        return ScanCohort(table, store)
+    scenario = Scenario.from_dict(known["scenario"])
+    return SyntheticCohort(scenario, int(known["seed"]), table, store.switches, store)
+
+
+def _stored(cohort: Cohort, folder: Path) -> Cohort:
+    name = "store" if isinstance(cohort, SyntheticCohort) else "source"
+    return replace(cohort, **{name: _store(folder)})  # type: ignore[type-var]
 
 
 def _head(cohort: Cohort) -> dict[str, Any]:
@@ -205,7 +214,7 @@ def _head(cohort: Cohort) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "cohort": cohort.identity,
-        "switches": dict(sorted(cohort.switches.items())),
+        "switches": dict(sorted(getattr(cohort, "switches", {}).items())),
         "shape": [len(cohort), *cohort.lattice.shape],
         "dtype": "<f4",
         "spacing_mm": cohort.lattice.spacing_mm,

@@ -13,8 +13,8 @@ import pandas as pd
 from simba_lab.core.errors import SimbaError, TemplateError
 from simba_lab.scans.image_files import image_files
 from simba_lab.scans.participants import assign, column, read_rows
+from simba_lab.scans.scan_cohort import ScanCohort
 from simba_lab.synthesis.anatomy.template import Template, load_template
-from simba_lab.synthesis.synthetic_cohort import Cohort
 
 SIMBA_COLUMNS = ("class_label", "bias_label", "effect_dst", "isv_dst", "filename")
 SIMBA_SPLITS = {"train": "train", "val": "validation", "test": "test"}
@@ -33,7 +33,7 @@ def read_bids(
     template: str | Template = "icbm2009c",
     align: str = "world",
     rescale: bool = True,
-) -> Cohort:
+) -> ScanCohort:
     """Read the T1-weighted images of a BIDS dataset as a cohort. Volumes are read when asked for; see `image_files`.
 
     Each time a volume is asked for its file is read again: save the cohort (`save_cohort`) to have
@@ -72,7 +72,7 @@ def read_bids(
 
     Returns
     -------
-    Cohort
+    ScanCohort
         Without a scenario. Its table has ``participant``, ``split``, ``label``, the groups and
         ``fold`` (for cross-validation; stratified within splits, classes and groups as far as their
         sizes allow).
@@ -118,7 +118,7 @@ def read_table(
     template: str | Template = "icbm2009c",
     align: str = "world",
     rescale: bool = True,
-) -> Cohort:
+) -> ScanCohort:
     """Read the images that a table names as a cohort. Volumes are read when asked for; see `image_files`.
 
     Parameters
@@ -135,7 +135,7 @@ def read_table(
 
     Returns
     -------
-    Cohort
+    ScanCohort
         As `read_bids` returns it.
 
     Raises
@@ -160,7 +160,7 @@ def read_simba(
     template: str | Template = "icbm2009c",
     align: str = "centre",
     rescale: bool = True,
-) -> Cohort:
+) -> ScanCohort:
     """Read a dataset in the layout of the SimBA papers (Stanley et al. 2023, 2024) as a cohort.
 
     What is known of that layout was read from the generating and training scripts that the authors
@@ -188,7 +188,7 @@ def read_simba(
 
     Returns
     -------
-    Cohort
+    ScanCohort
         With the published splits; ``disease_magnitude`` and ``subject_magnitude`` are in its table.
 
     Raises
@@ -255,7 +255,7 @@ def _cohort(
     template: str | Template,
     align: str,
     rescale: bool,
-) -> Cohort:
+) -> ScanCohort:
     """Put table and files together, and open every file once."""
     names = list(names)
     for what, values in (("file", [str(path) for path in paths]), ("subject", names)):
@@ -283,7 +283,7 @@ def _cohort(
         rescale=rescale,
         table=table.to_csv(lineterminator="\n"),
     )
-    return Cohort(None, 0, table, source=source)
+    return ScanCohort(table, source)
 
 
 def _t1w(folder: Path, participant: str, entities: dict[str, str]) -> Path:

@@ -6,10 +6,10 @@ from .effects import Intensity, Morphology, Normal
 from .morphometry import region_volumes
 from .observer import Salience, salience
 from .scenario import Scenario
-from .synthetic_cohort import Cohort, synthesise
+from .synthetic_cohort import SyntheticCohort, synthesise
 
 __all__ = [
-    "Cohort",
+    "SyntheticCohort",
     "GaussianProcessSubjects",
     "Intensity",
     "Morphology",

@@ -18,7 +18,7 @@ from simba_lab.synthesis.anatomy.template import Template
 from simba_lab.synthesis.rendering.deformation import gentle_flow
 
 if TYPE_CHECKING:
-    from simba_lab.synthesis.synthetic_cohort import Cohort
+    from simba_lab.synthesis.synthetic_cohort import SyntheticCohort
 
 STRUCTURES = ("Hippocampus", "Putamen", "Thalamus", "Caudate")
 # Ventricles are where a T1 is darker than half of white matter, half-way between fluid and grey
@@ -41,7 +41,7 @@ POPULATION = {
 
 
 def region_volumes(
-    cohort: Cohort, regions: Iterable[str] = STRUCTURES, *, progress: bool = False
+    cohort: SyntheticCohort, regions: Iterable[str] = STRUCTURES, *, progress: bool = False
 ) -> pd.DataFrame:
     """Return the volumes of each subject's healthy anatomy: with the subject effect, without disease and bias.
 
@@ -52,7 +52,7 @@ def region_volumes(
 
     Parameters
     ----------
-    cohort : Cohort
+    cohort : SyntheticCohort
         Of a scenario.
     regions : iterable of str
         Names of the template's regions. ``"Putamen"`` stands for ``"Putamen_L"`` and

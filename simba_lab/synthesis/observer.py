@@ -17,7 +17,7 @@ from simba_lab.synthesis.anatomy.template import load_template
 from simba_lab.synthesis.effects import CLASSES, EXAMPLE, Effect
 from simba_lab.synthesis.rendering.scanner import BACKGROUND
 from simba_lab.synthesis.scenario import Scenario
-from simba_lab.synthesis.synthetic_cohort import Cohort, synthesise
+from simba_lab.synthesis.synthetic_cohort import SyntheticCohort, synthesise
 
 # Subjects whose statistics the observer knows, and of these so many with and without the effect.
 SUBJECTS, TWINS = 1000, 200
@@ -142,7 +142,7 @@ def matched(
     )
 
 
-def _pair(effect: Effect | None, cohort: Cohort) -> tuple[Cohort, Cohort]:
+def _pair(effect: Effect | None, cohort: SyntheticCohort) -> tuple[SyntheticCohort, SyntheticCohort]:
     """Return the same subjects without and with an effect; for the disease (None), as controls and as patients."""
     scenario = cohort.scenario
     if effect is not None:
@@ -168,13 +168,13 @@ def _pair(effect: Effect | None, cohort: Cohort) -> tuple[Cohort, Cohort]:
 class _Population:
     """Subjects without any bias, and what an observer knows of their images."""
 
-    cohort: Cohort
+    cohort: SyntheticCohort
     voxels: np.ndarray
     centred: np.ndarray
     factor: tuple[np.ndarray, bool]
     noise: float
 
-    def images(self, cohort: Cohort, *, known: bool) -> np.ndarray:
+    def images(self, cohort: SyntheticCohort, *, known: bool) -> np.ndarray:
         """Images of twins of some subjects that the observer knows, or of those that judge it: (n, voxels)."""
         # Folds are matched by themselves, so subjects of other folds tell nothing about those of
         # the first.

@@ -1,18 +1,19 @@
-"""Cohort: a stratified design table, volumes that are rendered when asked for, and counterfactual twins."""
+"""SyntheticCohort: a stratified design, volumes rendered when asked for, and counterfactual twins."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any, Protocol
+from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 
+from simba_lab.core.checks import whole_number
+from simba_lab.core.cohort import Source, TwinCohort
+from simba_lab.core.compute import torch_device
 from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.core.lattice import Lattice
 from simba_lab.synthesis.anatomy.template import Template
@@ -22,34 +23,19 @@ from simba_lab.synthesis.rendering.scanner import BACKGROUND
 from simba_lab.synthesis.rendering.studio import MODES, SHELF_BYTES, Studio, studio
 from simba_lab.synthesis.scenario import Scenario
 
-# Volumes that are rendered before the first of them is handed on: enough to keep workers busy, few
-# enough for memory.
-BATCH, BATCH_BYTES = 16, 128 * 2**20
 # The switch of a bias that is rendered in those outside its group.
 OTHER = "other"
 
 
-class Source(Protocol):
-    """Where volumes come from that are not rendered: a store, or somebody's files."""
-
-    lattice: Lattice
-    identity: dict[str, Any]
-    switches: dict[str, bool]
-
-    def array(self, subject: int) -> np.ndarray:
-        """Return the volume of a subject (a value of the table's index): float32, shape (X, Y, Z)."""
-
-
 @dataclass(frozen=True, eq=False)
-class Cohort:
+class SyntheticCohort(TwinCohort):
     """Subjects of a scenario. Volumes are rendered on demand; their bytes depend on scenario, seed and subject alone.
 
-    Made by `synthesise`; parts and twins of a cohort are cohorts too. Cohorts of somebody else's
-    images have the same table and volumes, but no scenario and no twins.
+    Made by `synthesise`; parts and twins of a cohort are cohorts too.
 
     Parameters
     ----------
-    scenario : Scenario or None
+    scenario : Scenario
     seed : int
     table : pandas.DataFrame
         One row per subject: ``split``, ``label`` (1: disease), a column per bias (1: in its group),
@@ -58,34 +44,18 @@ class Cohort:
     switches : mapping of effect name to bool or "other"
         Effects that are rendered in everybody (True), nobody (False) or those outside the group
         (``"other"``): twins have these.
-    source : Source, optional
-        Where the volumes are read instead of rendered.
+    store : Source, optional
+        Where the volumes are read instead of rendered, unless a twin is wanted.
     """
 
-    scenario: Scenario | None
+    scenario: Scenario
     seed: int
     table: pd.DataFrame
     switches: dict[str, bool | str] = field(default_factory=dict)
-    source: Source | None = None
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, column: str) -> np.ndarray:
-        """Return a column of the design table."""
-        if column not in self.table.columns:
-            raise UnknownNameError.among("column", column, self.table.columns)
-        return self.table[column].to_numpy()
+    store: Source | None = None
 
     @cached_property
     def _studio(self) -> Studio:
-        if self.scenario is None:
-            raise SimbaError(
-                "cohort",
-                "imported images",
-                "a cohort of a scenario",
-                "What was done to these is not known.",
-            )
         return studio(self.scenario, self.seed)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -99,7 +69,7 @@ class Cohort:
     @property
     def lattice(self) -> Lattice:
         """Where the voxels of the volumes are."""
-        return self.source.lattice if self.source else self._studio.output
+        return self.store.lattice if self.store else self._studio.output
 
     @property
     def template(self) -> Template:
@@ -108,49 +78,28 @@ class Cohort:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the volumes follow from: scenario and seed, or the files that were read."""
-        if self.scenario is None:
-            return self.source.identity
+        """What the volumes follow from: scenario and seed."""
         return {"scenario": self.scenario.to_dict(), "seed": self.seed}
 
     @property
+    def population(self) -> int:
+        """The seed: in cohorts of one seed the same number is the same person."""
+        return self.seed
+
+    @property
     def effects(self) -> dict[str, Effect]:
-        """The effects of the scenario by name; none are known of images from elsewhere."""
-        return self.scenario.effects if self.scenario else {}
+        """The effects of the scenario by name, the disease first."""
+        return self.scenario.effects
 
     @property
     def biases(self) -> dict[str, Effect]:
-        """The biases of the scenario by name; none are known of images from elsewhere."""
-        return self.scenario.biases if self.scenario else {}
+        """The biases of the scenario by name."""
+        return self.scenario.biases
 
     @property
     def ceiling(self) -> float:
-        """Best accuracy that any classifier can reach by the disease alone; NaN if nobody knows."""
-        return self.scenario.ceiling() if self.scenario else float("nan")
-
-    @property
-    def train(self) -> Cohort:
-        """The subjects to fit on."""
-        return self.where(self["split"] == "train")
-
-    @property
-    def validation(self) -> Cohort:
-        """The subjects to choose settings and checkpoints on."""
-        return self.where(self["split"] == "validation")
-
-    @property
-    def test(self) -> Cohort:
-        """The subjects to report on."""
-        return self.where(self["split"] == "test")
-
-    def where(self, mask: np.ndarray) -> Cohort:
-        """Return the subjects for which a boolean mask (or an array of positions) holds."""
-        mask = np.asarray(mask)
-        if mask.dtype == bool and mask.shape != (len(self),):
-            raise SimbaError("mask", mask.shape, f"of shape ({len(self)},)")
-        return replace(
-            self, table=self.table.iloc[np.flatnonzero(mask) if mask.dtype == bool else mask]
-        )
+        """Best accuracy that any classifier can reach by the disease alone."""
+        return self.scenario.ceiling()
 
     def twin(
         self,
@@ -158,7 +107,7 @@ class Cohort:
         without: str | Iterable[str] = (),
         carrying: str | Iterable[str] = (),
         flipped: str | Iterable[str] = (),
-    ) -> Cohort:
+    ) -> SyntheticCohort:
         """Return the same subjects (same anatomy, noise and other effects) with effects switched off, or on.
 
         The twins keep their group membership in the table: only the rendering changes.
@@ -172,7 +121,6 @@ class Cohort:
         flipped : str or several
             Biases that those in the group do not show, and those outside it do.
         """
-        _ = self._studio  # images from elsewhere have no twins
         switches = dict(self.switches)
         for names, state in ((without, False), (carrying, True), (flipped, OTHER)):
             known = self.scenario.biases if state == OTHER else self.scenario.effects
@@ -182,13 +130,12 @@ class Cohort:
                 switches[name] = state
         return replace(self, switches=switches)
 
-    def unbiased(self) -> Cohort:
+    def unbiased(self) -> SyntheticCohort:
         """Return the control cohort: the same effects, as common in one class as in the other, from the same seed.
 
         Subjects with the same number have the same noise and the same unmatched anatomy in both. A
         cohort of some splits gives those splits.
         """
-        _ = self._studio  # images from elsewhere have no controls
         splits, whole = np.unique(self["split"]), design(self.scenario, self.seed)
         if sorted(self.table.index) != sorted(whole.index[whole["split"].isin(splits)]):
             raise SimbaError(
@@ -243,52 +190,24 @@ class Cohort:
 
         Rendered volumes are kept in memory for a while, up to a limit, unless `keep` is false.
         """
-        if self.source is not None and self.switches == self.source.switches:
-            return self.source.array(self._person(index)[0])
+        if self.store is not None and self.switches == self.store.switches:
+            return self.store.array(self._person(index)[0])
         return self._studio.exposed(*self._person(index), self.magnitudes(index), keep=keep).copy()
 
-    def arrays(self, *, n_jobs: int = -1, device: str = "cpu") -> np.ndarray:
-        """Return all subjects: float32, shape (n, X, Y, Z). Parameters are those of `volumes`."""
-        out = np.empty((len(self), *self.lattice.shape), np.float32)
-        for index, volume in enumerate(self.volumes(n_jobs=n_jobs, device=device)):
-            out[index] = volume
-        return out
-
-    def volumes(
-        self, *, n_jobs: int = -1, device: str = "cpu", keep: bool | None = None
-    ) -> Iterator[np.ndarray]:
-        """Iterate over the subjects in order: float32 arrays, shape (X, Y, Z).
-
-        Parameters
-        ----------
-        n_jobs : int
-            Threads (joblib's convention: -1 is one per core), or workers of the joblib backend that
-            is active. The bytes do not depend on it.
-        device : str
-            ``cpu``; ``cuda`` (or another device of PyTorch) to render there, equal to rounding;
-            ``auto`` for a GPU, if any.
-        keep : bool, optional
-            As for `array`; by default only if all of these volumes fit there. Of more than that the
-            first would be gone before anybody asks again.
-        """
-        size = 4 * math.prod(self.lattice.shape)
+    def _renderer(self, device: str, keep: bool | None) -> Callable[[int], np.ndarray]:
         if keep is None:
-            keep = len(self) * size <= SHELF_BYTES
-        render = partial(self.array, keep=keep)
-        if device != "cpu" and self.source is None:
-            from simba_lab.synthesis.rendering.gpu import chosen_device, darkroom
+            keep = len(self) * 4 * math.prod(self.lattice.shape) <= SHELF_BYTES
+        if device == "cpu" or self.store is not None:
+            _ = self.store or self._studio  # made once, before threads ask for it
+            return partial(self.array, keep=keep)
+        from simba_lab.synthesis.rendering.gpu import darkroom
 
-            room = darkroom(self._studio, chosen_device(device))
+        room = darkroom(self._studio, torch_device(device))
 
-            def render(index: int) -> np.ndarray:
-                return room.exposed(*self._person(index), self.magnitudes(index))
+        def render(index: int) -> np.ndarray:
+            return room.exposed(*self._person(index), self.magnitudes(index))
 
-        _ = self.source or self._studio  # made once, before threads ask for it
-        return _in_batches(render, len(self), n_jobs, max(1, min(BATCH, BATCH_BYTES // size)))
-
-    def volume(self, index: int) -> nib.Nifti1Image:
-        """Render one subject as a NIfTI image, for nilearn and for files."""
-        return nib.Nifti1Image(self.array(index), self.lattice.affine)
+        return render
 
     def region(self, index: int, name: str) -> np.ndarray:
         """Return the mask of a region as it lies in one subject, bool, shape (X, Y, Z): the warped template region."""
@@ -307,8 +226,6 @@ class Cohort:
 
     def brain(self, index: int) -> np.ndarray:
         """Return the brain mask of one subject, bool, shape (X, Y, Z)."""
-        if self.scenario is None:
-            return self.array(index) > BACKGROUND
         return self._studio.tissue(*self._person(index), self.magnitudes(index)) > BACKGROUND
 
     def clean(self, index: int, *, keep: bool = True) -> np.ndarray:
@@ -327,7 +244,7 @@ class Cohort:
         return np.abs(on.clean(index) - off.clean(index)) > threshold
 
 
-def synthesise(scenario: Scenario, *, seed: int = 0) -> Cohort:
+def synthesise(scenario: Scenario, *, seed: int = 0) -> SyntheticCohort:
     """Design a cohort: assign subjects to splits, classes and bias groups, draw all magnitudes, check all deformations.
 
     Bias groups and splits are matched by construction: within each cell of split x class x group x
@@ -358,19 +275,7 @@ def synthesise(scenario: Scenario, *, seed: int = 0) -> Cohort:
     FoldingError
         If an effect would fold a brain.
     """
-    if not isinstance(seed, int | np.integer) or seed < 0:
-        raise SimbaError("seed", seed, "an integer of at least 0")
-    cohort = Cohort(scenario, int(seed), design(scenario, int(seed)))
+    seed = whole_number("seed", seed, least=0)
+    cohort = SyntheticCohort(scenario, seed, design(scenario, seed))
     _ = cohort._studio  # raises now rather than at the first volume
     return cohort
-
-
-def _in_batches(
-    render: Callable[[int], np.ndarray], count: int, n_jobs: int, batch: int
-) -> Iterator[np.ndarray]:
-    # Batches instead of joblib's generators, which not every backend has.
-    with Parallel(n_jobs=n_jobs, prefer="threads") as jobs:
-        for start in range(0, count, batch):
-            yield from jobs(
-                delayed(render)(index) for index in range(start, min(start + batch, count))
-            )

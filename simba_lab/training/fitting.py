@@ -32,7 +32,7 @@ from simba_lab.training.run import Run, routed_by
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from simba_lab.synthesis.synthetic_cohort import Cohort
+    from simba_lab.core.cohort import Cohort
 
 # A long epoch is not lost as a whole: progress is written at the end of each, and when so much time
 # has passed.

@@ -18,7 +18,7 @@ from platformdirs import user_cache_path
 from simba_lab.training import checkpoints
 
 if TYPE_CHECKING:
-    from simba_lab.synthesis.synthetic_cohort import Cohort
+    from simba_lab.core.cohort import Cohort
     from simba_lab.training.config import FitConfig
     from simba_lab.training.mitigation.objective import Mitigation
 

@@ -22,7 +22,7 @@ from simba_lab.core.rng import stream
 from simba_lab.training.networks import GroupRouted, logit
 
 if TYPE_CHECKING:
-    from simba_lab.synthesis.synthetic_cohort import Cohort
+    from simba_lab.core.cohort import Cohort
 
 BOOTSTRAPS = 2000
 # Bins of equal size of predicted probability for the calibration error.

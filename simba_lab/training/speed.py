@@ -16,7 +16,7 @@ from simba_lab.training.config import FitConfig
 from simba_lab.training.networks import logit
 
 if TYPE_CHECKING:
-    from simba_lab.synthesis.synthetic_cohort import Cohort
+    from simba_lab.core.cohort import Cohort
 
 
 def fastest(

@@ -14,7 +14,7 @@ from simba_lab.core.rng import stream
 from simba_lab.training.metrics import BOOTSTRAPS, logits
 
 if TYPE_CHECKING:
-    from simba_lab.synthesis.synthetic_cohort import Cohort
+    from simba_lab.core.cohort import Cohort
 
 
 def twin_effect(

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from simba_lab.book.claims import over_seeds
 from simba_lab.book.figures.canvas import COLOURS, legend, new
+from simba_lab.core.intervals import over_seeds
 
 LINES = (
     ("black", "s-"),

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import nibabel as nib
 import numpy as np
 
+from simba_lab.core.cohort import with_twins
 from simba_lab.core.errors import SimbaError
 
 if TYPE_CHECKING:
+    from simba_lab.core.cohort import Cohort
     from simba_lab.interpretation.attribution.maps import Attribution
-    from simba_lab.synthesis.synthetic_cohort import Cohort
 
 
 def aligned(maps: Attribution | np.ndarray, cohort: Cohort) -> np.ndarray:
@@ -57,13 +58,7 @@ def group_map(maps: Attribution | np.ndarray, cohort: Cohort) -> nib.Nifti1Image
 
 def _checked(maps: Attribution | np.ndarray, cohort: Cohort) -> np.ndarray:
     values = maps if isinstance(maps, np.ndarray) else maps.maps
-    if cohort.scenario is None:
-        raise SimbaError(
-            "cohort",
-            "imported images",
-            "subjects made by the lab",
-            "Register such images with other software.",
-        )
+    with_twins(cohort)
     if values.shape != (len(cohort), *cohort.lattice.shape):
         raise SimbaError(
             "maps", f"of shape {values.shape}", f"of shape {(len(cohort), *cohort.lattice.shape)}"

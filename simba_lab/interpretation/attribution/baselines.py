@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from simba_lab.core.cohort import TwinCohort
 from simba_lab.core.errors import SimbaError, UnknownNameError
 
 if TYPE_CHECKING:
-    from simba_lab.synthesis.synthetic_cohort import Cohort
+    from simba_lab.core.cohort import Cohort
 
 NAMED = ("zero", "mean")
 
@@ -88,16 +89,14 @@ def check_twins(cohort: Cohort, twins: Cohort, effect: str | None) -> None:
 
     Images from elsewhere, of which nobody knows what was done to them, pass.
     """
-    if cohort.scenario is None or twins.scenario is None:
+    if not (isinstance(cohort, TwinCohort) and isinstance(twins, TwinCohort)):
         if effect is not None:
             raise SimbaError(
                 "baseline", "imported images", "twins made by the lab, if an effect is named"
             )
         return
-    same = (
-        twins.seed == cohort.seed
-        and twins.scenario == cohort.scenario
-        and np.array_equal(twins.table.index, cohort.table.index)
+    same = twins.identity == cohort.identity and np.array_equal(
+        twins.table.index, cohort.table.index
     )
     if not same:
         raise SimbaError(

@@ -21,7 +21,7 @@ from simba_lab.interpretation.probes.resampling import BOOTSTRAPS
 from simba_lab.interpretation.recording import layer_names
 
 if TYPE_CHECKING:
-    from simba_lab.synthesis.synthetic_cohort import Cohort
+    from simba_lab.core.cohort import Cohort
 
 
 def compare_attributions(

@@ -21,8 +21,8 @@ from simba_lab.interpretation.attribution.methods import METHODS, Plan, Settings
 from simba_lab.interpretation.attribution.scores import scores, truths
 
 if TYPE_CHECKING:
+    from simba_lab.core.cohort import Cohort
     from simba_lab.core.lattice import Lattice
-    from simba_lab.synthesis.synthetic_cohort import Cohort
 
 # Integrated gradients are refined at most so often; each time takes three times the steps, a third
 # of them known.

@@ -25,7 +25,7 @@ from simba_lab.interpretation.attribution.gradients import (
 )
 
 if TYPE_CHECKING:
-    from simba_lab.synthesis.synthetic_cohort import Cohort
+    from simba_lab.core.cohort import Cohort
 
 METHODS = (
     "integrated_gradients",

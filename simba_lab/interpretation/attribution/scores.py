@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score
 from simba_lab.synthesis.effects import Morphology
 
 if TYPE_CHECKING:
-    from simba_lab.synthesis.synthetic_cohort import Cohort
+    from simba_lab.core.cohort import Cohort
 
 SCORES = ("mass", "enrichment", "auprc", "pointing", "rank", "region")
 # Least difference, as a share of white matter, that counts as changed by an effect (as in

@@ -19,7 +19,7 @@ from simba_lab.training.metrics import BOOTSTRAPS, evaluate, logits
 from simba_lab.training.twins import twin_logits
 
 if TYPE_CHECKING:
-    from simba_lab.synthesis.synthetic_cohort import Cohort
+    from simba_lab.core.cohort import Cohort
 
 CONTROLS = ("random", "disease")
 NOTHING = "nothing"
@@ -88,8 +88,8 @@ def erasure_audit(
     for control in controls:
         if control not in CONTROLS:
             raise UnknownNameError.among("controls", control, CONTROLS)
-    both = np.intersect1d(train.table.index, test.table.index)
-    if len(both) and train.seed == test.seed:
+    both = train.shared_subjects(test)
+    if len(both):
         raise SimbaError(
             "test", f"subject {both[0]}, who is in train too", "other subjects than train"
         )

@@ -28,7 +28,7 @@ from simba_lab.training.metrics import BOOTSTRAPS
 from simba_lab.training.networks import logit
 
 if TYPE_CHECKING:
-    from simba_lab.synthesis.synthetic_cohort import Cohort
+    from simba_lab.core.cohort import Cohort
 
 DIRECTIONS = ("pattern", "filter")
 
@@ -113,8 +113,8 @@ def tcav(
         raise UnknownNameError.among("direction", direction, DIRECTIONS)
     names = chosen_layers(model, layers)
     seen, unseen = twins_of(train, concept), twins_of(test, concept)
-    shared = np.intersect1d(train.table.index, test.table.index)
-    if len(shared) and train.seed == test.seed:
+    shared = train.shared_subjects(test)
+    if len(shared):
         raise SimbaError(
             "test", f"subject {shared[0]}, who is in train too", "other subjects than train"
         )

@@ -25,7 +25,7 @@ from simba_lab.training.identity import sources_digest
 from simba_lab.training.metrics import logits
 
 if TYPE_CHECKING:
-    from simba_lab.synthesis.synthetic_cohort import Cohort
+    from simba_lab.core.cohort import Cohort
 
 BOOTSTRAPS = 2000
 
@@ -95,7 +95,7 @@ def encoding_and_use(
     names = chosen_layers(model, layers)
     if bias not in test.biases:
         raise UnknownNameError.among("bias", bias, test.biases)
-    if audience.seed == test.seed and np.isin(audience.table.index, test.table.index).any():
+    if len(audience.shared_subjects(test)):
         raise SimbaError(
             "audience",
             "subjects of the test",

@@ -19,7 +19,7 @@ from simba_lab.interpretation.probes.kernel_ridge import means_within
 from simba_lab.interpretation.recording import edit, record
 
 if TYPE_CHECKING:
-    from simba_lab.synthesis.synthetic_cohort import Cohort
+    from simba_lab.core.cohort import Cohort
 
 # Singular values of the features below this share of the largest are rounding of single precision.
 ROUNDING = 1e-5

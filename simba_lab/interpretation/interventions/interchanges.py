@@ -26,7 +26,7 @@ from simba_lab.interpretation.recording import edit
 from simba_lab.training.networks import logit
 
 if TYPE_CHECKING:
-    from simba_lab.synthesis.synthetic_cohort import Cohort
+    from simba_lab.core.cohort import Cohort
 
 WAYS = ("block", "channels", "region")
 BOOTSTRAPS = 2000

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from simba_lab.core.cohort import effect_of, with_twins
 from simba_lab.core.compute import deterministic, evaluating
-from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.errors import SimbaError
 from simba_lab.interpretation.recording import edit, largest_call, layer_names
 from simba_lab.training.networks import GroupRouted
 
 if TYPE_CHECKING:
-    from simba_lab.synthesis.synthetic_cohort import Cohort
+    from simba_lab.core.cohort import Cohort
 
 # Copies of the activations that are alive at a time: those of both twins, a mixture, and what
 # autograd or a copy needs.
@@ -44,22 +45,14 @@ def twins_of(cohort: Cohort | Sequence[Cohort], without: str) -> tuple[Cohort, C
     if not isinstance(cohort, list | tuple):
         if len(cohort) < 2:
             raise SimbaError("cohort", f"{len(cohort)} subjects", "at least 2 subjects")
-        if cohort.scenario is not None and without not in cohort.effects:
-            raise UnknownNameError.among("effect", without, cohort.effects)
+        cohort = effect_of(cohort, without)
         return cohort.twin(without=without), cohort.twin(carrying=without)
     if len(cohort) != 2:
         raise SimbaError("twins", f"{len(cohort)} cohorts", "two: without the effect, and with it")
     off, on = cohort
     remedy = f"Pass one cohort; its twins are cohort.twin(without={without!r}) and cohort.twin(carrying={without!r})."
-    if off.scenario is None or on.scenario is None:
-        raise SimbaError(
-            "twins",
-            "imported images",
-            "twins of a scenario",
-            "What was done to these is not known.",
-        )
-    if without not in off.effects:
-        raise UnknownNameError.among("effect", without, off.effects)
+    with_twins(on, "twins")
+    effect_of(with_twins(off, "twins"), without)
     if len(off) < 2:
         raise SimbaError("twins", f"{len(off)} subjects", "at least 2 subjects")
     if off.identity != on.identity or not off.table.equals(on.table):

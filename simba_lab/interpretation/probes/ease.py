@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
 
+from simba_lab.core.compute import in_threads
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.rng import stream
-from simba_lab.core.threads import in_threads
 from simba_lab.interpretation.probes.kernel_ridge import RidgeFit, fit_ridge, means_within
 from simba_lab.interpretation.probes.questions import Grams, design_of
 from simba_lab.interpretation.probes.resampling import counts_of, interval, resampled

@@ -9,9 +9,9 @@ import pandas as pd
 from sklearn.base import BaseEstimator
 from sklearn.metrics import roc_auc_score
 
+from simba_lab.core.compute import in_threads
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.rng import stream
-from simba_lab.core.threads import in_threads
 from simba_lab.interpretation.probes.kernel_ridge import held_out, means_within
 from simba_lab.interpretation.probes.questions import Grams, Question, Split, design_of
 from simba_lab.interpretation.probes.resampling import (

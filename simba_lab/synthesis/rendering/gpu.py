@@ -14,28 +14,12 @@ import numpy as np
 import torch
 from torch.nn.functional import conv3d, grid_sample
 
-from simba_lab.core.errors import SimbaError
 from simba_lab.core.lattice import FWHM_PER_SIGMA, Lattice
 from simba_lab.synthesis.rendering.deformation import evened
 from simba_lab.synthesis.rendering.scanner import BACKGROUND, Scanner, noise_key, terms
 from simba_lab.synthesis.rendering.studio import Studio
 
 WORD = 0xFFFFFFFF
-
-
-def chosen_device(name: str) -> torch.device:
-    """Return the device of a name; ``auto`` is a GPU if there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).split("\n")[0]
-        raise SimbaError(
-            "device", name, "cpu, auto, or a device that PyTorch finds here", why
-        ) from error
-    return device
 
 
 def darkroom(studio: Studio, device: torch.device) -> Darkroom:

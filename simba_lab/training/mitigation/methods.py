@@ -18,7 +18,7 @@ from simba_lab.training.mitigation.unlearning import AdversarialUnlearning
 from simba_lab.training.networks import logit
 
 if TYPE_CHECKING:
-    from simba_lab.synthesis.synthetic_cohort import Cohort
+    from simba_lab.core.cohort import Cohort
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from simba_lab.core.rng import stream
 from simba_lab.training.networks import logit
 
 if TYPE_CHECKING:
-    from simba_lab.synthesis.synthetic_cohort import Cohort
+    from simba_lab.core.cohort import Cohort
 
 # What a network returns for volumes, and, for mitigations that ask for it, the features that its
 # read-out sees.

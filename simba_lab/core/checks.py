@@ -1,0 +1,63 @@
+"""Checks of arguments that many functions share. Each returns the value, or raises the lab's error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from simba_lab.core.errors import SimbaError, UnknownNameError
+
+
+def whole_number(field: str, value: object, *, least: int = 1, remedy: str = "") -> int:
+    """Return an integer of at least `least`; True and False are not integers here."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise SimbaError(field, value, f"an integer of at least {least}", remedy)
+    return int(value)
+
+
+def positive(field: str, value: object, *, remedy: str = "") -> float:
+    """Return a finite number above 0."""
+    if not _is_number(value) or not 0 < value < np.inf:
+        raise SimbaError(field, value, "a finite number above 0", remedy)
+    return float(value)
+
+
+def share(field: str, value: object, *, remedy: str = "") -> float:
+    """Return a number from 0 to 1."""
+    if not _is_number(value) or not 0 <= value <= 1:
+        raise SimbaError(field, value, "in [0, 1]", remedy)
+    return float(value)
+
+
+def choice(field: str, value: object, names: Iterable[str]) -> str:
+    """Return one of some names; an error suggests the nearest."""
+    names = list(names)
+    if not isinstance(value, str) or value not in names:
+        raise UnknownNameError.among(field, value, names)
+    return value
+
+
+def known_fields(field: str, values: object, names: Iterable[str]) -> Mapping[str, object]:
+    """Return a mapping that has none but these keys."""
+    if not isinstance(values, Mapping):
+        raise SimbaError(field, values, "a mapping of field names to values")
+    names = list(names)
+    for name in values:
+        if name not in names:
+            raise UnknownNameError.among(f"{field}.{name}", name, names)
+    return values
+
+
+def of_shape(
+    field: str, values: np.ndarray, shape: tuple[int, ...], remedy: str = ""
+) -> np.ndarray:
+    """Return an array of exactly this shape."""
+    values = np.asarray(values)
+    if values.shape != shape:
+        raise SimbaError(field, values.shape, f"of shape {shape}", remedy)
+    return values
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)

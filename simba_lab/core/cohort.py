@@ -1,0 +1,274 @@
+"""Cohort: a table of subjects, a volume for each, and the one way from volumes to tensors."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol, Self
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import torch
+from joblib import Parallel, delayed
+
+from simba_lab.core.batches import Feed, batches
+from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.lattice import Lattice
+
+# Volumes that are made before the first of them is handed on: enough to keep workers busy, few
+# enough for memory.
+AHEAD, AHEAD_BYTES = 16, 128 * 2**20
+
+
+class Source(Protocol):
+    """Where volumes come from that are not rendered: a store, or somebody's files."""
+
+    @property
+    def lattice(self) -> Lattice:
+        """Where the voxels are."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the volumes follow from."""
+
+    def array(self, subject: int) -> np.ndarray:
+        """Return the volume of a subject (a value of the table's index): float32, shape (X, Y, Z)."""
+
+
+class Cohort(ABC):
+    """Subjects with a table and volumes. What is derived from a cohort keeps its table.
+
+    Its subclasses differ in where volumes come from, and in whether the truth about them is known
+    (`TwinCohort`). Each is a frozen dataclass with a field ``table``: one row per subject, indexed
+    by the subject's number, with the columns ``split``, ``label`` (1: disease), ``fold`` (for
+    cross-validation), groups, and whatever else is known.
+    """
+
+    table: pd.DataFrame
+
+    # -- table --
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        """Return a column of the table."""
+        if column not in self.table.columns:
+            raise UnknownNameError.among("column", column, self.table.columns)
+        return self.table[column].to_numpy()
+
+    @property
+    def train(self) -> Self:
+        """The subjects to fit on."""
+        return self.where(self["split"] == "train")
+
+    @property
+    def validation(self) -> Self:
+        """The subjects to choose settings and checkpoints on."""
+        return self.where(self["split"] == "validation")
+
+    @property
+    def test(self) -> Self:
+        """The subjects to report on."""
+        return self.where(self["split"] == "test")
+
+    def where(self, mask: np.ndarray) -> Self:
+        """Return the subjects for which a boolean mask (or an array of positions) holds."""
+        mask = np.asarray(mask)
+        if mask.dtype == bool and mask.shape != (len(self),):
+            raise SimbaError("mask", mask.shape, f"of shape ({len(self)},)")
+        rows = np.flatnonzero(mask) if mask.dtype == bool else mask
+        return replace(self, table=self.table.iloc[rows])  # type: ignore[type-var]
+
+    # -- what is known --
+
+    @property
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What the volumes follow from, as plain values: a scenario and a seed, or files."""
+
+    @property
+    @abstractmethod
+    def population(self) -> object:
+        """What two cohorts share if the same number is the same person in both."""
+
+    @property
+    @abstractmethod
+    def lattice(self) -> Lattice:
+        """Where the voxels of the volumes are."""
+
+    @property
+    def effects(self) -> Mapping[str, Any]:
+        """The effects in these volumes by name; none are known unless the cohort has twins."""
+        return {}
+
+    @property
+    def biases(self) -> Mapping[str, Any]:
+        """The biases in these volumes by name; none are known unless the cohort has twins."""
+        return {}
+
+    @property
+    def ceiling(self) -> float:
+        """Best accuracy that a classifier can reach by the disease alone; NaN if nobody knows."""
+        return float("nan")
+
+    def shared_subjects(self, other: Cohort) -> np.ndarray:
+        """Return the numbers of the people who are in both cohorts."""
+        if self.population != other.population:
+            return np.empty(0, int)
+        return np.intersect1d(self.table.index, other.table.index)
+
+    # -- volumes --
+
+    @abstractmethod
+    def array(self, index: int, *, keep: bool = True) -> np.ndarray:
+        """Return one subject: float32, shape (X, Y, Z).
+
+        Volumes that take time to make are kept in memory for a while, unless `keep` is false.
+        """
+
+    @abstractmethod
+    def brain(self, index: int) -> np.ndarray:
+        """Return the brain mask of one subject, bool, shape (X, Y, Z)."""
+
+    def volume(self, index: int) -> nib.Nifti1Image:
+        """Return one subject as a NIfTI image, for nilearn and for files."""
+        return nib.Nifti1Image(self.array(index), self.lattice.affine)
+
+    def volumes(
+        self, *, n_jobs: int = -1, device: str = "cpu", keep: bool | None = None
+    ) -> Iterator[np.ndarray]:
+        """Iterate over the subjects in order: float32 arrays, shape (X, Y, Z).
+
+        Parameters
+        ----------
+        n_jobs : int
+            Threads (joblib's convention: -1 is one per core), or workers of the joblib backend that
+            is active. The bytes do not depend on it.
+        device : str
+            ``cpu``; ``cuda`` (or another device of PyTorch) to render there, equal to rounding;
+            ``auto`` for a GPU, if any.
+        keep : bool, optional
+            As for `array`; by default only if all of these volumes fit there. Of more than that the
+            first would be gone before anybody asks again.
+        """
+        size = 4 * math.prod(self.lattice.shape)
+        ahead = max(1, min(AHEAD, AHEAD_BYTES // size))
+        return _ahead(self._renderer(device, keep), len(self), n_jobs, ahead)
+
+    def _renderer(self, device: str, keep: bool | None) -> Callable[[int], np.ndarray]:
+        return partial(self.array, keep=bool(keep))
+
+    def arrays(self, *, n_jobs: int = -1, device: str = "cpu") -> np.ndarray:
+        """Return all subjects: float32, shape (n, X, Y, Z). Parameters are those of `volumes`."""
+        arrays = np.empty((len(self), *self.lattice.shape), np.float32)
+        for index, volume in enumerate(self.volumes(n_jobs=n_jobs, device=device)):
+            arrays[index] = volume
+        return arrays
+
+    # -- tensors --
+
+    def batches(
+        self,
+        size: int | None = None,
+        *,
+        rows: Sequence[torch.Tensor] | None = None,
+        device: str | torch.device = "cpu",
+        memory_gb: float = 4.0,
+    ) -> Iterator[torch.Tensor]:
+        """Iterate over tensors of shape (N, 1, X, Y, Z): how every network of the lab is fed.
+
+        Parameters
+        ----------
+        size : int, optional
+            Subjects in a batch, in the order of the table; each volume is made once.
+        rows : sequence of tensor, optional
+            Instead of a size the positions of the subjects of each batch, in any order.
+        device : str or torch.device
+            Where the tensors are to be; on a GPU volumes are rendered there too.
+        memory_gb : float
+            With `rows`: cohorts that are larger are made again for each batch, one batch ahead.
+
+        Examples
+        --------
+        >>> import simba_lab as sb
+        >>> scenario = sb.Scenario(16, sb.Morphology("Insula_L", 2.5), spacing_mm=8)
+        >>> [tuple(batch.shape) for batch in sb.synthesise(scenario).batches(12)]
+        [(12, 1, 20, 24, 20), (4, 1, 20, 24, 20)]
+        """
+        if (size is None) == (rows is None):
+            raise SimbaError("size", size, "given, or else rows", "Give one of the two.")
+        if rows is None:
+            return batches(self, size, device)
+        return Feed(self, torch.device(device), memory_gb=memory_gb).batches(rows)
+
+
+class TwinCohort(Cohort):
+    """A cohort whose effects are known, so that anybody's counterfactual twin can be had.
+
+    The switches of a cohort say which effects its volumes show: in everybody (True), in nobody
+    (False), or in those outside the group (``"other"``).
+    """
+
+    switches: dict[str, bool | str]
+
+    @abstractmethod
+    def twin(
+        self,
+        *,
+        without: str | Iterable[str] = (),
+        carrying: str | Iterable[str] = (),
+        flipped: str | Iterable[str] = (),
+    ) -> Self:
+        """Return the same subjects with effects switched off, on, or to those outside the group."""
+
+    @abstractmethod
+    def unbiased(self) -> Self:
+        """Return the control cohort: the same effects, as common in one class as in the other."""
+
+    @abstractmethod
+    def magnitudes(self, index: int) -> dict[str, float]:
+        """Return the magnitude at which each effect shows in a subject: 0 if it does not."""
+
+    @abstractmethod
+    def carriers(self, bias: str) -> np.ndarray:
+        """Return who shows a bias in these volumes, bool, shape (n,)."""
+
+    @abstractmethod
+    def changed(self, index: int, effect: str, *, threshold: float = 0.02) -> np.ndarray:
+        """Return the voxels that an effect changes in one subject, bool, shape (X, Y, Z)."""
+
+
+def with_twins(cohort: Cohort, field: str = "cohort") -> TwinCohort:
+    """Return a cohort that has twins, or raise the error that says that this one has none."""
+    if not isinstance(cohort, TwinCohort):
+        raise SimbaError(
+            field,
+            type(cohort).__name__,
+            "a cohort with twins",
+            "What was done to these is not known.",
+        )
+    return cohort
+
+
+def effect_of(cohort: Cohort, effect: str, field: str = "effect") -> TwinCohort:
+    """Return a cohort that has twins with and without this effect, or raise the error."""
+    twins = with_twins(cohort)
+    if effect not in twins.effects:
+        raise UnknownNameError.among(field, effect, twins.effects)
+    return twins
+
+
+def _ahead(
+    render: Callable[[int], np.ndarray], count: int, n_jobs: int, ahead: int
+) -> Iterator[np.ndarray]:
+    # Some at a time instead of joblib's generators, which not every backend has.
+    with Parallel(n_jobs=n_jobs, prefer="threads") as jobs:
+        for start in range(0, count, ahead):
+            yield from jobs(
+                delayed(render)(index) for index in range(start, min(start + ahead, count))
+            )

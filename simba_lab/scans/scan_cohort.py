@@ -1,0 +1,53 @@
+"""ScanCohort: somebody's images as a cohort. What was done to them is not known: they have no twins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from simba_lab.core.cohort import Cohort, Source
+from simba_lab.core.lattice import Lattice
+from simba_lab.synthesis.rendering.scanner import BACKGROUND
+
+
+@dataclass(frozen=True, eq=False)
+class ScanCohort(Cohort):
+    """People with images. Made by `read_bids`, `read_table` and `read_simba`, or opened from a store.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        One row per person: ``participant``, ``split``, ``label`` (1: disease), ``fold`` and the
+        groups that were read.
+    source : Source
+        Where the volumes are read: files, or a store.
+    """
+
+    table: pd.DataFrame
+    source: Source
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the volumes follow from: the files that were read."""
+        return self.source.identity
+
+    @property
+    def population(self) -> str:
+        """The files: the same number is the same person where these are the same."""
+        return repr(self.identity)
+
+    @property
+    def lattice(self) -> Lattice:
+        """Where the voxels of the volumes are."""
+        return self.source.lattice
+
+    def array(self, index: int, *, keep: bool = True) -> np.ndarray:
+        """Return one person: float32, shape (X, Y, Z), white matter about 1, background 0."""
+        return self.source.array(int(self.table.index[index]))
+
+    def brain(self, index: int) -> np.ndarray:
+        """Return the voxels that are brighter than the background, bool, shape (X, Y, Z)."""
+        return self.array(index) > BACKGROUND
