@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Notebooks run many small operations: one frozen hash seed keeps set order, and with it every output, the same.
 export PYTHONHASHSEED := 0
 
-.PHONY: book test environment lint contracts unit chapters browse benchmark clean help
+.PHONY: book test environment lint contracts types unit chapters browse benchmark clean help
 
 help:
 	@echo "make book   render the book (first run: sets up .venv; a few minutes)"
@@ -25,7 +25,7 @@ book: environment
 	@python tools/check_pages.py _build/html
 	@echo "Open $(CURDIR)/$(PAGE)"
 
-test: environment lint contracts unit chapters
+test: environment lint contracts types unit chapters
 
 lint:
 	@echo "Lint"
@@ -36,6 +36,10 @@ lint:
 contracts:
 	@echo "Contracts"
 	@lint-imports
+
+types:
+	@echo "Types"
+	@mypy
 
 # These run two at a time: threads that wait leave the core to the other. Alone, waiting busily is faster.
 unit chapters: export OMP_WAIT_POLICY := passive

@@ -1,4 +1,4 @@
-"""From volumes to tensors: in order, batch by batch; or by row, from memory or made a batch ahead."""
+"""From volumes to tensors: in order, or by row, from memory or made a batch ahead."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def batches(
     volumes: Cohort | Iterable[np.ndarray], size: int, device: str | torch.device = "cpu"
 ) -> Iterator[torch.Tensor]:
-    """Iterate over tensors of shape (N, 1, X, Y, Z), float32, of a cohort or of arrays (X, Y, Z)."""
+    """Iterate over tensors (N, 1, X, Y, Z), float32, of a cohort or of arrays (X, Y, Z)."""
     device = torch.device(device)
     if hasattr(volumes, "volumes"):
         volumes = volumes.volumes(device=str(device) if device.type != "cpu" else "cpu")

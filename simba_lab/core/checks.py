@@ -1,8 +1,9 @@
-"""Checks of arguments that many functions share. Each returns the value, or raises the lab's error."""
+"""Checks of arguments that many functions share: each returns the value, or raises an error."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TypeGuard
 
 import numpy as np
 
@@ -59,5 +60,5 @@ def of_shape(
     return values
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)

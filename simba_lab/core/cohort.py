@@ -36,7 +36,7 @@ class Source(Protocol):
         """What the volumes follow from."""
 
     def array(self, subject: int) -> np.ndarray:
-        """Return the volume of a subject (a value of the table's index): float32, shape (X, Y, Z)."""
+        """Return the volume of a subject, by its number: float32, shape (X, Y, Z)."""
 
 
 class Cohort(ABC):
@@ -59,7 +59,7 @@ class Cohort(ABC):
         """Return a column of the table."""
         if column not in self.table.columns:
             raise UnknownNameError.among("column", column, self.table.columns)
-        return self.table[column].to_numpy()
+        return np.asarray(self.table[column].to_numpy())
 
     @property
     def train(self) -> Self:
@@ -202,8 +202,9 @@ class Cohort(ABC):
         """
         if (size is None) == (rows is None):
             raise SimbaError("size", size, "given, or else rows", "Give one of the two.")
-        if rows is None:
+        if size is not None:
             return batches(self, size, device)
+        assert rows is not None
         return Feed(self, torch.device(device), memory_gb=memory_gb).batches(rows)
 
 

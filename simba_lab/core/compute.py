@@ -1,4 +1,4 @@
-"""Where and how something is computed: device, threads, memory, and what keeps its bits the same."""
+"""Where and how something is computed: device, threads, memory, and the same bits each time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from joblib import Parallel, delayed
@@ -33,7 +33,7 @@ class Compute:
     Parameters
     ----------
     device : str
-        ``"auto"`` for a GPU if there is one, ``"cpu"``, or a device of PyTorch such as ``"cuda:1"``.
+        ``"auto"`` for a GPU if there is one, or a device of PyTorch: ``"cpu"``, ``"cuda:1"``.
     threads : int, optional
         Of PyTorch on the processor. Sums in another order round differently, so results are the
         same to the last bit only with the same number. By default that of the surrounding
@@ -70,7 +70,7 @@ class Compute:
         return torch_device(self.device)
 
     def placed(self, model: torch.nn.Module) -> tuple[torch.nn.Module, torch.device, torch.dtype]:
-        """Return a network on the device (a copy unless that is the processor), device and precision."""
+        """Return the network on the device (a copy, but on the processor), device and precision."""
         device = self.torch_device()
         network = model if device.type == "cpu" else copy.deepcopy(model).to(device)
         kinds = (value.dtype for value in network.parameters() if value.is_floating_point())
@@ -91,14 +91,15 @@ def torch_device(name: str) -> torch.device:
     return device
 
 
-def in_threads(function: Callable[..., T], jobs: Iterable[tuple]) -> list[T]:
-    """Return the results of a function for several tuples of arguments, such as layers of a network.
+def in_threads(function: Callable[..., T], jobs: Iterable[tuple[Any, ...]]) -> list[T]:
+    """Return the results of a function for several tuples of arguments, such as a layer each.
 
     Decompositions take one thread each: their rounding then does not depend on the machine's number
     of cores.
     """
     with threadpool_limits(1):
-        return Parallel(n_jobs=-1, prefer="threads")(delayed(function)(*job) for job in jobs)
+        results = Parallel(n_jobs=-1, prefer="threads")(delayed(function)(*job) for job in jobs)
+    return list(results)
 
 
 # Parameters of glibc's mallopt, and the largest values that its own adaptation would reach.
@@ -107,7 +108,7 @@ TRIM, MMAP, LARGEST = -1, -3, 32 * 2**20
 
 @cache
 def _keep_freed_memory() -> None:
-    """Let the C library keep what tensors free, so that the next step need not ask the system for fresh pages.
+    """Let the C library keep the memory that tensors free, so that it need not ask for it again.
 
     A training step of small volumes is a fifth faster with it; no result depends on it. At most 64
     MiB are kept.
@@ -132,7 +133,7 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def deterministic(threads: int | None = None) -> Iterator[None]:
-    """Run torch with a fixed number of threads and deterministic kernels, whatever the machine's settings are.
+    """Run torch with a fixed number of threads and deterministic kernels, on any machine.
 
     Parameters
     ----------

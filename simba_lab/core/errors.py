@@ -1,4 +1,4 @@
-"""The errors that the lab raises on purpose: the problem, the value, what is allowed, the remedy."""
+"""The errors that the lab raises on purpose: problem, value, what is allowed, remedy."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Intervals: what an estimate says about the people, or the networks, that it was not measured on.
 
-All are 95 % intervals. Reductions that return tables name their columns ``x``, ``x_low``, ``x_high``;
-a single number with its interval is an `Interval`.
+All are 95 % intervals. Reductions that return tables name their columns ``x``, ``x_low``,
+``x_high``; a single number with its interval is an `Interval`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def central(draws: np.ndarray, axis: int | None = None) -> np.ndarray:
     """Return the central 95 % of draws: low and high, along the first axis of the result."""
     draws = np.asarray(draws)
     quantile = np.nanquantile if np.isnan(draws).any() else np.quantile
-    return quantile(draws, ENDS, axis=axis)
+    return np.asarray(quantile(draws, ENDS, axis=axis))
 
 
 def columns_of_central(name: str, draws: Iterable[float]) -> dict[str, float]:
@@ -92,7 +92,7 @@ def wilson(successes: int, trials: int) -> Interval:
 
 
 def paired_share(up: int, down: int, count: int) -> Interval:
-    """Return the share of subjects that change one way less that of those that change the other way.
+    """Return the share of subjects that change one way, less the share that change the other way.
 
     Wilson intervals of both shares, combined for a difference of shares of one sample (Zou and
     Donner 2008, "Construction of confidence limits about effect measures", Stat. Med. 27:1693-1702,
@@ -183,5 +183,5 @@ def rank_correlation(first: Iterable[float], second: Iterable[float]) -> Interva
 
 
 def counts_of(rows: Sequence[np.ndarray], count: int) -> np.ndarray:
-    """Return how often each of `count` rows occurs in each bootstrap sample, shape (samples, count)."""
+    """Return how often each row occurs in each bootstrap sample, shape (samples, count)."""
     return np.stack([np.bincount(sample, minlength=count) for sample in rows])

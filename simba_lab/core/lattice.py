@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import nibabel as nib
 import numpy as np
+from numpy.typing import ArrayLike
 
 FWHM_PER_SIGMA = 2.354820045
 
@@ -31,7 +31,9 @@ class Lattice:
     @property
     def affine(self) -> np.ndarray:
         """Voxel index to template millimetres, shape (4, 4)."""
-        return nib.affines.from_matvec(np.eye(3) * self.spacing_mm, self.origin_mm)
+        affine = np.diag([self.spacing_mm] * 3 + [1.0])
+        affine[:3, 3] = self.origin_mm
+        return affine
 
     def axis_mm(self, axis: int) -> np.ndarray:
         """Positions along one axis in mm."""
@@ -42,11 +44,15 @@ class Lattice:
         return np.stack(np.meshgrid(*(self.axis_mm(axis) for axis in range(3)), indexing="ij"))
 
     @classmethod
-    def spanning(cls, low_mm, high_mm, spacing_mm: float, *, centred: bool) -> Lattice:
-        """Cover a box: with voxel centres inside it (`centred`), or with points from face to face."""
+    def spanning(
+        cls, low_mm: ArrayLike, high_mm: ArrayLike, spacing_mm: float, *, centred: bool
+    ) -> Lattice:
+        """Cover a box with voxel centres inside it (`centred`), or points from face to face."""
         low, extent = np.asarray(low_mm, float), np.subtract(high_mm, low_mm).astype(float)
         cells = np.maximum(1, np.ceil(np.round(extent / spacing_mm, 6))).astype(int)
         # Where the spacing does not divide the box, the surplus is shared between both ends.
         start = low - (cells * spacing_mm - extent) / 2 + (spacing_mm / 2 if centred else 0.0)
         shape = cells if centred else cells + 1
-        return cls(tuple(int(n) for n in shape), float(spacing_mm), tuple(float(s) for s in start))
+        nx, ny, nz = (int(count) for count in shape)
+        x, y, z = (float(position) for position in start)
+        return cls((nx, ny, nz), float(spacing_mm), (x, y, z))

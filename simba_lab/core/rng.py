@@ -1,4 +1,4 @@
-"""Named random streams: the same (seed, subject, purpose) gives the same numbers, whatever else was drawn before.
+"""Named random streams: the same (seed, subject, purpose) gives the same numbers, always.
 
 Philox is counter-based (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), so
 streams with different keys are independent and no stream has to be drawn in order. That is what
