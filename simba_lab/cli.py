@@ -179,7 +179,7 @@ def _fit(options: argparse.Namespace) -> None:
     for by in cohort.biases or [None]:
         print(evaluate(run.model, cohort.test, by=by).round(3).to_string())
     for effect in cohort.effects:
-        print(twin_effect(run.model, cohort.test, without=effect).round(3).to_string())
+        print(twin_effect(run.model, cohort.test, effect=effect).round(3).to_string())
 
 
 def _probe(options: argparse.Namespace) -> None:
@@ -255,7 +255,7 @@ def _federate_here(study, options: argparse.Namespace) -> None:
     model.load_state_dict(ledger.network())
     print(evaluate(model, federation.test, by="site").round(3).to_string())
     for effect in federation.cohort.effects:
-        print(twin_effect(model, federation.test, without=effect).round(3).to_string())
+        print(twin_effect(model, federation.test, effect=effect).round(3).to_string())
 
 
 def _engine():

@@ -162,7 +162,7 @@ def training():
     yield "evaluate none", sb.evaluate(model, test, by=None)
     yield "disparity", sb.disparity(model, test, control=pair.control.model)
     yield "twin effect", sb.twin_effect(model, test, control=pair.control.model)
-    yield "disease effect", sb.twin_effect(model, test, without="disease")
+    yield "disease effect", sb.twin_effect(model, test, effect="disease")
     calibration = sb.training.calibration
     yield "calibration", calibration(model, test, bins=3)
 

@@ -43,7 +43,7 @@ def judge(model: torch.nn.Module, test: Cohort) -> dict[str, float]:
           prevalence of the bias in each class, or equally, as where the bias tells nothing.
     """
     biases, labels = list(test.biases), test["label"]
-    twins = {bias: twin_logits(model, test, without=bias) for bias in biases}
+    twins = {bias: twin_logits(model, test, effect=bias) for bias in biases}
     if len(biases) == 1:
         # A subject of a cohort is one of its own two twins.
         scores = np.where(test.carriers(biases[0]), twins[biases[0]][1], twins[biases[0]][0])
@@ -62,7 +62,7 @@ def judge(model: torch.nn.Module, test: Cohort) -> dict[str, float]:
     )
     row = {name: float(overall[name]) for name in names}
     few = test.where(np.arange(min(DISEASE_TWINS, len(test))))
-    effect = twin_table(*twin_logits(model, few, without="disease"), few, without="disease")
+    effect = twin_table(*twin_logits(model, few, effect="disease"), few, effect="disease")
     row["disease_logit"] = float(effect["per_magnitude"].iloc[0])
     for bias in biases:
         prefix = "" if biases == ["bias"] else f"{bias}."
@@ -72,7 +72,7 @@ def judge(model: torch.nn.Module, test: Cohort) -> dict[str, float]:
             row |= {
                 f"{prefix}{rate}_gap_{end}": float(gaps.loc[rate, end]) for end in ("low", "high")
             }
-        effect = twin_table(*twins[bias], test, without=bias).iloc[0]
+        effect = twin_table(*twins[bias], test, effect=bias).iloc[0]
         for name in ("logit", "logit_low", "logit_high", "rate", "rate_low", "rate_high", "flips"):
             row[f"{prefix}twin_{name}"] = float(effect[name])
         off, on = (values > 0 for values in twins[bias])

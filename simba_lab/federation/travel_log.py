@@ -146,7 +146,7 @@ class TravelLog:
         row |= {name: float(judged[name]) for name in ("auroc", "auroc_low", "auroc_high")}
         for bias, (off, on) in self._twins.items():
             found = twin_table(
-                logits(self._model, off), logits(self._model, on), self.cohort, without=bias
+                logits(self._model, off), logits(self._model, on), self.cohort, effect=bias
             ).loc[bias]
             row |= {
                 f"{bias}.effect{end}": float(found[f"logit{end}"]) for end in ("", "_low", "_high")

@@ -10,8 +10,8 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 import simba_lab as sb
+from simba_lab.core.intervals import paired_share
 from simba_lab.training import metrics as evaluation
-from simba_lab.training import twins
 from simba_lab.training.networks import GroupRouted
 
 Z = norm.ppf(0.975)
@@ -365,7 +365,7 @@ def test_rate_of_a_twin_effect_is_counted_by_hand(cohort, planted):
 
 def test_twin_effects_that_cannot_be_had_are_refused(cohort):
     with pytest.raises(sb.SimbaError, match="Did you mean bias"):
-        sb.twin_effect(Constant(0.0), cohort.test, without="biass")
+        sb.twin_effect(Constant(0.0), cohort.test, effect="biass")
     with pytest.raises(sb.SimbaError, match="at least 2 subjects"):
         sb.twin_effect(Constant(0.0), cohort.where([0]))
 
@@ -450,15 +450,15 @@ def test_arbitrary_subjects_have_no_unbiased_control(cohort, rows):
 
 
 def test_a_rate_of_zero_flips_is_not_known_exactly():
-    estimate, low, high = twins._paired_rate(0, 0, 240)
+    estimate, low, high = paired_share(0, 0, 240)
     assert estimate == 0 and low == pytest.approx(-high) and 0.01 < high < 0.03
-    assert twins._paired_rate(240, 0, 240)[2] == 1 > twins._paired_rate(240, 0, 240)[1] > 0.97
+    assert paired_share(240, 0, 240)[2] == 1 > paired_share(240, 0, 240)[1] > 0.97
 
 
 def test_intervals_of_paired_rates_cover():
     generator, truth = np.random.default_rng(0), 0.05
     covered = 0
     for up, down, _ in generator.multinomial(100, [0.08, 0.03, 0.89], size=400):
-        _, low, high = twins._paired_rate(up, down, 100)
+        _, low, high = paired_share(up, down, 100)
         covered += low <= truth <= high
     assert 0.92 <= covered / 400 <= 0.995

@@ -247,9 +247,7 @@ def test_per_magnitude_has_the_slope_of_a_linear_effect(cohort):
             return torch.from_numpy(next(self.answers))
 
     test = cohort.test
-    effect = sb.twin_effect(Tells(test["disease_magnitude"]), test, without="disease").loc[
-        "disease"
-    ]
+    effect = sb.twin_effect(Tells(test["disease_magnitude"]), test, effect="disease").loc["disease"]
     assert effect["per_magnitude"] == pytest.approx(3)
 
 

@@ -124,7 +124,7 @@ def erasure_audit(
                     memory_gb=memory_gb,
                     device="cpu" if edits else device,
                 )
-                off, on = twin_logits(model, test, without=concept)
+                off, on = twin_logits(model, test, effect=concept)
                 rates = evaluate(logits(model, test), test, by=concept)
             effect = on - off
             before = effect if before is None else before
