@@ -20,10 +20,11 @@ environment:
 	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" sh tools/environment.sh
 
 book: environment
-	@echo "Building the book; chapters that changed are executed."
-	@SIMBA_LAB_STATIC=1 jupyter-book build . -W --keep-going -n --quiet
-	@python tools/check_pages.py _build/html
-	@echo "Open $(CURDIR)/$(PAGE)"
+	@python tools/execute.py; status=$$?; [ $$status -lt 128 ] || exit $$status; \
+	echo "Pages"; \
+	SIMBA_LAB_STATIC=1 jupyter-book build . -W --keep-going -n --quiet || status=1; \
+	python tools/check_pages.py _build/html || status=1; \
+	[ $$status -eq 0 ] && echo "Open $(CURDIR)/$(PAGE)"; exit $$status
 
 test: environment lint contracts types unit chapters
 

@@ -20,13 +20,26 @@ def library_key(root: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def cache_path(root: Path) -> str:
+    """Return the folder of the chapters that were executed with this library."""
+    return str(root / "_build" / ".jupyter_cache" / library_key(root))
+
+
+def failures(root: Path) -> list[Path]:
+    """Return the messages of the chapters that failed in the last run."""
+    return sorted((root / "_build" / "failures").glob("*.txt"))
+
+
 def set_cache_path(app, config):
     """Give each state of the library a cache of its own."""
     if config.nb_execution_mode == "cache":
         root = Path(app.confdir or app.srcdir)
-        config.nb_execution_cache_path = str(
-            root / "_build" / ".jupyter_cache" / library_key(root)
-        )
+        config.nb_execution_cache_path = cache_path(root)
+        # Chapters that have just failed are shown without outputs instead of failing once more.
+        config.nb_execution_excludepatterns = [
+            *config.nb_execution_excludepatterns,
+            *(f"book/{log.stem}.ipynb" for log in failures(root)),
+        ]
 
 
 def mark_stale(app, env, added, changed, removed):
