@@ -22,9 +22,11 @@ from .synthesis.observer import salience
 from .synthesis.scenario import Scenario
 from .synthesis.synthetic_cohort import synthesise
 from .training.config import FitConfig
+from .training.disparities import disparity
 from .training.fitting import fit, fit_pair
-from .training.metrics import disparity, evaluate, logits
+from .training.metrics import evaluate
 from .training.networks import ResNet3D, SimBANet
+from .training.predictions import logits
 from .training.twins import twin_effect
 
 __version__: str

@@ -27,7 +27,8 @@ from simba_lab.federation.sites import Federation, Site, hospitals
 from simba_lab.federation.strategies import fedavg, fedtm, follow, local, travelling
 from simba_lab.synthesis.scenario import Scenario
 from simba_lab.training.identity import cache_folder, code_version, sources_digest
-from simba_lab.training.metrics import evaluate, logits
+from simba_lab.training.metrics import evaluate
+from simba_lab.training.predictions import logits
 
 STRATEGIES = ("central", "travelling", "fedtm", "fedavg", "local")
 LONG = "fedavg_long"

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 from simba_lab.synthesis.effects import CLASSES
+from simba_lab.training.disparities import disparity
 from simba_lab.training.identity import sources_digest
-from simba_lab.training.metrics import disparity, evaluate, logits
+from simba_lab.training.metrics import evaluate
+from simba_lab.training.predictions import logits
 from simba_lab.training.twins import twin_logits, twin_table
 
 if TYPE_CHECKING:
@@ -93,4 +95,5 @@ def judge(model: torch.nn.Module, test: Cohort) -> dict[str, float]:
 def judge_version() -> str:
     """Return a digest of the code that judges: this module, the evaluation and the twins."""
     here, training = Path(__file__), Path(__file__).parents[1] / "training"
-    return sources_digest([here, training / "metrics.py", training / "twins.py"])
+    names = ("predictions", "groups", "metrics", "disparities", "twins")
+    return sources_digest([here, *(training / f"{name}.py" for name in names)])

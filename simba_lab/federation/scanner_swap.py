@@ -11,9 +11,10 @@ import torch
 
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.intervals import BOOTSTRAPS
 from simba_lab.core.rng import stream
 from simba_lab.federation.sites import Federation
-from simba_lab.training.metrics import BOOTSTRAPS, logits
+from simba_lab.training.predictions import logits
 
 
 def scanned_at(federation: Federation, site: str, cohort: Cohort | None = None) -> Cohort:

@@ -18,7 +18,8 @@ from simba_lab.federation.sites import Federation
 from simba_lab.federation.strategies import Step
 from simba_lab.interpretation.probes.probing import probe
 from simba_lab.interpretation.recording import record
-from simba_lab.training.metrics import evaluate, logits
+from simba_lab.training.metrics import evaluate
+from simba_lab.training.predictions import logits
 from simba_lab.training.twins import twin_table
 
 

@@ -1,10 +1,12 @@
 from .config import FitConfig
+from .disparities import disparity
 from .fitting import Pair, fit, fit_pair
-from .metrics import calibration, disparity, evaluate, logits
+from .metrics import calibration, evaluate
 from .mitigation.methods import BiasGroupModels, GroupDRO, Resampling, Reweighing, TwinConsistency
 from .mitigation.objective import Mitigation
 from .mitigation.unlearning import AdversarialUnlearning
 from .networks import GroupRouted, ResNet3D, SimBANet
+from .predictions import logits
 from .run import Run
 from .speed import fastest
 from .twins import twin_effect, twin_logits, twin_table

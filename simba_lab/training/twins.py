@@ -10,7 +10,7 @@ from simba_lab.core.cohort import TwinCohort, effect_of
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.intervals import bootstrap_rows, columns_of_mean, paired_share, wilson
 from simba_lab.core.rng import stream
-from simba_lab.training.metrics import logits
+from simba_lab.training.predictions import logits
 
 
 def twin_effect(

@@ -12,7 +12,7 @@ from simba_lab.cli import main
 from simba_lab.experiments.comparison import Comparison
 from simba_lab.federation.clients import LocalClient, VisitConfig
 from simba_lab.federation.strategies import fedavg, follow
-from simba_lab.training.metrics import logits
+from simba_lab.training.predictions import logits
 
 ROOT = Path(__file__).parents[1]
 STORED = ROOT / "data" / "results" / "samples_per_site"

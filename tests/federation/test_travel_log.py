@@ -11,7 +11,7 @@ from simba_lab.federation.clients import LocalClient
 from simba_lab.federation.sites import Site, hospitals
 from simba_lab.federation.strategies import Step, follow, travelling
 from simba_lab.federation.travel_log import TravelLog
-from simba_lab.training.metrics import logits
+from simba_lab.training.predictions import logits
 
 
 class Reads(torch.nn.Module):

@@ -10,8 +10,8 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 import simba_lab as sb
-from simba_lab.core.intervals import paired_share
-from simba_lab.training import metrics as evaluation
+from simba_lab.core.intervals import delong, paired_share
+from simba_lab.training.disparities import BOUND
 from simba_lab.training.networks import GroupRouted
 
 Z = norm.ppf(0.975)
@@ -169,9 +169,7 @@ def test_auroc_interval_agrees_with_a_bootstrap(cohort):
 def test_auroc_interval_covers_the_truth_as_often_as_it_says():
     rng, truth, label = np.random.default_rng(3), norm.cdf(1 / np.sqrt(2)), np.repeat([0, 1], 60)
     samples = [rng.normal(label, 1) for _ in range(400)]
-    ends = np.array(
-        [[evaluation._auroc_end(label, scores, end=end) for end in (-1, 1)] for scores in samples]
-    )
+    ends = np.array([delong(label, scores)[1:] for scores in samples])
     covered = ((ends[:, 0] <= truth) & (truth <= ends[:, 1])).mean()
     # Three standard errors of a share of 400.
     assert covered == pytest.approx(0.95, abs=0.033)
@@ -285,13 +283,13 @@ def test_equivalence_takes_a_large_sample(cohort):
         sb.disparity(scores, subjects)
         for subjects, scores in (cells(cohort, counts, times=n) for n in (1, 200))
     )
-    assert many["equivalent"].all() and (many["high"] < evaluation.BOUND).all()
+    assert many["equivalent"].all() and (many["high"] < BOUND).all()
     assert (
         few["difference"].tolist()
         == many["difference"].tolist()
         == pytest.approx([0, 0, 0, 0], abs=1e-6)
     )
-    assert not few["equivalent"].any() and (few["high"] > evaluation.BOUND).all()
+    assert not few["equivalent"].any() and (few["high"] > BOUND).all()
     subjects, scores = cells(cohort, counts)
     assert sb.disparity(scores, subjects, bound=0.9)["equivalent"].all()
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import simba_lab as sb
 from simba_lab.training import networks
-from simba_lab.training.metrics import disparity
+from simba_lab.training.disparities import disparity
 
 SMALL = sb.FitConfig(epochs=2)
 THREAD_VARIABLES = (

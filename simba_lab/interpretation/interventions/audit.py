@@ -10,12 +10,14 @@ import pandas as pd
 import torch
 
 from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.intervals import BOOTSTRAPS
 from simba_lab.core.rng import stream
 from simba_lab.interpretation.interventions.erasure import Erasure, erase
 from simba_lab.interpretation.interventions.twin_pairs import chosen_layers, mean_with_interval
 from simba_lab.interpretation.probes.probing import probe
 from simba_lab.interpretation.recording import edit, record
-from simba_lab.training.metrics import BOOTSTRAPS, evaluate, logits
+from simba_lab.training.metrics import evaluate
+from simba_lab.training.predictions import logits
 from simba_lab.training.twins import twin_logits
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from captum.attr import LayerGradientXActivation
 from scipy.stats import binomtest
 
 from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.intervals import BOOTSTRAPS
 from simba_lab.core.rng import stream
 from simba_lab.interpretation.interventions.twin_pairs import (
     batch_that_fits,
@@ -24,7 +25,6 @@ from simba_lab.interpretation.interventions.twin_pairs import (
 )
 from simba_lab.interpretation.probes.kernel_ridge import fit_ridge
 from simba_lab.interpretation.recording import record
-from simba_lab.training.metrics import BOOTSTRAPS
 from simba_lab.training.networks import logit
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from simba_lab.interpretation.interventions.twin_pairs import (
 from simba_lab.interpretation.probes.probing import probe
 from simba_lab.interpretation.recording import edit, record
 from simba_lab.training.identity import sources_digest
-from simba_lab.training.metrics import logits
+from simba_lab.training.predictions import logits
 
 if TYPE_CHECKING:
     from simba_lab.core.cohort import Cohort

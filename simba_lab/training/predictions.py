@@ -1,0 +1,106 @@
+"""What a network says about volumes: the logit of the disease."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sized
+
+import numpy as np
+import torch
+
+from simba_lab.core.batches import batches
+from simba_lab.core.cohort import Cohort, TwinCohort
+from simba_lab.core.compute import Compute, deterministic, evaluating
+from simba_lab.core.errors import SimbaError
+from simba_lab.training.networks import GroupRouted, logit
+
+
+def logits(
+    model: torch.nn.Module,
+    volumes: Cohort | Iterable[np.ndarray],
+    *,
+    groups: np.ndarray | None = None,
+    batch_size: int = 32,
+    compute: Compute | None = None,
+) -> np.ndarray:
+    """Return the logit of the disease for each volume, float64, shape (n,).
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Takes (N, 1, X, Y, Z) and returns logits of shape (N,), (N, 1) or (N, 2).
+    volumes : Cohort or iterable of ndarray
+        A cohort, or arrays of shape (X, Y, Z).
+    groups : ndarray, shape (n,), optional
+        Group of each volume, for a `GroupRouted`; a cohort knows it.
+    batch_size : int
+    compute : Compute, optional
+        Device and threads; volumes are rendered on the same device.
+
+    Raises
+    ------
+    SimbaError
+        If the network needs groups that are not known, or no network was fitted for one of them.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> scenario = sb.Scenario(64, sb.Morphology("Insula_L", 2.5), sb.Morphology("Putamen_L", 2.5), spacing_mm=8)
+    >>> cohort = sb.synthesise(scenario)
+    >>> sb.logits(sb.SimBANet((4, 8)), cohort.test).shape
+    (16,)
+    """
+    compute = compute or Compute()
+    network, device, dtype = compute.placed(model)
+    routes = _routes(model, volumes, groups) if isinstance(model, GroupRouted) else None
+    scores: list[np.ndarray] = []
+    count = 0
+    with evaluating(network), deterministic(compute.threads), torch.no_grad():
+        for batch in batches(volumes, batch_size, device):
+            batch_routes = (
+                () if routes is None else (routes[count : count + len(batch)].to(device),)
+            )
+            count += len(batch)
+            if routes is not None and count > len(routes):
+                raise _not_one_each(len(routes), "the volumes")
+            scores.append(logit(network(batch.to(dtype), *batch_routes)).double().cpu().numpy())
+    if routes is not None and count != len(routes):
+        raise _not_one_each(len(routes), f"the {count} volumes")
+    return np.concatenate(scores) if scores else np.zeros(0)
+
+
+def logits_of(model: torch.nn.Module | np.ndarray, cohort: Cohort) -> np.ndarray:
+    """Return the logits of a cohort, from a network or as they were given."""
+    if not isinstance(model, np.ndarray):
+        return logits(model, cohort)
+    if model.shape != (len(cohort),):
+        raise SimbaError("logits", model.shape, f"of shape ({len(cohort)},), one per subject")
+    return model
+
+
+def _routes(
+    model: GroupRouted, volumes: Cohort | Iterable[np.ndarray], groups: np.ndarray | None
+) -> torch.Tensor:
+    """Return the number of the network that judges each volume."""
+    groups = _rendered_groups(model.by, volumes) if groups is None else np.asarray(groups)
+    if isinstance(volumes, Sized) and len(groups) != len(volumes):
+        raise _not_one_each(len(groups), f"the {len(volumes)} volumes")
+    numbers = {group: number for number, group in enumerate(model.groups)}
+    for group in groups.tolist():
+        if group not in numbers:
+            allowed = f"one of {', '.join(map(str, numbers))}"
+            raise SimbaError("groups", group, allowed, "No network was fitted for it.")
+    return torch.tensor([numbers[group] for group in groups.tolist()], dtype=torch.long)
+
+
+def _rendered_groups(by: str, volumes: object) -> np.ndarray:
+    """Return the group of each subject as its volume shows it: in twins, who shows the bias."""
+    if not isinstance(volumes, Cohort):
+        remedy = "A bare list of volumes does not say it."
+        raise SimbaError("groups", None, f"the {by} of each volume", remedy)
+    if isinstance(volumes, TwinCohort) and by in volumes.biases:
+        return volumes.carriers(by).astype(int)
+    return volumes[by]
+
+
+def _not_one_each(count: int, volumes: str) -> SimbaError:
+    return SimbaError("groups", f"{count} values", f"one for each of {volumes}")
