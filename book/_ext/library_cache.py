@@ -3,7 +3,13 @@
 import hashlib
 from pathlib import Path
 
-SOURCES = ("simba_lab/**/*.py", "data/**/*", "requirements.txt")
+SOURCES = (
+    "simba_lab/**/*.py",
+    "simba_lab/**/*.pyi",
+    "simba_lab/**/*.html",
+    "data/**/*",
+    "requirements.txt",
+)
 
 
 def library_key(root: Path) -> str:

@@ -1,58 +1,76 @@
-"""LabSlider: one slider that is an ipywidget where a kernel runs and plain HTML where none does."""
+"""LabSlider: a slider that is an ipywidget where a kernel runs and plain HTML where none does."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import io
-import json
 import os
+import string
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
+import jinja2
 import numpy as np
 from PIL import Image
 
 from simba_lab.core.errors import SimbaError
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-WEBP_LIMIT = 16383  # pixels an image may be high
-# Set where pages are made (the book's build): a widget's state would only swell them.
+WEBP_LIMIT = 16383  # rows that a WebP image may have
+# Set where pages are made (the book's build): the state of a widget would only swell them.
 STATIC_VARIABLE = "SIMBA_LAB_STATIC"
+# Charts are shown at their own width in pixels, slices of voxels are enlarged to the greatest.
+SMALLEST_CHART, GREATEST_WIDTH = 400, 720
 
 
 class LabSlider:
     """A picture that follows a slider.
 
-    In a notebook with a kernel the picture is drawn for any value of the slider. In a page without
-    one, all frames are drawn beforehand and a few lines of JavaScript show the chosen one: no
+    In a notebook with a kernel, the picture is drawn for any value of the slider. In a page without
+    one, all frames are drawn beforehand and a few lines of JavaScript show the chosen frame: no
     library, no network. Both have a text alternative and work by keyboard.
 
     Parameters
     ----------
     draw : callable
         Value to picture: floats in [0, 1], shape (rows, columns) for grey or (rows, columns, 3) for
-        colour, the same for all values.
+        colour, the same shape for all values.
     values : sequence of float
-        Increasing slider positions of the frames.
+        Slider positions of the frames, increasing.
     label : str
         What the slider changes.
     alt : str
-        What the picture shows, for those who do not see it.
-    unit : str
-        Unit of the values.
+        What the picture shows, for readers who do not see it.
+    form : str
+        How a value is written, as a format string with one field, such as ``"{:+.1f} mm"``.
     start : float, optional
         First position; the middle one by default.
     marks : sequence of (text, x, y)
         Words over the picture, such as orientation letters, at shares of its width and height.
-    width : int
-        Largest width on the page in pixels.
-    form : str
-        How values are written (format specification).
     play : float, optional
-        Seconds a frame: adds a button that runs through the frames once. Nothing moves before it is
-        pressed.
+        Seconds per frame: adds a button that runs through the frames once. Nothing moves before it
+        is pressed.
+
+    Raises
+    ------
+    SimbaError
+        If the values do not increase, the text alternative is empty, or frames differ in shape.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import simba_lab as sb
+    >>> grey = lambda value: np.full((4, 6), value)
+    >>> options = {"label": "Grey", "alt": "A square", "form": "{:.0%}"}
+    >>> slider = sb.book.LabSlider(grey, [0.0, 0.5, 1.0], **options)
+    >>> slider.text(0.5)
+    '50%'
+    >>> slider.frame(1.0).shape
+    (4, 6)
     """
 
     def __init__(
@@ -62,11 +80,9 @@ class LabSlider:
         *,
         label: str,
         alt: str,
-        unit: str = "",
+        form: str = "{:+.1f}",
         start: float | None = None,
         marks: Sequence[tuple[str, float, float]] = (),
-        width: int = 720,
-        form: str = "+.1f",
         play: float | None = None,
     ) -> None:
         self.values = [float(value) for value in values]
@@ -74,18 +90,17 @@ class LabSlider:
             raise SimbaError("values", list(values), "at least two increasing numbers")
         if not alt.strip():
             raise SimbaError("alt", alt, "a sentence that says what the picture shows")
-        self.draw, self.label, self.alt, self.unit = draw, label, alt, unit
+        if play is not None and not 0.05 <= play <= 10:
+            remedy = "The eye can follow a frame every 0.5 seconds."
+            raise SimbaError("play", play, "from 0.05 to 10 seconds per frame", remedy)
         start = self.values[len(self.values) // 2] if start is None else float(start)
         self.start = int(np.argmin(np.abs(np.subtract(self.values, start))))
-        if play is not None and not 0.05 <= play <= 10:
-            raise SimbaError(
-                "play", play, "from 0.05 to 10 seconds a frame", "0.5 can be followed by eye."
-            )
-        self.marks, self.width, self.form, self.play = tuple(marks), width, form, play
+        self.draw, self.label, self.alt, self.form = draw, label, alt, form
+        self.marks, self.play = tuple(marks), play
 
     def text(self, value: float) -> str:
         """Return a value as the slider writes it."""
-        return f"{value:{self.form}} {self.unit}".strip()
+        return self.form.format(value)
 
     def frame(self, value: float) -> np.ndarray:
         """Return the picture for a value, uint8."""
@@ -93,96 +108,53 @@ class LabSlider:
 
     def html(self) -> str:
         """Return the slider as self-contained HTML."""
-        first, count = self.frame(self.values[0]), len(self.values)
-        rows, columns = first.shape[:2]
-        # One above the other, and beside each other where that would be higher than a WebP image
-        # can be.
-        high = max(1, min(count, WEBP_LIMIT // rows))
-        wide = -(-count // high)
-        sprite = Image.new(Image.fromarray(first).mode, (wide * columns, high * rows))
-        for number, value in enumerate(self.values):
-            pixels = self.frame(value) if number else first
-            if pixels.shape != first.shape:
-                raise SimbaError(
-                    f"draw({value})",
-                    f"shape {pixels.shape}",
-                    f"of the shape of the first, {first.shape}",
-                )
-            sprite.paste(Image.fromarray(pixels), (number // high * columns, number % high * rows))
-        sprite = _data_uri(sprite, "WEBP", quality=86, method=6)
-        key = "lab" + hashlib.blake2b((self.label + sprite).encode(), digest_size=6).hexdigest()
-        texts = [self.text(value) for value in self.values]
-        marks = "".join(
-            f'<span aria-hidden="true" style="left:{100 * x:.2f}%;top:{100 * y:.2f}%">{html.escape(text)}</span>'
-            for text, x, y in self.marks
+        frames = [self.frame(value) for value in self.values]
+        for value, pixels in zip(self.values, frames, strict=True):
+            if pixels.shape != frames[0].shape:
+                allowed = f"of the shape of the first, {frames[0].shape}"
+                raise SimbaError(f"draw({value})", f"shape {pixels.shape}", allowed)
+        sprite = Sprite.of(frames)
+        identity = hashlib.blake2b((self.label + sprite.uri).encode(), digest_size=6)
+        return _template().render(
+            key=f"lab{identity.hexdigest()}",
+            sprite=sprite,
+            positions=[sprite.position(number) for number in range(len(frames))],
+            texts=[self.text(value) for value in self.values],
+            width=_width(sprite.columns),
+            label=self.label,
+            alt=self.alt,
+            start=self.start,
+            marks=self.marks,
+            play=self.play,
         )
-        last, button, player = count - 1, "", ""
-        right, down = max(wide - 1, 1), max(high - 1, 1)
-
-        def place(frame: int) -> str:
-            return f"{100 * (frame // high) / right:.4f}% {100 * (frame % high) / down:.4f}%"
-
-        if self.play:
-            button = '<button type="button">Play</button>'
-            player = f"""
-const b=f.querySelector("button");let timer=0;const stop=()=>{{clearInterval(timer);timer=0;b.textContent="Play"}};
-b.addEventListener("click",()=>{{if(timer)return stop();if(+i.value==={last})i.value=0;show();b.textContent="Pause";
-timer=setInterval(()=>{{i.value=+i.value+1;show();if(+i.value==={last})stop()}},{1000 * self.play:.0f})}});"""
-        return f"""<figure class="lab-slider" id="{key}">
-<style>
-#{key}{{max-width:{self.width}px;margin:1rem 0}}
-#{key} .picture{{position:relative;width:100%;aspect-ratio:{columns}/{rows};border-radius:4px;
-background:#000 url({sprite}) {place(self.start)}/{100 * wide}% {100 * high}%}}
-#{key} .picture span{{position:absolute;transform:translate(-50%,-50%);color:#fff;font:600 13px sans-serif;
-text-shadow:0 0 3px #000}}
-#{key} label{{display:flex;gap:.75rem;align-items:center;margin-top:.5rem;flex-wrap:wrap}}
-#{key} input{{flex:1;min-width:8rem;accent-color:#0072b2}}
-#{key} output{{font-variant-numeric:tabular-nums;min-width:4rem;text-align:right}}
-#{key} button{{font:inherit;padding:.1rem .8rem;margin-top:.5rem;border:1px solid #0072b2;border-radius:4px;
-background:transparent;color:inherit;cursor:pointer;min-width:5rem}}
-</style>
-<div class="picture" role="img" aria-label="{html.escape(self.alt, quote=True)}">{marks}</div>
-<label><span>{html.escape(self.label)}</span>
-<input type="range" min="0" max="{last}" step="1" value="{self.start}" aria-valuetext="{html.escape(texts[self.start])}">
-<output>{html.escape(texts[self.start])}</output></label>{button}
-<script>(()=>{{const f=document.getElementById("{key}"),t={json.dumps(texts)},p=f.querySelector(".picture"),
-i=f.querySelector("input"),o=f.querySelector("output");
-const show=()=>{{const k=+i.value,x=100*Math.floor(k/{high})/{right},y=100*(k%{high})/{down};
-p.style.backgroundPosition=x+"% "+y+"%";o.value=t[k];
-i.setAttribute("aria-valuetext",t[k])}};i.addEventListener("input",show);show();{player}}})()</script></figure>"""
 
     def widget(self) -> Any:
         """Return the slider as an ipywidget, for a running kernel."""
         import ipywidgets  # not needed to make pages
 
-        step = float(np.min(np.diff(self.values))) / 2
+        layout = {"width": f"{_width(self.frame(self.values[0]).shape[1])}px"}
         slider = ipywidgets.FloatSlider(
             min=self.values[0],
             max=self.values[-1],
-            step=step,
+            step=float(np.min(np.diff(self.values))) / 2,
             value=self.values[self.start],
             description=self.label,
-            readout_format=self.form,
+            readout_format=_specification(self.form),
             style={"description_width": "initial"},
-            layout={"width": f"{self.width}px"},
+            layout=layout,
         )
-        picture = ipywidgets.Image(
-            value=self._png(slider.value), format="png", layout={"width": f"{self.width}px"}
-        )
+        picture = ipywidgets.Image(value=self._png(slider.value), format="png", layout=layout)
         picture.alt = self.alt
         slider.observe(lambda change: setattr(picture, "value", self._png(change["new"])), "value")
         if not self.play:
             return ipywidgets.VBox([picture, slider])
-        player = ipywidgets.Play(
-            min=0, max=len(self.values) - 1, interval=round(1000 * self.play), description="Play"
-        )
+        interval = round(1000 * self.play)
+        player = ipywidgets.Play(min=0, max=len(self.values) - 1, interval=interval)
         player.observe(lambda change: setattr(slider, "value", self.values[change["new"]]), "value")
         return ipywidgets.VBox([picture, slider, player])
 
     def _png(self, value: float) -> bytes:
-        stream = io.BytesIO()
-        Image.fromarray(self.frame(value)).save(stream, "PNG")
-        return stream.getvalue()
+        return _encoded(Image.fromarray(self.frame(value)), "PNG")
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
         bundle: dict[str, Any] = {
@@ -190,12 +162,66 @@ i.setAttribute("aria-valuetext",t[k])}};i.addEventListener("input",show);show();
             "text/html": self.html(),
         }
         if not os.environ.get(STATIC_VARIABLE):
-            live = self.widget()._repr_mimebundle_()
-            bundle[WIDGET_VIEW] = live[WIDGET_VIEW]
+            bundle[WIDGET_VIEW] = self.widget()._repr_mimebundle_()[WIDGET_VIEW]
         return bundle
 
 
-def _data_uri(picture: Image.Image, form: str, **options: Any) -> str:
+@dataclass(frozen=True)
+class Sprite:
+    """All frames in one image, of which a page shows one at a time.
+
+    Frames stand one below the other, in as many columns as the limit of WebP images requires.
+    """
+
+    uri: str
+    rows: int
+    columns: int
+    across: int
+    down: int
+
+    @classmethod
+    def of(cls, frames: Sequence[np.ndarray]) -> Sprite:
+        """Return the sprite of frames of one shape, uint8."""
+        rows, columns = frames[0].shape[:2]
+        down = max(1, min(len(frames), WEBP_LIMIT // rows))
+        across = -(-len(frames) // down)
+        sheet = Image.new(Image.fromarray(frames[0]).mode, (across * columns, down * rows))
+        for number, pixels in enumerate(frames):
+            corner = (number // down * columns, number % down * rows)
+            sheet.paste(Image.fromarray(pixels), corner)
+        encoded = base64.b64encode(_encoded(sheet, "WEBP", quality=86, method=6)).decode()
+        return cls(f"data:image/webp;base64,{encoded}", rows, columns, across, down)
+
+    @property
+    def size(self) -> str:
+        """The size of the sprite, in per cent of a frame, as CSS writes it."""
+        return f"{100 * self.across}% {100 * self.down}%"
+
+    def position(self, number: int) -> str:
+        """Return the position at which the page shows a frame, as CSS writes it."""
+        column, row = divmod(number, self.down)
+        right, bottom = max(self.across - 1, 1), max(self.down - 1, 1)
+        return f"{100 * column / right:.4f}% {100 * row / bottom:.4f}%"
+
+
+@cache
+def _template() -> jinja2.Template:
+    text = (files("simba_lab.book") / "lab_slider.html").read_text(encoding="utf-8")
+    return jinja2.Environment(autoescape=True).from_string(text)
+
+
+def _width(columns: int) -> int:
+    """Return the largest width of a picture on the page, in pixels."""
+    return min(columns, GREATEST_WIDTH) if columns >= SMALLEST_CHART else GREATEST_WIDTH
+
+
+def _specification(form: str) -> str:
+    """Return the format specification of the first field of a format string."""
+    fields = (field for _, name, field, _ in string.Formatter().parse(form) if name is not None)
+    return next(fields, "") or ""
+
+
+def _encoded(picture: Image.Image, name: str, **options: Any) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, form, **options)
-    return f"data:image/{form.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"
+    picture.save(stream, name, **options)
+    return stream.getvalue()
