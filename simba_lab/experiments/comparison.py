@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from simba_lab.core.compute import deterministic
 from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.files import atomic_write, read_json, write_json
 from simba_lab.federation.clients import LocalClient, SiteError, VisitConfig, Weights
 from simba_lab.federation.reading import network_from, read_yaml
 from simba_lab.federation.sites import Federation, Site, hospitals
@@ -303,8 +304,8 @@ class Comparison:
             "cores": os.cpu_count(),
             "minutes": minutes,
         }
-        _write(folder / "cells.csv", text)
-        _write(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+        atomic_write(folder / "cells.csv", text)
+        write_json(folder / "manifest.json", manifest)
 
 
 def _code() -> str:
@@ -332,14 +333,8 @@ def _remembered(
     parts = json.dumps([values, cell, _code(), torch.__version__], sort_keys=True)
     path = root / f"{hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()}.json"
     if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, "cache")
     row = comparison.row(*cell)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, json.dumps(row))
+    write_json(path, row)
     return row
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

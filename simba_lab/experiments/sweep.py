@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import platform
 import time
@@ -18,12 +17,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from simba_lab.core.compute import deterministic
 from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.files import atomic_write, read_json, read_yaml, write_json
 from simba_lab.experiments.judging import judge, judge_version
 from simba_lab.interpretation.interventions.encoding_against_use import (
     encoding_and_use,
@@ -354,16 +353,7 @@ class Sweep:
     @classmethod
     def from_yaml(cls, path: str | Path) -> Sweep:
         """Read a sweep from a YAML file."""
-        path = Path(path)
-        if not path.is_file():
-            raise SimbaError(
-                "sweep", str(path), "an existing YAML file", "Examples are in data/sweeps/."
-            )
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise SimbaError("sweep", str(path), "valid YAML", str(error)) from error
-        return cls.from_dict(values)
+        return cls.from_dict(read_yaml(path, "sweep", examples="data/sweeps/"))
 
     def save(self, table: pd.DataFrame, folder: str | Path, *, seconds: float) -> None:
         """Write the table of a run (CSV) and what it follows from (``manifest.json``) to a folder."""
@@ -382,13 +372,8 @@ class Sweep:
             "cores": os.cpu_count(),
             "minutes": round(seconds / 60, 1),
         }
-        for name, content in (
-            ("cells.csv", text),
-            ("manifest.json", json.dumps(manifest, indent=1) + "\n"),
-        ):
-            part = folder / f".{name}.part{os.getpid()}"
-            part.write_text(content, encoding="utf-8")
-            part.replace(folder / name)
+        atomic_write(folder / "cells.csv", text)
+        write_json(folder / "manifest.json", manifest)
 
 
 def read_results(folder: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -396,9 +381,9 @@ def read_results(folder: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     folder = Path(folder)
     try:
         text = (folder / "cells.csv").read_bytes()
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = read_json(folder / "manifest.json", "results")
         expected = manifest["cells_sha256"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, KeyError, TypeError) as error:
         raise SimbaError(
             "results", str(folder), "a folder written by Sweep.save", f"It cannot be read: {error}"
         ) from error
@@ -581,12 +566,10 @@ def _remembered(root: Path | None, key: str, compute) -> dict[str, Any]:
         return compute()
     path = root / "cells" / f"{key}.json"
     if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, "cache")
     found = compute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part{os.getpid()}")
-    part.write_text(json.dumps(found), encoding="utf-8")
-    part.replace(path)
+    write_json(path, found)
     return found
 
 

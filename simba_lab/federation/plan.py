@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.files import atomic_write, new_file, read_json, write_json
 from simba_lab.federation.clients import Client, VisitConfig, Weights
 from simba_lab.federation.harmony import divided
 from simba_lab.federation.reading import NETWORKS, check_names, network_from
@@ -129,7 +130,7 @@ class Ledger:
         self.folder.mkdir(exist_ok=True)
         written = self._plan_file
         if written.is_file():
-            if json.loads(written.read_text(encoding="utf-8")) != plan.to_dict():
+            if read_json(written, "ledger") != plan.to_dict():
                 raise SimbaError(
                     "folder",
                     str(folder),
@@ -144,7 +145,7 @@ class Ledger:
                 "Nothing is overwritten.",
             )
         else:
-            _write(written, json.dumps(plan.to_dict(), indent=1).encode())
+            write_json(written, plan.to_dict())
         if self._steps_file.is_file() and not self._steps_file.read_bytes().endswith(b"\n"):
             with self._steps_file.open("a", encoding="utf-8") as file:
                 file.write("\n")  # after a line that was being written at a kill
@@ -204,7 +205,7 @@ class Ledger:
     def stopped(self, error: Exception) -> None:
         """Write down why the training stopped."""
         text = str(error) if isinstance(error, SimbaError) else f"{type(error).__name__}: {error}"
-        _write(self._reason_file, text.encode())
+        atomic_write(self._reason_file, text)
 
     def reason(self) -> str | None:
         """Return why the training stopped; None if it did not, or goes on again."""
@@ -224,17 +225,6 @@ class Ledger:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        part = self._weights_file.with_suffix(".part")
-        whole = step.weights | step.head
-        save_file(
-            {name: value.contiguous() for name, value in whole.items()},
-            part,
-            {"step": str(step.number)},
-        )
-        part.replace(self._weights_file)
-
-
-def _write(path: Path, content: bytes) -> None:
-    part = path.with_suffix(".part")
-    part.write_bytes(content)
-    part.replace(path)
+        whole = {name: value.contiguous() for name, value in (step.weights | step.head).items()}
+        with new_file(self._weights_file) as part:
+            save_file(whole, part, {"step": str(step.number)})

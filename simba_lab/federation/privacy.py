@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.files import parse_yaml
 from simba_lab.federation.clients import Weights
 from simba_lab.federation.reading import check_names
 
@@ -68,11 +68,8 @@ def read_policy(text: str) -> tuple[str, dict[str, float]]:
     Dwork & Roth (2014), section 3.6; Li et al. (2019), MLMI, section 2.2; Shokri & Shmatikov
     (2015), CCS.
     """
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SimbaError(POLICY, text, "valid YAML", str(error)) from error
-    if not isinstance(values, Mapping) or len(values) != 1:
+    values = parse_yaml(text, POLICY)
+    if len(values) != 1:
         raise SimbaError(
             POLICY,
             text,

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from simba_lab.core.errors import SimbaError
+from simba_lab.core.files import read_json, read_yaml, write_json, write_yaml
 
 ADMIN = "admin@simba-lab.org"
 # What a job of ours is made of; a role builds nothing but what its own list has, and takes no job
@@ -89,7 +87,7 @@ def provision(
         ],
     }
     folder.mkdir()
-    (folder / "project.yml").write_text(yaml.safe_dump(project, sort_keys=False), encoding="utf-8")
+    write_yaml(folder / "project.yml", project)
     command = [sys.executable, "-m", "nvflare.cli", "provision", "-p", "project.yml", "-w", "kits"]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if result.returncode:
@@ -103,7 +101,7 @@ def provision(
     for role in made.keys() - {"admin"}:
         local = made[role] / "local"
         _no_code(local)
-        resources = json.loads((local / "resources.json.default").read_text(encoding="utf-8"))
+        resources = read_json(local / "resources.json.default", "kit")
         resources["class_allow_list"] = [*resources["class_allow_list"], *COLLAB]
         if role == "server":
             _own_storage(resources, made[role].absolute())
@@ -119,18 +117,18 @@ def provision(
             resources["components"] = [
                 one for one in resources["components"] if one["id"] != streamer
             ]
-        (local / "resources.json").write_text(json.dumps(resources, indent=1), encoding="utf-8")
+        write_json(local / "resources.json", resources)
     return made
 
 
 def _no_code(local: Path) -> None:
     """Take the right to bring code, and to open a shell, from everybody: by default the administrator has both."""
-    rules = json.loads((local / "authorization.json.default").read_text(encoding="utf-8"))
+    rules = read_json(local / "authorization.json.default", "kit")
     rights = dict.fromkeys(rules["permissions"]["lead"], "any")
     rules["permissions"]["project_admin"] = rights
     for role in rules["permissions"].values():
         role.update({name: "none" for name in ("byoc", "shell_commands") if name in role})
-    (local / "authorization.json").write_text(json.dumps(rules, indent=1), encoding="utf-8")
+    write_json(local / "authorization.json", rules)
 
 
 def _own_storage(resources: dict[str, Any], kit: Path) -> None:
@@ -157,7 +155,7 @@ def kits(folder: str | Path) -> dict[str, Path]:
         raise SimbaError(
             "folder", str(folder), "the folder of `provision`", "Provision the federation first."
         )
-    project = yaml.safe_load((folder / "project.yml").read_text(encoding="utf-8"))
+    project = read_yaml(folder / "project.yml", "project")
     made = folder / "kits" / project["name"] / "prod_00"
     roles = {one["name"]: one["type"] for one in project["participants"]}
     return {name if role == "client" else role: made / name for name, role in roles.items()}

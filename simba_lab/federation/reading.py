@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
+from simba_lab.core import files
 from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.training.networks import ResNet3D, SimBANet
 
@@ -19,18 +19,12 @@ def read_yaml(
     path: str | Path, name: str, *, needed: Iterable[str], known: Iterable[str], examples: str
 ) -> dict[str, Any]:
     """Return the mapping in a YAML file; an error says if it is none, lacks a field or has one that nobody knows."""
-    path, needed = Path(path), list(needed)
-    if not path.is_file():
-        raise SimbaError(name, str(path), "an existing YAML file", f"Examples are in {examples}.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise SimbaError(name, str(path), "valid YAML", str(error)) from error
-    if not isinstance(values, Mapping) or not set(needed) <= set(values):
+    values, needed = files.read_yaml(path, name, examples=examples), list(needed)
+    if not set(needed) <= set(values):
         words = " and ".join(filter(None, [", ".join(needed[:-1]), needed[-1]]))
         raise SimbaError(name, str(path), f"a mapping with {words}")
     check_names(values, name, known)
-    return dict(values)
+    return values
 
 
 def check_names(values: Iterable[str], name: str, known: Iterable[str]) -> None:

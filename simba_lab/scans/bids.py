@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import gzip
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +17,7 @@ from joblib import effective_n_jobs
 from tqdm.auto import tqdm
 
 from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.files import new_folder
 from simba_lab.synthesis.effects import CLASSES
 from simba_lab.synthesis.synthetic_cohort import OTHER, SyntheticCohort
 
@@ -134,7 +130,7 @@ def export_bids(
             "of effects whose names differ in the letters a-z and digits",
         )
 
-    with _appearing(Path(folder)) as root:
+    with new_folder(folder) as root:
         _describe_raw(cohort, root, name, authors)
         if twins or masks:
             _describe_derivative(cohort, root / "derivatives" / PIPELINE, name, authors)
@@ -153,35 +149,6 @@ def export_bids(
                 pool.shutdown(cancel_futures=True)
                 raise
     return Path(folder)
-
-
-@contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """Lend a folder beside the wanted one that takes its name at the end, or vanishes if anything goes wrong."""
-    if os.path.lexists(folder):
-        raise SimbaError(
-            "folder", str(folder), "a path where nothing is yet", "Choose another name."
-        )
-    if not folder.parent.is_dir():
-        raise SimbaError(
-            "folder", str(folder), "in a folder that exists", f"Make {folder.parent} first."
-        )
-    nursery = None
-    try:
-        nursery = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        root = nursery / folder.name  # mkdtemp's own folder is for its owner's eyes only
-        root.mkdir()
-        yield root
-        root.rename(folder)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        allowed = "on a disk with enough space" if full else "a folder that can be written"
-        raise SimbaError(
-            "folder", str(folder), allowed, f"{error.strerror or error}; nothing was left behind."
-        ) from error
-    finally:
-        if nursery is not None:
-            shutil.rmtree(nursery, ignore_errors=True)
 
 
 def _write_subject(

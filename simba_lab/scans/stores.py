@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.errors import SimbaError
+from simba_lab.core.files import atomic_write, read_json, strangers, write_json
 from simba_lab.core.lattice import Lattice
 from simba_lab.scans.scan_cohort import ScanCohort
 from simba_lab.synthesis.scenario import Scenario
@@ -42,7 +43,6 @@ MANIFEST, VOLUMES, TABLE, PROGRESS, LOCK = (
     "progress.tsv",
     "writing.lock",
 )
-PART = ".part"
 # Volumes rendered before the finished ones are written down: large enough to keep all workers busy.
 BATCH = 32
 
@@ -237,15 +237,9 @@ def versions() -> dict[str, str]:
 
 
 def _write(cohort: Cohort, folder: Path, head: dict[str, Any], n_jobs: int, progress: bool) -> None:
-    strangers = {path.name.removesuffix(PART) for path in folder.iterdir()} - {
-        VOLUMES,
-        TABLE,
-        PROGRESS,
-        LOCK,
-        MANIFEST,
-    }
-    if strangers:
-        hint = f"It holds {sorted(strangers)[0]!r}; nothing is overwritten."
+    unknown = strangers(folder, (VOLUMES, TABLE, PROGRESS, LOCK, MANIFEST))
+    if unknown:
+        hint = f"It holds {unknown[0]!r}; nothing is overwritten."
         raise SimbaError("folder", str(folder), "new or a store", hint)
     prefix, shape = _npy_header(tuple(head["shape"])), tuple(head["shape"][1:])
     size = 4 * int(np.prod(shape))
@@ -258,7 +252,7 @@ def _write(cohort: Cohort, folder: Path, head: dict[str, Any], n_jobs: int, prog
             f"at least {needed / 1e9:.1f} GB of free space",
             "Make room, write elsewhere, or raise spacing_mm.",
         )
-    _replace(folder / TABLE, cohort.table.to_csv(sep="\t").encode())
+    atomic_write(folder / TABLE, cohort.table.to_csv(sep="\t").encode())
     checksums = dict(done)
     with (
         (folder / VOLUMES).open("r+b" if (folder / VOLUMES).exists() else "w+b") as volumes,
@@ -290,7 +284,7 @@ def _write(cohort: Cohort, folder: Path, head: dict[str, Any], n_jobs: int, prog
                 bar.update(len(batch))
         os.fsync(volumes.fileno())
     manifest = head | {"sha256": [checksums[row] for row in range(len(cohort))]}
-    _replace(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    write_json(folder / MANIFEST, manifest)
     (folder / PROGRESS).unlink()
 
 
@@ -319,12 +313,8 @@ def _finished(
                 found = os.pread(volumes.fileno(), size, len(prefix) + int(row) * size)
                 if hashlib.sha256(found).hexdigest() == checksum:
                     done[int(row)] = checksum
-    _replace(
-        path,
-        "".join(
-            [first + "\n", *(f"{row}\t{checksum}\n" for row, checksum in done.items())]
-        ).encode(),
-    )
+    lines = [first, *(f"{row}\t{checksum}" for row, checksum in done.items())]
+    atomic_write(path, "\n".join(lines) + "\n")
     return done
 
 
@@ -397,20 +387,10 @@ def _write_all(descriptor: int, data: bytes, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def _replace(path: Path, data: bytes) -> None:
-    """Write a small file so that a reader sees the old one or the new one."""
-    part = path.with_name(path.name + PART)
-    with part.open("wb") as handle:
-        handle.write(data)
-        handle.flush()
-        os.fsync(handle.fileno())
-    part.replace(path)
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        values = read_json(path, "store")
+    except SimbaError as error:
         raise _broken(path, f"({error})") from error
     if not isinstance(values, dict):
         raise _broken(path, "It is not an object.")

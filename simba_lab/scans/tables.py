@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from simba_lab.core.errors import SimbaError, TemplateError
+from simba_lab.core.files import inside
 from simba_lab.scans.image_files import image_files
 from simba_lab.scans.participants import assign, column, read_rows
 from simba_lab.scans.scan_cohort import ScanCohort
@@ -148,7 +149,7 @@ def read_table(
     design = assign(rows, where, label, disease, control, groups, split)
     files = column(rows, files, where.name)[design.index]
     names = files if subject is None else column(rows, subject, where.name)[design.index]
-    paths = [_inside(where.parent, name, where.name) for name in files]
+    paths = [inside(where.parent, name, f"a file named by {where.name}") for name in files]
     return _cohort(design, names, paths, spacing_mm, template, align, rescale)
 
 
@@ -240,8 +241,9 @@ def read_simba(
             )
     paths = []
     for part, name in zip(rows["part"], rows["filename"], strict=True):
-        split = _inside(images, f"{part}/{name}", f"{part}.csv")
-        paths.append(split if split.is_file() else _inside(images, name, f"{part}.csv"))
+        table_name = f"a file named by {part}.csv"
+        split = inside(images, f"{part}/{name}", table_name)
+        paths.append(split if split.is_file() else inside(images, name, table_name))
     return _cohort(
         table, rows["part"] + "/" + rows["filename"], paths, spacing_mm, template, align, rescale
     )
@@ -307,23 +309,5 @@ def _t1w(folder: Path, participant: str, entities: dict[str, str]) -> Path:
                 "Choose with entities={'ses': ..., 'run': ...}." if found else "The table names it."
             ),
         )
-    return _inside(folder, chosen[0].relative_to(folder).as_posix(), "participants.tsv")
-
-
-def _inside(folder: Path, name: str, table: str) -> Path:
-    """Return the path of a file that a table names, if it is inside the folder, links followed."""
-    pure = PureWindowsPath(name)  # knows both separators and drives
-    path = folder / name
-    try:
-        _ = path.is_file()  # raises if there can be no such name
-        inside = path.resolve().is_relative_to(folder.resolve())
-    except (OSError, ValueError, RuntimeError):
-        inside = False
-    if pure.root or pure.drive or ".." in pure.parts or not inside:
-        raise TemplateError(
-            f"a file named by {table}",
-            name,
-            f"a relative path inside {folder}",
-            "Nothing else is opened.",
-        )
-    return path
+    name = chosen[0].relative_to(folder).as_posix()
+    return inside(folder, name, "a file named by participants.tsv")

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from scipy.integrate import quad
 
 from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.files import atomic_write, read_yaml, to_yaml
 from simba_lab.synthesis.anatomy.subjects import GaussianProcessSubjects, PCASubjects, Subjects
 from simba_lab.synthesis.anatomy.template import TEMPLATES, check_spacing
 from simba_lab.synthesis.effects import CLASSES, EXAMPLE, Effect, Intensity, Morphology, Normal
@@ -248,9 +248,9 @@ class Scenario:
 
     def to_yaml(self, path: str | Path | None = None) -> str:
         """Return the scenario as YAML, and write it to `path` if one is given."""
-        text = yaml.safe_dump(self.to_dict(), sort_keys=False)
+        text = to_yaml(self.to_dict())
         if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
+            atomic_write(path, text)
         return text
 
     @classmethod
@@ -261,22 +261,7 @@ class Scenario:
     @classmethod
     def from_yaml(cls, source: str | Path) -> Scenario:
         """Read a scenario from a YAML file, or from YAML text with more than one line."""
-        text = source if isinstance(source, str) and "\n" in source else None
-        if text is None:
-            path = Path(source)
-            if not path.is_file():
-                raise SimbaError(
-                    "scenario",
-                    str(source),
-                    "an existing YAML file",
-                    "Examples are in data/scenarios/.",
-                )
-            text = path.read_text(encoding="utf-8")
-        try:
-            values = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise SimbaError("scenario", str(source)[:80], "valid YAML", str(error)) from error
-        return cls.from_dict(values)
+        return cls.from_dict(read_yaml(source, "scenario", examples="data/scenarios/"))
 
 
 def _completed(effect: Effect, defaults: dict[str, Any]) -> Effect:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from simba_lab.core.errors import SimbaError
+from simba_lab.core.files import new_file
 
 
 def digest(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -29,12 +29,8 @@ def digest(tensors: Mapping[str, torch.Tensor]) -> str:
 def write(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
     """Write tensors and facts to one safetensors file, all of it or nothing."""
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    part = path.with_name(f"{path.name}.part{os.getpid()}")
-    try:
+    with new_file(path) as part:
         save_file(plain, part, metadata={"facts": json.dumps(facts), "digest": digest(plain)})
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read(

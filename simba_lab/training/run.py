@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +13,7 @@ import pandas as pd
 import torch
 
 from simba_lab.core.errors import SimbaError
+from simba_lab.core.files import new_folder, read_json, write_json
 from simba_lab.training import checkpoints
 from simba_lab.training.config import FitConfig
 from simba_lab.training.networks import GroupRouted
@@ -59,14 +57,7 @@ class Run:
 
     def save(self, folder: str | Path) -> None:
         """Write weights (safetensors), history (CSV) and provenance (JSON) to a folder, all of it or nothing."""
-        folder = Path(folder)
-        if folder.exists():
-            raise SimbaError(
-                "folder", str(folder), "a folder that does not exist yet", "Nothing is overwritten."
-            )
-        part = folder.with_name(f"{folder.name}.part{os.getpid()}")
-        part.mkdir(parents=True)
-        try:
+        with new_folder(folder, parents=True) as part:
             record = {"config": dataclasses.asdict(self.config), "provenance": self.provenance}
             checkpoints.write(
                 part / "weights.safetensors", self.model.state_dict(), {"what": "weights of a run"}
@@ -81,17 +72,14 @@ class Run:
                     part / "snapshots.safetensors", numbered, {"what": "weights after each epoch"}
                 )
             self.history.to_csv(part / "history.csv")
-            (part / "run.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-            part.rename(folder)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+            write_json(part / "run.json", record)
 
     @classmethod
     def load(cls, folder: str | Path, model: torch.nn.Module) -> Run:
         """Read a run back into a network of the same architecture (`model` is copied)."""
         folder = Path(folder)
         try:
-            record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            record = read_json(folder / "run.json", "run")
             config, provenance = FitConfig(**record["config"]), record["provenance"]
             history = pd.read_csv(folder / "history.csv", index_col="epoch")
         except (OSError, ValueError, KeyError, TypeError) as error:

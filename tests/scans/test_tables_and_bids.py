@@ -613,7 +613,7 @@ def test_files_outside_the_folder_are_not_opened(people, name):
     (folder / "table.csv").write_text(
         table.replace("images/3.nii.gz", name.format(outside=outside)), encoding="utf-8"
     )
-    with pytest.raises(sb.core.TemplateError, match="a relative path inside"):
+    with pytest.raises(sb.SimbaError, match="a relative path inside"):
         load(folder)
 
 

@@ -161,7 +161,7 @@ def test_weights_that_were_tampered_with_are_refused(cohort, tmp_path):
     save_file(found, path, metadata=metadata)
     with pytest.raises(sb.SimbaError, match="changed since"):
         sb.training.Run.load(tmp_path / "run", net())
-    with pytest.raises(sb.SimbaError, match="does not exist yet"):
+    with pytest.raises(sb.SimbaError, match="nothing exists yet"):
         run.save(tmp_path / "run")
 
 

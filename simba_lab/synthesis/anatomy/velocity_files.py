@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from scipy.ndimage import map_coordinates
 from tqdm.auto import tqdm
 
 from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.files import new_file, read_json, write_json
 from simba_lab.core.lattice import Lattice
 from simba_lab.synthesis.anatomy.nifti import DAMAGE, MOST_VOXELS
 from simba_lab.synthesis.anatomy.template import Template
@@ -170,15 +169,9 @@ def write_model(stem: Path, arrays: dict[str, np.ndarray], header: dict[str, Any
     """Write ``<stem>.safetensors`` and ``<stem>.json``; each appears complete or not at all, the header last."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     tensors, text = (stem.with_name(stem.name + ending) for ending in (".safetensors", ".json"))
-    parts = [path.with_name(f"{path.name}.{os.getpid()}.part") for path in (tensors, text)]
-    try:
-        save_file(arrays, parts[0])
-        parts[1].write_text(json.dumps(header, indent=1), encoding="utf-8")
-        for part, path in zip(parts, (tensors, text), strict=True):
-            part.replace(path)
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
+    with new_file(tensors) as part:
+        save_file(arrays, part)
+    write_json(text, header)
 
 
 def read_model(stem: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -193,7 +186,7 @@ def read_model(stem: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, 
                 "A model is a pair of .safetensors and .json files.",
             )
     try:
-        header = json.loads(text.read_text(encoding="utf-8"))
+        header = read_json(text, "file")
         known = isinstance(header, dict) and header.get("format") == kind
         arrays = load_file(tensors) if known else {}
     except Exception as error:  # safetensors and json raise types of their own for a damaged file
