@@ -18,7 +18,7 @@ from .scans.stores import open_cohort, save_cohort
 from .scans.tables import read_bids
 from .synthesis.anatomy.template import load_template
 from .synthesis.effects import Intensity, Morphology, Normal
-from .synthesis.observer import salience
+from .synthesis.observer import matched, salience
 from .synthesis.scenario import Scenario
 from .synthesis.synthetic_cohort import synthesise
 from .training.config import FitConfig
@@ -65,6 +65,7 @@ __all__ = [
     "learning_curve",
     "load_template",
     "logits",
+    "matched",
     "open_cohort",
     "probe",
     "probes",

@@ -104,16 +104,8 @@ def synthesis():
     one = sb.synthesise(_scenario(), seed=1)
     yield "coefficients", one.coefficients(4)
     yield "salience", list(sb.salience("bias", _scenario(), subjects=100))
-    matched = getattr(sb, "matched", None)
-    effect = sb.Morphology("Putamen_L", 2.5)
-    yield (
-        "matched",
-        (
-            matched(effect, d_prime=2, scenario=_scenario())
-            if matched
-            else effect.matched_to(d_prime=2, scenario=_scenario())
-        ).amplitude_mm,
-    )
+    effect = sb.matched(sb.Morphology("Putamen_L", 2.5), d_prime=2, scenario=_scenario())
+    yield "matched", effect.amplitude_mm
     yield "template", [sb.load_template().t1, sb.load_template().labels]
     yield "proximities", sb.load_template().proximities_mm("Insula_L")
     yield "volumes of regions", sb.synthesis.region_volumes(one.where(np.arange(4)))

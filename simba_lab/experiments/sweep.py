@@ -30,6 +30,7 @@ from simba_lab.interpretation.interventions.encoding_against_use import (
 )
 from simba_lab.synthesis.anatomy.template import load_template
 from simba_lab.synthesis.effects import CLASSES, Effect, Morphology
+from simba_lab.synthesis.observer import matched
 from simba_lab.synthesis.rendering.studio import studio
 from simba_lab.synthesis.scenario import Scenario
 from simba_lab.synthesis.synthetic_cohort import SyntheticCohort, synthesise
@@ -449,7 +450,7 @@ def _matched(match: Match, cache: Path | bool) -> float:
 
     def compute() -> dict[str, float]:
         return {
-            "factor": getattr(effect.matched_to(d_prime=value, scenario=scenario), size)
+            "factor": getattr(matched(effect, d_prime=value, scenario=scenario), size)
             / getattr(effect, size)
         }
 

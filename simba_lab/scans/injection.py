@@ -17,8 +17,8 @@ from simba_lab.core.lattice import FWHM_PER_SIGMA
 from simba_lab.core.rng import stream
 from simba_lab.scans.placement import Placement, Survey, placement, survey, tissue
 from simba_lab.scans.scan_files import Scan, open_scan, save_as_stored
-from simba_lab.synthesis.anatomy.subjects import Subjects
 from simba_lab.synthesis.anatomy.template import Template, load_template
+from simba_lab.synthesis.anatomy.variability import Variability
 from simba_lab.synthesis.effects import EXAMPLE, Effect, Intensity, Morphology
 from simba_lab.synthesis.rendering.flows import LocalFlow, tabulate
 from simba_lab.synthesis.rendering.scanner import Scanner, expose_points
@@ -79,7 +79,7 @@ def inject(
     vectors: str = "RAS",
     magnitudes: float | Mapping[str, float] | None = None,
     template: str | Template = "icbm2009c",
-    variability: Subjects | None = None,
+    variability: Variability | None = None,
     seed: int = 0,
     threshold: float = 0.02,
 ) -> Injected:

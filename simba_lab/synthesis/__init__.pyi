@@ -1,10 +1,10 @@
 from . import rendering
 from .anatomy.pca import PCASubjects
-from .anatomy.subjects import GaussianProcessSubjects
+from .anatomy.gaussian_process import GaussianProcessSubjects
 from .anatomy.template import Template, load_template
 from .effects import Intensity, Morphology, Normal
 from .morphometry import region_volumes
-from .observer import Salience, salience
+from .observer import Salience, matched, salience
 from .scenario import Scenario
 from .synthetic_cohort import SyntheticCohort, synthesise
 
@@ -19,6 +19,7 @@ __all__ = [
     "Scenario",
     "Template",
     "load_template",
+    "matched",
     "region_volumes",
     "rendering",
     "salience",

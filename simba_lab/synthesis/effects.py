@@ -1,32 +1,44 @@
-"""Disease and bias effects: what is done to a brain or its image, how strongly, and how often in each class."""
+"""Disease and bias effects: what changes in a brain or its image, how strongly, and in how many."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import Any
 
 import numpy as np
 from scipy.stats import norm, truncnorm
 
-from simba_lab.core.errors import SimbaError, UnknownNameError
-
-if TYPE_CHECKING:
-    from simba_lab.synthesis.scenario import Scenario
+from simba_lab.core.checks import choice, share, whole_number
+from simba_lab.core.errors import SimbaError
 
 CLASSES = ("control", "disease")
 
 
 @dataclass(frozen=True)
 class Normal:
-    """A normal distribution of effect magnitudes (1 is the nominal strength of the effect), truncated if bounds are given.
+    """A normal distribution of magnitudes (1 is the nominal strength of an effect); it may be truncated.
 
     Parameters
     ----------
     mean, sd : float
-        Of the normal distribution before it is truncated.
+        Mean and standard deviation before truncation.
     low, high : float
-        No magnitude lies outside these.
+        Bounds of the magnitude.
+
+    Raises
+    ------
+    SimbaError
+        If `mean` or `sd` is not finite, `sd` is negative, or the bounds exclude every magnitude.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> sb.Normal(2.0, 1.0).ppf([0.5, 0.975]).round(2)
+    array([2.  , 3.96])
+    >>> sb.Normal(2.0, 1.0, low=0.0).ppf([0.0])
+    array([0.])
     """
 
     mean: float
@@ -35,78 +47,41 @@ class Normal:
     high: float = np.inf
 
     def __post_init__(self) -> None:
-        numbers = (self.mean, self.sd, self.low, self.high)
-        if (
-            not all(isinstance(value, int | float) for value in numbers)
-            or not np.isfinite(numbers[:2]).all()
-            or self.sd < 0
-        ):
-            raise SimbaError(
-                "magnitude", numbers[:2], "finite, with a standard deviation of at least 0"
-            )
-        inside = self.low <= self.mean <= self.high if self.sd == 0 else self.low < self.high
-        if not inside:
-            raise SimbaError(
-                "magnitude",
-                numbers[2:],
-                "bounds (low, high) in this order, with something between them",
-            )
+        values = (self.mean, self.sd, self.low, self.high)
+        numbers = all(isinstance(value, int | float) for value in values)
+        if not numbers or not np.isfinite(values[:2]).all() or self.sd < 0:
+            allowed = "finite, with a standard deviation of at least 0"
+            raise SimbaError("magnitude", values[:2], allowed)
+        constant = self.low <= self.mean <= self.high
+        if not (constant if self.sd == 0 else self.low < self.high):
+            allowed = "bounds (low, high) in this order, with something between them"
+            raise SimbaError("magnitude", values[2:], allowed)
 
     @property
-    def _distribution(self):
+    def _distribution(self) -> Any:
         if np.isinf(self.low) and np.isinf(self.high):
             return norm(self.mean, self.sd)
         bounds = [(bound - self.mean) / self.sd for bound in (self.low, self.high)]
         return truncnorm(*bounds, loc=self.mean, scale=self.sd)
 
-    def pdf(self, x: float) -> float:
-        """Return the density at a magnitude."""
-        return float(self._distribution.pdf(x))
+    def pdf(self, magnitude: float) -> float:
+        """Return the probability density at a magnitude."""
+        return float(self._distribution.pdf(magnitude))
 
-    def ppf(self, share: np.ndarray) -> np.ndarray:
+    def ppf(self, shares: np.ndarray) -> np.ndarray:
         """Return the magnitudes below which given shares of the population lie."""
-        return (
-            np.full(np.shape(share), float(self.mean))
-            if self.sd == 0
-            else self._distribution.ppf(share)
-        )
-
-
-def per_class(value: object, kind: type, field_name: str) -> dict:
-    """Return `value` as a mapping with one entry per class; a single value counts for both."""
-    if not isinstance(value, Mapping):
-        value = dict.fromkeys(CLASSES, value)
-    if set(value) != set(CLASSES):
-        raise SimbaError(field_name, dict(value), f"given for the classes {' and '.join(CLASSES)}")
-    for name, entry in value.items():
-        if not isinstance(entry, kind):
-            raise SimbaError(
-                f"{field_name}[{name!r}]", entry, f"of type {getattr(kind, '__name__', kind)}"
-            )
-    return {name: value[name] for name in CLASSES}
-
-
-def _settle(effect: Effect) -> None:
-    """Check and complete what all effects have: magnitudes and prevalences per class."""
-    if effect.magnitude is not None:
-        object.__setattr__(effect, "magnitude", per_class(effect.magnitude, Normal, "magnitude"))
-    if effect.prevalence is not None:
-        prevalence = per_class(effect.prevalence, int | float, "prevalence")
-        for name, value in prevalence.items():
-            if not 0 <= value <= 1:
-                raise SimbaError(
-                    f"prevalence[{name!r}]", value, "in [0, 1]", "It is P(bias group | class)."
-                )
-        object.__setattr__(effect, "prevalence", prevalence)
+        if self.sd == 0:
+            return np.full(np.shape(shares), float(self.mean))
+        return self._distribution.ppf(shares)
 
 
 @dataclass(frozen=True)
 class Morphology:
-    """A region that grows, shrinks or changes shape, pushing its neighbourhood smoothly.
+    """A region that grows, shrinks or changes shape, and pushes its neighbourhood smoothly.
 
     By default the velocity is the downhill gradient of the smoothed region mask: it points outwards
-    at the region's surface and vanishes far from it. With `mode`, it is one mode of the scenario's
-    healthy variability, seen through the smoothed mask (Stanley et al. 2023 use the first mode of a
+    at the region's surface and vanishes far from it. With `mode` it is one mode of the scenario's
+    healthy variability, multiplied by the smoothed mask (Stanley et al. 2023 use the first mode of a
     principal component analysis).
 
     Parameters
@@ -116,15 +91,32 @@ class Morphology:
     amplitude_mm : float
         Peak displacement at magnitude 1; negative amplitudes shrink the region.
     magnitude : Normal or mapping of class to Normal, optional
-        Distribution of the magnitude; by default N(+1, 1) and N(-1, 1) for disease and control if
-        the effect is the disease of a scenario, and N(2, 1) if it is a bias (Stanley et al. 2023).
+        Distribution of the magnitude. The default is N(+1, 1) and N(-1, 1) for disease and control
+        if the effect is the disease of a scenario, and N(2, 1) if it is a bias (Stanley et al.
+        2023).
     prevalence : mapping of class to float, optional
-        P(bias group | class); for a bias only. Half of either class by default, which is no bias at
-        all.
+        P(bias group | class); for a bias only. The default, half of either class, is no bias at all.
     smoothness_mm : float
         Standard deviation of the Gaussian that smooths the mask.
     mode : int, optional
-        Which mode of the variability, 1 for the one with most variance.
+        Mode of the variability; 1 has the most variance.
+
+    Raises
+    ------
+    SimbaError
+        If a value is out of range.
+
+    References
+    ----------
+    Stanley, Wilms, Forkert (2023), "A flexible framework for simulating and evaluating biases in
+    deep learning-based medical image analysis", MICCAI.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> atrophy = sb.Morphology("Hippocampus_L", amplitude_mm=-2.0)
+    >>> atrophy.scaled(0.5).amplitude_mm
+    -1.0
     """
 
     region: str
@@ -135,44 +127,26 @@ class Morphology:
     mode: int | None = None
 
     def __post_init__(self) -> None:
-        if (
-            not isinstance(self.amplitude_mm, int | float)
-            or not 0 < abs(self.amplitude_mm) < np.inf
-        ):
-            raise SimbaError(
-                "amplitude_mm",
-                self.amplitude_mm,
-                "a finite number of mm other than 0",
-                "2.5 is moderate.",
-            )
-        if not isinstance(self.smoothness_mm, int | float) or not 2 <= self.smoothness_mm <= 20:
-            raise SimbaError(
-                "smoothness_mm", self.smoothness_mm, "from 2 to 20 (mm)", "5 suits most regions."
-            )
-        if self.mode is not None and (not isinstance(self.mode, int) or not 1 <= self.mode <= 100):
-            raise SimbaError(
-                "mode",
-                self.mode,
-                "an integer from 1 to 100, or left out",
-                "1 is the mode with most variance.",
-            )
-        _settle(self)
+        amplitude, smoothness = self.amplitude_mm, self.smoothness_mm
+        if not isinstance(amplitude, int | float) or not 0 < abs(amplitude) < np.inf:
+            allowed = "a finite number of mm other than 0"
+            raise SimbaError("amplitude_mm", amplitude, allowed, "2.5 is moderate.")
+        if not isinstance(smoothness, int | float) or not 2 <= smoothness <= 20:
+            allowed = "from 2 to 20 (mm)"
+            raise SimbaError("smoothness_mm", smoothness, allowed, "5 suits most regions.")
+        if self.mode is not None:
+            whole_number("mode", self.mode, remedy="1 is the mode with most variance.")
+        _complete_classes(self)
 
     def __hash__(self) -> int:
         return hash(repr(self))
 
     def scaled(self, factor: float) -> Morphology:
-        """Return the same effect with its amplitude multiplied."""
+        """Return the same effect with its amplitude multiplied by a factor."""
         return replace(self, amplitude_mm=self.amplitude_mm * float(factor))
 
-    def matched_to(self, *, d_prime: float, scenario: Scenario) -> Morphology:
-        """Return the same effect at the amplitude that an ideal linear observer detects with `d_prime` in a scenario."""
-        from simba_lab.synthesis.observer import matched
 
-        return matched(self, d_prime=d_prime, scenario=scenario)
-
-
-# What `strength` is for each kind of intensity effect, and the range that it may have.
+# What `strength` means for each intensity effect, and its range.
 INTENSITIES = {
     "contrast": ("relative change of the distance from the mean tissue intensity", (-0.9, 4.0)),
     "gamma": ("relative change of the exponent of the intensity", (-0.9, 4.0)),
@@ -189,8 +163,8 @@ class Intensity:
     At magnitude m, ``contrast`` multiplies the distance of each intensity from the template's mean
     by (1 + strength)^m; ``gamma`` raises intensities (white matter: 1) to the power (1 +
     strength)^m; ``bias_field`` multiplies the image by a smooth field whose log has the standard
-    deviation m x strength; ``noise`` and ``blur`` add m x strength of themselves, in quadrature to
-    what is there, and nothing where m is negative.
+    deviation m x strength; ``noise`` and ``blur`` add m x strength in quadrature to the noise and
+    blur of the scanner, and nothing where m is negative.
 
     Parameters
     ----------
@@ -201,10 +175,21 @@ class Intensity:
     magnitude, prevalence
         As for `Morphology`.
 
+    Raises
+    ------
+    SimbaError
+        If a value is out of range.
+
     References
     ----------
     Stanley et al. (2024), JAMIA 31:2613-2621 (contrast); Gudbjartsson and Patz (1995), MRM
     34:910-914, eq. 1 (noise).
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> sb.Intensity("contrast", 0.2, prevalence={"disease": 0.8, "control": 0.2}).prevalence
+    {'control': 0.2, 'disease': 0.8}
     """
 
     kind: str
@@ -213,35 +198,45 @@ class Intensity:
     prevalence: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in INTENSITIES:
-            raise UnknownNameError.among("kind", self.kind, INTENSITIES)
-        meaning, (low, high) = INTENSITIES[self.kind]
-        if (
-            not isinstance(self.strength, int | float)
-            or not low <= self.strength <= high
-            or self.strength == 0
-        ):
-            raise SimbaError(
-                "strength",
-                self.strength,
-                f"from {low:g} to {high:g} and not 0 for {self.kind}",
-                f"It is the {meaning}.",
-            )
-        _settle(self)
+        meaning, (low, high) = INTENSITIES[choice("kind", self.kind, INTENSITIES)]
+        number = isinstance(self.strength, int | float)
+        if not number or self.strength == 0 or not low <= self.strength <= high:
+            allowed = f"from {low:g} to {high:g} and not 0 for {self.kind}"
+            raise SimbaError("strength", self.strength, allowed, f"It is the {meaning}.")
+        _complete_classes(self)
 
     def __hash__(self) -> int:
         return hash(repr(self))
 
     def scaled(self, factor: float) -> Intensity:
-        """Return the same effect with its strength multiplied."""
+        """Return the same effect with its strength multiplied by a factor."""
         return replace(self, strength=self.strength * float(factor))
-
-    def matched_to(self, *, d_prime: float, scenario: Scenario) -> Intensity:
-        """Return the same effect at the strength that an ideal linear observer detects with `d_prime` in a scenario."""
-        from simba_lab.synthesis.observer import matched
-
-        return matched(self, d_prime=d_prime, scenario=scenario)
 
 
 Effect = Morphology | Intensity
 EXAMPLE = "an effect such as Morphology('Insula_L', amplitude_mm=2.5) or Intensity('contrast', 0.2)"
+
+
+def _complete_classes(effect: Effect) -> None:
+    """Check magnitude and prevalence of an effect, and complete them to one value per class."""
+    checks = {"magnitude": _normal, "prevalence": partial(share, remedy="It is P(group | class).")}
+    for field, check in checks.items():
+        value = getattr(effect, field)
+        if value is not None:
+            object.__setattr__(effect, field, _per_class(value, field, check))
+
+
+def _per_class(value: object, field: str, check: Any) -> dict[str, Any]:
+    """Return `value` as a mapping with one entry per class; a single value counts for both."""
+    if not isinstance(value, Mapping):
+        value = dict.fromkeys(CLASSES, value)
+    if set(value) != set(CLASSES):
+        raise SimbaError(field, dict(value), f"given for the classes {' and '.join(CLASSES)}")
+    for name, entry in value.items():
+        check(f"{field}[{name!r}]", entry)
+    return {name: value[name] for name in CLASSES}
+
+
+def _normal(field: str, value: object) -> None:
+    if not isinstance(value, Normal):
+        raise SimbaError(field, value, "a Normal distribution", "Write Normal(mean, sd).")

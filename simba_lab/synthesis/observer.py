@@ -11,7 +11,9 @@ from joblib import Parallel, delayed
 from scipy.linalg import cho_factor, cho_solve
 from threadpoolctl import threadpool_limits
 
-from simba_lab.core.errors import FoldingError, SimbaError, UnknownNameError
+from simba_lab.core.checks import choice, whole_number
+from simba_lab.core.errors import FoldingError, SimbaError
+from simba_lab.core.intervals import bootstrap_rows, central
 from simba_lab.core.rng import stream
 from simba_lab.synthesis.anatomy.template import load_template
 from simba_lab.synthesis.effects import CLASSES, EXAMPLE, Effect
@@ -19,7 +21,8 @@ from simba_lab.synthesis.rendering.scanner import BACKGROUND
 from simba_lab.synthesis.scenario import Scenario
 from simba_lab.synthesis.synthetic_cohort import SyntheticCohort, synthesise
 
-# Subjects whose statistics the observer knows, and of these so many with and without the effect.
+# Subjects in the observer's population, and how many of them are rendered with and without the
+# effect.
 SUBJECTS, TWINS = 1000, 200
 # An effect is matched when its d' is this near, relatively.
 TOLERANCE = 0.01
@@ -30,7 +33,14 @@ MOST_BYTES = 4 * 2**30
 
 
 class Salience(NamedTuple):
-    """d' of an effect, and its 95 % interval over subjects (for this observer: its training is not repeated)."""
+    """d' of an effect, and its 95 % interval over subjects (for this observer: its training is not repeated).
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> sb.synthesis.Salience(1.5, 1.3, 1.7).d_prime
+    1.5
+    """
 
     d_prime: float
     low: float
@@ -50,8 +60,7 @@ def salience(
     disease and the receive field are all part of the covariance, estimated from noiseless images,
     to which the variance of the noise is added. The effect's own spread need not be: it lies along
     the mean difference and does not turn the weights. A fifth of the subjects, unknown to the
-    observer, judges it, so d' is not inflated by what many voxels and few subjects make up; it
-    grows slowly with `subjects`.
+    observer, are scored, so d' is not inflated by overfitting; it grows slowly with `subjects`.
 
     Parameters
     ----------
@@ -59,11 +68,15 @@ def salience(
         A bias, with and without which the same subjects are compared; or ``"disease"``, for the two
         classes of the scenario; or the name of a bias of the scenario.
     scenario : Scenario
-        Where it has to be detected: its anatomy, disease, scanner and voxel size. Its biases are
-        left out.
+        Anatomy, disease, scanner and voxel size of the images. Its biases are left out.
     subjects : int
-        How many the observer learns from (four fifths) and is judged on (one fifth, at most 200).
+        Number of subjects: four fifths to learn from, one fifth (at most 200) to score.
     seed : int
+
+    Raises
+    ------
+    SimbaError
+        If the effect is unknown, or there are too few or too many subjects.
 
     References
     ----------
@@ -71,28 +84,33 @@ def salience(
     90:9758-9765, eq. 10-12. Burgess (1995), "Comparison of receiver operating characteristic and
     forced choice observer performance measurement methods", Medical Physics 22:643-655 (d' from the
     mean difference over the root mean variance).
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> scenario = sb.Scenario(64, sb.Morphology("Insula_L", 2.5), spacing_mm=8)
+    >>> result = sb.salience(sb.Intensity("contrast", 0.2), scenario, subjects=100)
+    >>> result.low < result.d_prime < result.high
+    True
     """
-    if not isinstance(subjects, int) or subjects < 100:
-        raise SimbaError(
-            "subjects", subjects, "an integer of at least 100", f"{SUBJECTS} is usual."
-        )
+    whole_number("subjects", subjects, least=100, remedy=f"{SUBJECTS} is usual.")
     if isinstance(effect, str):
-        if effect not in scenario.effects:
-            raise UnknownNameError.among("effect", effect, scenario.effects)
-        effect = scenario.biases.get(effect)
+        effect = scenario.biases.get(choice("effect", effect, scenario.effects))
     elif not isinstance(effect, Effect):
         raise SimbaError("effect", effect, EXAMPLE)
     population = _population(scenario.replace(subjects=subjects, bias=None), seed)
     without, carrying = _pair(effect, population.cohort)
-    difference = population.images(carrying, known=True).mean(axis=0) - population.images(
-        without, known=True
-    ).mean(axis=0)
-    weights = population.observer(difference)
+    difference = population.images(carrying, known=True).mean(axis=0)
+    difference -= population.images(without, known=True).mean(axis=0)
+    weights = population.weights(difference)
     scores = [population.images(cohort, known=False) @ weights for cohort in (without, carrying)]
     generator, count = stream(seed, "salience", "bootstrap"), len(scores[0])
-    picks = generator.integers(count, size=(BOOTSTRAPS, count))
-    draws = [_d_prime(scores[0][pick], scores[1][pick]) for pick in picks]
-    return Salience(_d_prime(*scores), *(float(v) for v in np.quantile(draws, (0.025, 0.975))))
+    draws = [
+        _d_prime(scores[0][rows], scores[1][rows])
+        for rows in bootstrap_rows(generator, count, BOOTSTRAPS)
+    ]
+    low, high = central(draws)
+    return Salience(_d_prime(*scores), float(low), float(high))
 
 
 def matched(
@@ -100,23 +118,39 @@ def matched(
 ) -> Effect:
     """Return an effect at the amplitude (or strength) at which its salience in a scenario is `d_prime`.
 
+    Parameters
+    ----------
+    effect : Morphology or Intensity
+    d_prime : float
+        Wanted salience, from 0.05 to 20; it is met within 1 %.
+    scenario, subjects, seed
+        As for `salience`.
+
     Raises
     ------
     SimbaError
         If no amplitude reaches it: because tissue would fold, or because the strength would leave
         its range.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> scenario = sb.Scenario(64, sb.Morphology("Insula_L", 2.5), spacing_mm=8)
+    >>> effect = sb.matched(
+    ...     sb.Intensity("contrast", 0.02), d_prime=1.0, scenario=scenario, subjects=100
+    ... )
+    >>> effect.kind, 0 < effect.strength < 1
+    ('contrast', True)
     """
     if not isinstance(d_prime, int | float) or not 0.05 <= d_prime <= 20:
-        raise SimbaError(
-            "d_prime", d_prime, "a number from 0.05 to 20", "1 is easily overlooked, 3 hardly."
-        )
+        remedy = "1 is easily overlooked, 3 hardly."
+        raise SimbaError("d_prime", d_prime, "a number from 0.05 to 20", remedy)
     best = (0.0, 0.0)  # the largest factor that works, and its d'
     low, high, factor = 0.0, np.inf, 1.0
     for _ in range(40):
         try:
-            reached = salience(
-                effect.scaled(factor), scenario, subjects=subjects, seed=seed
-            ).d_prime
+            scaled = effect.scaled(factor)
+            reached = salience(scaled, scenario, subjects=subjects, seed=seed).d_prime
         except SimbaError as error:
             if not isinstance(error, FoldingError) and error.field != "strength":
                 raise
@@ -124,49 +158,61 @@ def matched(
         else:
             best = max(best, (factor, reached))
             if abs(reached - d_prime) <= TOLERANCE * d_prime:
-                return effect.scaled(factor)
+                return scaled
         if reached < d_prime:
             low = factor
         else:
             high = min(high, factor)
         if high - low < 5e-3 * low:
             break
-        # d' is nearly proportional to the amplitude: aim by that, and halve where the aim leaves
-        # what is known.
-        aim = factor * d_prime / reached if 0 < reached < np.inf else 0.0
+        # d' is nearly proportional to the amplitude: take the proportional step, or halve the
+        # bracket where that step leaves it.
+        step = factor * d_prime / reached if 0 < reached < np.inf else 0.0
         middle = (low + high) / 2 if np.isfinite(high) else 2 * factor
-        factor = aim if low < aim < min(high, 4 * factor) else middle
-    limit = f"at most {best[1]:.2f} for {effect}"
-    raise SimbaError(
-        "d_prime", d_prime, limit, "Choose a smaller d', another region, or a smoother effect."
-    )
+        factor = step if low < step < min(high, 4 * factor) else middle
+    allowed = f"at most {best[1]:.2f} for {effect}"
+    remedy = "Choose a smaller d', another region, or a smoother effect."
+    raise SimbaError("d_prime", d_prime, allowed, remedy)
 
 
-def _pair(effect: Effect | None, cohort: SyntheticCohort) -> tuple[SyntheticCohort, SyntheticCohort]:
+def _pair(
+    effect: Effect | None, cohort: SyntheticCohort
+) -> tuple[SyntheticCohort, SyntheticCohort]:
     """Return the same subjects without and with an effect; for the disease (None), as controls and as patients."""
     scenario = cohort.scenario
     if effect is not None:
-        everybody = replace(effect, prevalence=dict.fromkeys(CLASSES, 1.0))
-        carrying = synthesise(scenario.replace(bias=everybody), seed=cohort.seed)
+        effect = replace(effect, prevalence=dict.fromkeys(CLASSES, 1.0))
+        carrying = synthesise(scenario.replace(bias=effect), seed=cohort.seed)
         return carrying.twin(without="bias"), carrying
-    label, own = cohort["label"], cohort["disease_magnitude"]
+    label = cohort["label"]
     distributions = [scenario.disease.magnitude[name] for name in CLASSES]
-    means, sds = (
-        np.array([one.mean for one in distributions]),
-        np.array([one.sd for one in distributions]),
+    means = np.array([distribution.mean for distribution in distributions])
+    sds = np.array([distribution.sd for distribution in distributions])
+    relative = cohort["disease_magnitude"] - means[label]
+    relative = relative / np.where(sds[label] > 0, sds[label], 1.0)
+    controls, patients = (
+        replace(cohort, table=cohort.table.assign(disease_magnitude=mean + sd * relative))
+        for mean, sd in zip(means, sds, strict=True)
     )
-    relative = (own - means[label]) / np.where(sds[label] > 0, sds[label], 1.0)
-    return tuple(
-        replace(
-            cohort, table=cohort.table.assign(disease_magnitude=means[side] + sds[side] * relative)
-        )
-        for side in (0, 1)
-    )
+    return controls, patients
 
 
 @dataclass(frozen=True, eq=False)
 class _Population:
-    """Subjects without any bias, and what an observer knows of their images."""
+    """Subjects without any bias, and what an observer knows of their images.
+
+    Parameters
+    ----------
+    cohort : SyntheticCohort
+    voxels : ndarray of bool, shape (X, Y, Z)
+        Brain voxels, in which the observer looks.
+    centred : ndarray of float32, shape (n, voxels)
+        Noiseless images of the subjects that the observer knows, less their mean.
+    factor : tuple
+        Cholesky factor of ``n s^2 I + X X'``, from `scipy.linalg.cho_factor`.
+    noise : float
+        Standard deviation s of the noise.
+    """
 
     cohort: SyntheticCohort
     voxels: np.ndarray
@@ -175,14 +221,13 @@ class _Population:
     noise: float
 
     def images(self, cohort: SyntheticCohort, *, known: bool) -> np.ndarray:
-        """Images of twins of some subjects that the observer knows, or of those that judge it: (n, voxels)."""
-        # Folds are matched by themselves, so subjects of other folds tell nothing about those of
-        # the first.
+        """Return images of twins of subjects that the observer knows, or does not know: (n, voxels)."""
+        # Folds are matched by themselves, so subjects of other folds say nothing about the first.
         rows = np.flatnonzero((cohort["fold"] == 0) != known)[:TWINS]
         return np.stack([volume[self.voxels] for volume in cohort.where(rows).volumes(keep=False)])
 
-    def observer(self, difference: np.ndarray) -> np.ndarray:
-        """Weights of the Hotelling observer for a mean difference m.
+    def weights(self, difference: np.ndarray) -> np.ndarray:
+        """Return the weights of the Hotelling observer for a mean difference m, shape (voxels,).
 
         The covariance is that of n clean images X (centred) plus the noise: K = X'X / n + s^2 I.
         Its inverse needs but the n x n matrix XX' (Woodbury): K^-1 m = (m - X' (n s^2 I + XX')^-1 X
@@ -198,19 +243,15 @@ def _population(scenario: Scenario, seed: int) -> _Population:
     needed = 8 * scenario.subjects * int(np.prod(lattice.shape))
     if needed > MOST_BYTES:
         most = scenario.subjects * MOST_BYTES // needed
-        raise SimbaError(
-            "subjects",
-            scenario.subjects,
-            f"at most {most} at {scenario.spacing_mm:g} mm",
-            "All images are held in memory; coarser voxels need less: scenario.replace(spacing_mm=4).",
-        )
+        allowed = f"at most {most} at {scenario.spacing_mm:g} mm, as all images are held in memory"
+        remedy = "Coarser voxels need less: scenario.replace(spacing_mm=4)."
+        raise SimbaError("subjects", scenario.subjects, allowed, remedy)
     cohort = synthesise(scenario, seed=seed)
     known = cohort.where(cohort["fold"] != 0)
     jobs = Parallel(n_jobs=-1, prefer="threads", return_as="generator")
     images = np.empty((len(known), *lattice.shape), np.float32)
-    for row, volume in enumerate(
-        jobs(delayed(known.clean)(index, keep=False) for index in range(len(known)))
-    ):
+    clean = (delayed(known.clean)(index, keep=False) for index in range(len(known)))
+    for row, volume in enumerate(jobs(clean)):
         images[row] = volume
     voxels = images.mean(axis=0) > BACKGROUND
     images = images[:, voxels]

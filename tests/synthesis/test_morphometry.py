@@ -6,7 +6,7 @@ from scipy.ndimage import center_of_mass, label
 
 import simba_lab as sb
 from simba_lab.synthesis.anatomy.modes import subject_lattice
-from simba_lab.synthesis.anatomy.subjects import PCASubjects
+from simba_lab.synthesis.anatomy.pca import PCASubjects
 from simba_lab.synthesis.morphometry import (
     POPULATION,
     STRUCTURES,

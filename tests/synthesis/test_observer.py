@@ -3,7 +3,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 import simba_lab as sb
-from simba_lab.synthesis.observer import _d_prime, _population, matched
+from simba_lab.synthesis.observer import _d_prime, _population
 
 FEW = {"subjects": 200}
 
@@ -55,7 +55,7 @@ def test_anatomy_hides_effects(scenario):
 
 def test_matching_finds_what_it_was_asked_for(scenario):
     for effect in (sb.Morphology("Postcentral_R", 1.0), sb.Intensity("contrast", 0.02)):
-        found = matched(effect, d_prime=1.0, scenario=scenario, **FEW)
+        found = sb.matched(effect, d_prime=1.0, scenario=scenario, **FEW)
         assert sb.salience(found, scenario, **FEW).d_prime == pytest.approx(1.0, rel=0.015)
         assert type(found) is type(effect)
 
@@ -65,7 +65,7 @@ def test_sizes_do_not_depend_on_the_threads_of_the_algebra(scenario):
     for threads in (1, 2, 4):
         _population.cache_clear()
         with threadpool_limits(threads, user_api="blas"):
-            found.append(matched(effect, d_prime=1.0, scenario=scenario, **FEW))
+            found.append(sb.matched(effect, d_prime=1.0, scenario=scenario, **FEW))
     assert found[0] == found[1] == found[2]
 
 
@@ -90,7 +90,7 @@ def test_d_prime_of_known_scores():
         (lambda s: sb.salience(3.0, s), "Morphology"),
         (lambda s: sb.salience("bias", s, subjects=10), "at least 100"),
         (lambda s: sb.salience("bias", s.replace(spacing_mm=1)), "at 1 mm"),
-        (lambda s: sb.Intensity("contrast", 0.1).matched_to(d_prime=-1, scenario=s), "d_prime"),
+        (lambda s: sb.matched(sb.Intensity("contrast", 0.1), d_prime=-1, scenario=s), "d_prime"),
     ],
 )
 def test_bad_requests_are_refused(scenario, call, says):
@@ -100,4 +100,4 @@ def test_bad_requests_are_refused(scenario, call, says):
 
 def test_what_cannot_be_reached_is_refused(scenario):
     with pytest.raises(sb.SimbaError, match="at most"):
-        matched(sb.Morphology("Amygdala_L", 2.0), d_prime=15.0, scenario=scenario, **FEW)
+        sb.matched(sb.Morphology("Amygdala_L", 2.0), d_prime=15.0, scenario=scenario, **FEW)

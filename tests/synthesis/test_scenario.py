@@ -7,7 +7,7 @@ from scipy.stats import norm
 import simba_lab as sb
 
 DISEASE = sb.Morphology("Insula_L", 2.5)
-SCENARIOS = Path(__file__).parents[1] / "data" / "scenarios"
+SCENARIOS = Path(__file__).parents[2] / "data" / "scenarios"
 
 
 def biased(p, q):
@@ -141,7 +141,7 @@ def test_truncated_magnitudes_stay_inside():
         ({"spacing_mm": 0.1}, "from 0.5 to 8"),
         ({"noise": 2}, r"in \[0, 1\]"),
         ({"bias_field": -1}, "scenario.bias_field"),
-        ({"membership": "both"}, "independent, joint"),
+        ({"membership": "both"}, "Did you mean joint"),
         ({"bias": {"label": DISEASE}}, "named by letters"),
         ({"bias": {"near": 3}}, "scenario.near"),
         ({"split": (0.5, 0.5, 0.5)}, "add up to 1"),

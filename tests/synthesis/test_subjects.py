@@ -6,7 +6,7 @@ import pytest
 
 import simba_lab as sb
 from simba_lab.synthesis.anatomy.modes import subject_lattice
-from simba_lab.synthesis.anatomy.subjects import PCASubjects
+from simba_lab.synthesis.anatomy.pca import PCASubjects
 from simba_lab.synthesis.rendering.deformation import exponential, least_jacobian
 
 LATTICE = sb.core.Lattice((41, 49, 41), 4.0, (-80.5, -114.5, -75.5))

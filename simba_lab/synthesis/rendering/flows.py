@@ -12,7 +12,7 @@ from scipy.optimize import brentq
 from simba_lab.core.errors import FoldingError, SimbaError
 from simba_lab.core.lattice import Lattice
 from simba_lab.synthesis.anatomy.modes import subject_lattice
-from simba_lab.synthesis.anatomy.subjects import GaussianProcessSubjects, Subjects
+from simba_lab.synthesis.anatomy.variability import GaussianProcessSubjects, Variability
 from simba_lab.synthesis.anatomy.template import Template
 from simba_lab.synthesis.effects import Morphology
 from simba_lab.synthesis.kernels import fields as _kernels
@@ -68,10 +68,10 @@ class _Shape:
     smoothness_mm: float
     template: Template
     mode: int | None = None
-    variability: Subjects | None = None
+    variability: Variability | None = None
 
 
-def _shape(effect: Morphology, template: Template, variability: Subjects | None) -> _Shape:
+def _shape(effect: Morphology, template: Template, variability: Variability | None) -> _Shape:
     if effect.mode is None:
         return _Shape(effect.region, effect.smoothness_mm, template)
     return _Shape(
@@ -84,7 +84,7 @@ def _shape(effect: Morphology, template: Template, variability: Subjects | None)
 
 
 def local_velocity(
-    effect: Morphology, template: Template, variability: Subjects | None = None
+    effect: Morphology, template: Template, variability: Variability | None = None
 ) -> tuple[np.ndarray, Lattice]:
     """Return the velocity of an effect, interleaved float32 (X, Y, Z, 3), and the lattice of its box.
 
@@ -118,7 +118,9 @@ def _velocity(shape: _Shape) -> tuple[np.ndarray, Lattice]:
     return velocity / _peak(velocity), lattice
 
 
-def _mode_at(mode: int, variability: Subjects, template: Template, lattice: Lattice) -> np.ndarray:
+def _mode_at(
+    mode: int, variability: Variability, template: Template, lattice: Lattice
+) -> np.ndarray:
     """Velocity field of one mode of the variability on another lattice, (X, Y, Z, 3)."""
     on = subject_lattice(template)
     count = variability.coefficient_count(on)
@@ -140,7 +142,7 @@ def tabulate(
     *,
     field_name: str = "effect",
     subjects: np.ndarray | None = None,
-    variability: Subjects | None = None,
+    variability: Variability | None = None,
 ) -> LocalFlow:
     """Tabulate the flow of an effect over the magnitudes that a cohort needs, and check that none of them folds.
 

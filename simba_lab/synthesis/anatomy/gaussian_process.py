@@ -1,4 +1,4 @@
-"""Models of healthy anatomical variability: one smooth velocity field per subject."""
+"""Healthy variability as a Gaussian process: one smooth random velocity field per subject."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.lattice import Lattice
 from simba_lab.synthesis.anatomy.modes import checked_coefficients, modes, open_mesh
-from simba_lab.synthesis.anatomy.pca import PCASubjects
 from simba_lab.synthesis.kernels import fields as _kernels
 
 
@@ -121,7 +120,3 @@ class GaussianProcessSubjects:
             _kernels.separable_sum(block, basis_x, basis_y, basis_z, field)
             start = stop
         return field
-
-
-# Models of healthy anatomy that a scenario may use, interchangeably.
-Subjects = GaussianProcessSubjects | PCASubjects

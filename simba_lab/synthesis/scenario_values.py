@@ -1,0 +1,113 @@
+"""Scenarios as plain values, for YAML files and manifests, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from simba_lab.core.checks import known_fields
+from simba_lab.core.errors import SimbaError
+from simba_lab.synthesis.anatomy.variability import (
+    GaussianProcessSubjects,
+    PCASubjects,
+    Variability,
+)
+from simba_lab.synthesis.effects import Effect, Intensity, Morphology, Normal
+
+# Fields that are left out of a file where they have these values.
+OPTIONAL = {"low": -np.inf, "high": np.inf, "mode": None}
+
+
+def plain(value: Any) -> Any:
+    """Return a scenario, or anything in it, as dictionaries, lists and numbers."""
+    if isinstance(value, PCASubjects):
+        return value.to_dict()
+    if is_dataclass(value):
+        entries = {entry.name: plain(getattr(value, entry.name)) for entry in fields(value)}
+        return {
+            name: entry
+            for name, entry in entries.items()
+            if not (name in OPTIONAL and entry == OPTIONAL[name])
+        }
+    if isinstance(value, Mapping):
+        return {key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(entry) for entry in value]
+    return value
+
+
+def scenario_fields(values: object, scenario_class: type) -> dict[str, Any]:
+    """Return the arguments of a scenario: plain values with effects and variability built from them."""
+    arguments = dict(known_fields("scenario", values, _names(scenario_class)))
+    builders = {"disease": _effect, "bias": _biases, "variability": _variability}
+    for name, builder in builders.items():
+        if arguments.get(name) is not None:
+            arguments[name] = builder(arguments[name], f"scenario.{name}")
+    return arguments
+
+
+def built(cls: type, arguments: Mapping[str, Any], field: str) -> Any:
+    """Return an object of a dataclass; an error says which fields it needs."""
+    known_fields(field, arguments, _names(cls))
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        required = [
+            entry.name
+            for entry in fields(cls)
+            if entry.default is MISSING and entry.default_factory is MISSING
+        ]
+        allowed = f"complete (it needs at least {', '.join(required)})"
+        raise SimbaError(field, dict(arguments), allowed, str(error)) from error
+
+
+def read_yaml(source: str | Path) -> Any:
+    """Return what a YAML file holds, or YAML text with more than one line."""
+    text = source if isinstance(source, str) and "\n" in source else None
+    if text is None:
+        path = Path(source)
+        if not path.is_file():
+            remedy = "Examples are in data/scenarios/."
+            raise SimbaError("scenario", str(source), "an existing YAML file", remedy)
+        text = path.read_text(encoding="utf-8")
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SimbaError("scenario", str(source)[:80], "valid YAML", str(error)) from error
+
+
+def _names(cls: type) -> list[str]:
+    return [entry.name for entry in fields(cls)]
+
+
+def _effect(values: object, field: str) -> Effect:
+    cls = Intensity if isinstance(values, Mapping) and "kind" in values else Morphology
+    arguments = dict(known_fields(field, values, _names(cls)))
+    if isinstance(arguments.get("magnitude"), Mapping):
+        arguments["magnitude"] = _magnitude(arguments["magnitude"], f"{field}.magnitude")
+    return built(cls, arguments, field)
+
+
+def _magnitude(values: Mapping[str, Any], field: str) -> Normal | dict[str, Normal]:
+    if set(values) <= set(_names(Normal)):
+        return built(Normal, values, field)
+    return {name: built(Normal, entry, f"{field}[{name!r}]") for name, entry in values.items()}
+
+
+def _biases(values: object, field: str) -> Effect | dict[str, Effect]:
+    """One effect, or effects by name: those are mappings of mappings."""
+    named = isinstance(values, Mapping) and values and not {"region", "kind"} & set(values)
+    if named and all(isinstance(entry, Mapping) for entry in values.values()):
+        return {name: _effect(entry, f"{field}.{name}") for name, entry in values.items()}
+    return _effect(values, field)
+
+
+def _variability(values: object, field: str) -> Variability:
+    if isinstance(values, Mapping) and "file" in values:
+        return PCASubjects.from_dict(values)
+    return built(GaussianProcessSubjects, values, field)
