@@ -1,6 +1,6 @@
 from . import rendering
-from .anatomy.pca import PCASubjects
 from .anatomy.gaussian_process import GaussianProcessSubjects
+from .anatomy.pca import PCASubjects
 from .anatomy.template import Template, load_template
 from .effects import Intensity, Morphology, Normal
 from .morphometry import region_volumes

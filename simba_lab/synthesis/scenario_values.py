@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from simba_lab.core.checks import known_fields
 from simba_lab.core.errors import SimbaError
@@ -64,21 +62,6 @@ def built(cls: type, arguments: Mapping[str, Any], field: str) -> Any:
         ]
         allowed = f"complete (it needs at least {', '.join(required)})"
         raise SimbaError(field, dict(arguments), allowed, str(error)) from error
-
-
-def read_yaml(source: str | Path) -> Any:
-    """Return what a YAML file holds, or YAML text with more than one line."""
-    text = source if isinstance(source, str) and "\n" in source else None
-    if text is None:
-        path = Path(source)
-        if not path.is_file():
-            remedy = "Examples are in data/scenarios/."
-            raise SimbaError("scenario", str(source), "an existing YAML file", remedy)
-        text = path.read_text(encoding="utf-8")
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SimbaError("scenario", str(source)[:80], "valid YAML", str(error)) from error
 
 
 def _names(cls: type) -> list[str]:

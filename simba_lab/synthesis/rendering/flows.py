@@ -12,8 +12,8 @@ from scipy.optimize import brentq
 from simba_lab.core.errors import FoldingError, SimbaError
 from simba_lab.core.lattice import Lattice
 from simba_lab.synthesis.anatomy.modes import subject_lattice
-from simba_lab.synthesis.anatomy.variability import GaussianProcessSubjects, Variability
 from simba_lab.synthesis.anatomy.template import Template
+from simba_lab.synthesis.anatomy.variability import GaussianProcessSubjects, Variability
 from simba_lab.synthesis.effects import Morphology
 from simba_lab.synthesis.kernels import fields as _kernels
 from simba_lab.synthesis.rendering.deformation import evened, flow
