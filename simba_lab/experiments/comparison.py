@@ -23,12 +23,13 @@ from simba_lab.core.compute import deterministic
 from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.core.files import atomic_write, read_json, write_json
 from simba_lab.federation.clients import LocalClient, SiteError, VisitConfig, Weights
-from simba_lab.federation.reading import network_from, read_yaml
+from simba_lab.federation.reading import read_yaml
 from simba_lab.federation.sites import Federation, Site, hospitals
 from simba_lab.federation.strategies import fedavg, fedtm, follow, local, travelling
 from simba_lab.synthesis.scenario import Scenario
 from simba_lab.training.identity import cache_folder, code_version, sources_digest
 from simba_lab.training.metrics import evaluate
+from simba_lab.training.networks import network_from
 from simba_lab.training.predictions import logits
 
 STRATEGIES = ("central", "travelling", "fedtm", "fedavg", "local")
@@ -213,7 +214,7 @@ class Comparison:
         }
 
     def _model(self, seed: int) -> torch.nn.Module:
-        return network_from({**self.network, "seed": seed}, "comparison.network")
+        return network_from({**self.network, "seed": seed}, field="comparison.network")
 
     def _updates(self, strategy: str, per_site: int) -> int:
         batches, sites = (

@@ -19,8 +19,9 @@ from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.core.files import atomic_write, new_file, read_json, write_json
 from simba_lab.federation.clients import Client, VisitConfig, Weights
 from simba_lab.federation.harmony import divided
-from simba_lab.federation.reading import NETWORKS, check_names, network_from
+from simba_lab.federation.reading import check_names
 from simba_lab.federation.strategies import Step, fedavg, fedprox, fedtm, harmonised, travelling
+from simba_lab.training.networks import NETWORKS, network_from
 
 STRATEGIES: dict[str, Callable[..., Iterator[Step]]] = {
     "fedavg": fedavg,
@@ -75,7 +76,7 @@ class Plan:
 
     def model(self) -> torch.nn.Module:
         """Return the network with its initial weights."""
-        return network_from(self.network, "plan.network")
+        return network_from(self.network, field="plan.network")
 
     def steps(
         self, clients: Sequence[Client], weights: Weights | None = None, *, done: int = 0

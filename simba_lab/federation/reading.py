@@ -1,18 +1,13 @@
-"""Reading what somebody wrote by hand: YAML files, names of fields, networks by name."""
+"""Reading what somebody wrote by hand: YAML files, names of fields."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from simba_lab.core import files
 from simba_lab.core.errors import SimbaError, UnknownNameError
-from simba_lab.training.networks import ResNet3D, SimBANet
-
-NETWORKS = {"SimBANet": SimBANet, "ResNet3D": ResNet3D}
 
 
 def read_yaml(
@@ -33,17 +28,3 @@ def check_names(values: Iterable[str], name: str, known: Iterable[str]) -> None:
     for one in values:
         if one not in known:
             raise UnknownNameError.among(f"{name}.{one}", one, known)
-
-
-def network_from(options: Mapping[str, Any], name: str) -> torch.nn.Module:
-    """Return the network that a mapping of ``name`` and options describes."""
-    given = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in options.items()
-    }
-    kind = given.pop("name", None)
-    if kind not in NETWORKS:
-        raise UnknownNameError.among(f"{name}.name", kind, NETWORKS)
-    try:
-        return NETWORKS[kind](**given)
-    except TypeError as error:
-        raise SimbaError(name, dict(options), f"options of {kind}", str(error)) from error

@@ -3,19 +3,55 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
+from simba_lab.core.checks import choice
 from simba_lab.core.errors import SimbaError
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "sigmoid": nn.Sigmoid}
 NORMS = {"batch": nn.BatchNorm3d, "group": lambda width: nn.GroupNorm(min(8, width), width)}
 
 
-class SimBANet(nn.Module):
+class BlockNetwork(nn.Module):
+    """What the networks of the lab share: named blocks, an average over voxels, a linear read-out.
+
+    A subclass registers its blocks as ``block1``, ``block2``, ... and then calls `_end_with`.
+    """
+
+    widths: tuple[int, ...]
+    # Module that comes before the blocks, if any, and what to say about volumes that are too small.
+    before: tuple[str, ...] = ()
+    halving: str = ""
+
+    def _end_with(self, widths: Sequence[int], dropout: float) -> None:
+        self.average = nn.AdaptiveAvgPool3d(1)
+        self.dropout = nn.Dropout(dropout)
+        self.readout = nn.Linear(widths[-1], 1)
+        self.widths = tuple(widths)
+
+    @property
+    def blocks(self) -> list[str]:
+        """Names of the blocks, from the input to the output."""
+        return [f"block{number}" for number in range(1, len(self.widths) + 1)]
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the read-out sees, shape (N, channels of the last block)."""
+        _check_volumes(x, 2 ** len(self.widths), self.halving)
+        for name in (*self.before, *self.blocks):
+            x = getattr(self, name)(x)
+        return self.dropout(self.average(x).flatten(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logit of the disease, shape (N, 1), for volumes of shape (N, 1, X, Y, Z)."""
+        return self.readout(self.features(x))
+
+
+class SimBANet(BlockNetwork):
     """A small 3D CNN: blocks of convolution, halving, normalisation and activation, then a linear read-out.
 
     The blocks are the submodules ``block1``, ``block2``, ...; the output of a block is what probes
@@ -42,7 +78,19 @@ class SimBANet(nn.Module):
     Notes
     -----
     Input: float tensor (N, 1, X, Y, Z). Output: the logit of the disease, shape (N, 1).
+
+    Examples
+    --------
+    >>> import torch
+    >>> import simba_lab as sb
+    >>> model = sb.SimBANet((4, 8), seed=0)
+    >>> model.blocks
+    ['block1', 'block2']
+    >>> model(torch.zeros(2, 1, 20, 24, 20)).shape
+    torch.Size([2, 1])
     """
+
+    halving = "Each block halves the volume; use fewer blocks or smaller voxels."
 
     def __init__(
         self,
@@ -56,18 +104,18 @@ class SimBANet(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _check_choice("activation", activation, ACTIVATIONS)
-        _check_choice("norm", norm, NORMS)
-        _check_choice("stem", stem, ("stride", "pool"))
-        _check_choice("pool", pool, ("early", "late"))
+        choice("activation", activation, ACTIVATIONS)
+        choice("norm", norm, NORMS)
+        choice("stem", stem, ("stride", "pool"))
+        choice("pool", pool, ("early", "late"))
         _check_widths(widths)
         with _seeded(seed):
             channels = 1
             for number, width in enumerate(widths, start=1):
                 strided = number == 1 and stem == "stride"
-                layers = OrderedDict(
-                    conv=nn.Conv3d(channels, width, 3, 2 if strided else 1, padding=1, bias=False)
-                )
+                stride = 2 if strided else 1
+                convolution = nn.Conv3d(channels, width, 3, stride, padding=1, bias=False)
+                layers = OrderedDict[str, nn.Module](conv=convolution)
                 if not strided and pool == "early":
                     layers["pool"] = nn.MaxPool3d(2)
                 layers |= {"norm": NORMS[norm](width), "activation": ACTIVATIONS[activation]()}
@@ -75,54 +123,27 @@ class SimBANet(nn.Module):
                     layers["pool"] = nn.MaxPool3d(2)
                 self.add_module(f"block{number}", nn.Sequential(layers))
                 channels = width
-            self.average = nn.AdaptiveAvgPool3d(1)
-            self.dropout = nn.Dropout(dropout)
-            self.readout = nn.Linear(channels, 1)
-        self.widths = tuple(widths)
+            self._end_with(widths, dropout)
 
     @classmethod
     def paper(cls, *, seed: int = 0) -> SimBANet:
-        """Return the network of the published experiments: five blocks of 32 to 512 channels, sigmoid, max pooling last.
+        """Return the network of the published experiments.
 
-        It halves volumes five times (at least 32 voxels an axis) and is made for 1 mm; train it
+        It has five blocks of 32 to 512 channels, sigmoid activations and max pooling last. It
+        halves volumes five times (at least 32 voxels on each axis) and is made for 1 mm; train it
         with `FitConfig.paper`.
 
         References
         ----------
         Stanley et al. (2024), JAMIA 31:2613-2621, "Model architecture".
         """
-        return cls(
-            (32, 64, 128, 256, 512),
-            activation="sigmoid",
-            stem="pool",
-            pool="late",
-            dropout=0.2,
-            seed=seed,
-        )
-
-    @property
-    def blocks(self) -> list[str]:
-        """Names of the blocks, from the input to the output."""
-        return [f"block{number}" for number in range(1, len(self.widths) + 1)]
-
-    def features(self, x: torch.Tensor) -> torch.Tensor:
-        """Return what the read-out sees, shape (N, channels of the last block)."""
-        _check_volumes(
-            x,
-            2 ** len(self.widths),
-            "Each block halves the volume; use fewer blocks or smaller voxels.",
-        )
-        for name in self.blocks:
-            x = getattr(self, name)(x)
-        return self.dropout(self.average(x).flatten(1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the logit of the disease, shape (N, 1), for volumes of shape (N, 1, X, Y, Z)."""
-        return self.readout(self.features(x))
+        widths = (32, 64, 128, 256, 512)
+        options: dict[str, Any] = {"activation": "sigmoid", "stem": "pool", "pool": "late"}
+        return cls(widths, **options, dropout=0.2, seed=seed)
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions, and a shortcut past them; the first one, and the shortcut, may halve the volume."""
+    """Two convolutions and a shortcut past them; the first, and the shortcut, may halve the volume."""
 
     def __init__(self, channels: int, width: int, stride: int, norm: str) -> None:
         super().__init__()
@@ -134,18 +155,17 @@ class ResidualBlock(nn.Module):
         self.activation1, self.activation2 = nn.ReLU(), nn.ReLU()
         self.skip: nn.Module = nn.Identity()
         if stride != 1 or channels != width:
-            self.skip = nn.Sequential(
-                nn.Conv3d(channels, width, 1, stride, bias=False), NORMS[norm](width)
-            )
+            convolution = nn.Conv3d(channels, width, 1, stride, bias=False)
+            self.skip = nn.Sequential(convolution, NORMS[norm](width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the features, with `width` channels."""
-        inner = self.norm2(self.conv2(self.activation1(self.norm1(self.conv1(x)))))
-        return self.activation2(inner + self.skip(x))
+        residual = self.norm2(self.conv2(self.activation1(self.norm1(self.conv1(x)))))
+        return self.activation2(residual + self.skip(x))
 
 
-class ResNet3D(nn.Module):
-    """A 3D residual network: a strided stem, then residual blocks that each halve the volume, then a linear read-out.
+class ResNet3D(BlockNetwork):
+    """A 3D residual network: a strided stem, then residual blocks, then a linear read-out.
 
     Parameters
     ----------
@@ -153,7 +173,9 @@ class ResNet3D(nn.Module):
         Channels of each residual block; the stem has as many as the first.
     norm : {"batch", "group"}
     dropout : float
+        Share of the pooled features dropped in training.
     seed : int
+        Seed of the initial weights.
 
     Notes
     -----
@@ -163,7 +185,17 @@ class ResNet3D(nn.Module):
     ----------
     He et al. (2016), "Deep residual learning for image recognition", CVPR, 770-778, basic block of
     Figure 2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import simba_lab as sb
+    >>> sb.ResNet3D((4, 8), seed=0)(torch.zeros(2, 1, 20, 24, 20)).shape
+    torch.Size([2, 1])
     """
+
+    before = ("stem",)
+    halving = "The stem and all blocks but the first halve the volume."
 
     def __init__(
         self,
@@ -174,42 +206,18 @@ class ResNet3D(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _check_choice("norm", norm, NORMS)
+        choice("norm", norm, NORMS)
         _check_widths(widths)
         with _seeded(seed):
-            stem = nn.Conv3d(1, widths[0], 3, 2, padding=1, bias=False)
-            self.stem = nn.Sequential(
-                OrderedDict(conv=stem, norm=NORMS[norm](widths[0]), activation=nn.ReLU())
-            )
             channels = widths[0]
+            convolution = nn.Conv3d(1, channels, 3, 2, padding=1, bias=False)
+            layers = OrderedDict(conv=convolution, norm=NORMS[norm](channels), activation=nn.ReLU())
+            self.stem = nn.Sequential(layers)
             for number, width in enumerate(widths, start=1):
-                self.add_module(
-                    f"block{number}", ResidualBlock(channels, width, 1 if number == 1 else 2, norm)
-                )
+                block = ResidualBlock(channels, width, 1 if number == 1 else 2, norm)
+                self.add_module(f"block{number}", block)
                 channels = width
-            self.average = nn.AdaptiveAvgPool3d(1)
-            self.dropout = nn.Dropout(dropout)
-            self.readout = nn.Linear(channels, 1)
-        self.widths = tuple(widths)
-
-    @property
-    def blocks(self) -> list[str]:
-        """Names of the blocks, from the input to the output."""
-        return [f"block{number}" for number in range(1, len(self.widths) + 1)]
-
-    def features(self, x: torch.Tensor) -> torch.Tensor:
-        """Return what the read-out sees, shape (N, channels of the last block)."""
-        _check_volumes(
-            x, 2 ** len(self.widths), "The stem and all blocks but the first halve the volume."
-        )
-        x = self.stem(x)
-        for name in self.blocks:
-            x = getattr(self, name)(x)
-        return self.dropout(self.average(x).flatten(1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the logit of the disease, shape (N, 1), for volumes of shape (N, 1, X, Y, Z)."""
-        return self.readout(self.features(x))
+            self._end_with(widths, dropout)
 
 
 class GroupRouted(nn.Module):
@@ -220,9 +228,18 @@ class GroupRouted(nn.Module):
     networks : sequence of nn.Module
         In the order of `groups`.
     by : str
-        Column of the design table that names the groups.
+        Column of the table that names the groups.
     groups : sequence of int or str
         The values of that column.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import simba_lab as sb
+    >>> networks = [sb.SimBANet((4, 8), seed=seed) for seed in (0, 1)]
+    >>> model = sb.training.GroupRouted(networks, "bias", [0, 1])
+    >>> model(torch.zeros(3, 1, 8, 8, 8), torch.tensor([0, 1, 1])).shape
+    torch.Size([3, 1])
     """
 
     def __init__(self, networks: Sequence[nn.Module], by: str, groups: Sequence[int | str]) -> None:
@@ -231,50 +248,23 @@ class GroupRouted(nn.Module):
         self.by, self.groups = by, list(groups)
 
     def forward(self, x: torch.Tensor, group: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the logit of the disease, shape (N, 1), given the position of each subject's group in `groups`."""
+        """Return the logit of the disease, shape (N, 1).
+
+        Parameters
+        ----------
+        x : tensor, shape (N, 1, X, Y, Z)
+        group : tensor of int, shape (N,)
+            Position of each subject's group in `groups`.
+        """
         if group is None:
-            raise SimbaError(
-                "group",
-                None,
-                f"the group ({self.by}) of each subject",
-                "Each group has a network of its own.",
-            )
-        out = x.new_zeros(len(x), 1)
+            remedy = "Each group has a network of its own."
+            raise SimbaError("group", None, f"the group ({self.by}) of each subject", remedy)
+        scores = x.new_zeros(len(x), 1)
         for number, network in enumerate(self.networks):
             members = group == number
             if members.any():
-                out[members, 0] = logit(network(x[members])).to(out.dtype)
-        return out
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Draw weights from a seed. Modules use the global generator: it is forked, so that nobody else's stream moves."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
-
-
-def _check_choice(field: str, value: str, choices: Iterable[str]) -> None:
-    if value not in choices:
-        raise SimbaError(field, value, f"one of {', '.join(choices)}")
-
-
-def _check_widths(widths: tuple[int, ...]) -> None:
-    if not widths or not all(isinstance(width, int) for width in widths) or min(widths) < 1:
-        raise SimbaError("widths", widths, "a tuple of positive integers, one per block")
-
-
-def _check_volumes(x: torch.Tensor, least: int, why: str) -> None:
-    if x.ndim != 5 or x.shape[1] != 1:
-        raise SimbaError(
-            "volumes",
-            tuple(x.shape),
-            "of shape (N, 1, X, Y, Z)",
-            "Add the channel axis: x[:, None].",
-        )
-    if min(x.shape[2:]) < least:
-        raise SimbaError("volumes", tuple(x.shape), f"at least {least} voxels on each axis", why)
+                scores[members, 0] = logit(network(x[members])).to(scores.dtype)
+        return scores
 
 
 def logit(output: torch.Tensor) -> torch.Tensor:
@@ -291,6 +281,60 @@ def logit(output: torch.Tensor) -> torch.Tensor:
         return output[:, 0]
     if output.ndim == 2 and output.shape[1] == 2:
         return output[:, 1] - output[:, 0]
-    raise SimbaError(
-        "output of the network", tuple(output.shape), "of shape (N,), (N, 1) or (N, 2)"
-    )
+    allowed = "of shape (N,), (N, 1) or (N, 2)"
+    raise SimbaError("output of the network", tuple(output.shape), allowed)
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "SimBANet": SimBANet,
+    "SimBANet.paper": SimBANet.paper,
+    "ResNet3D": ResNet3D,
+}
+
+
+def network_from(
+    options: Mapping[str, Any], *, seed: int | None = None, field: str = "network"
+) -> nn.Module:
+    """Return the network that a mapping describes, such as one read from YAML.
+
+    Parameters
+    ----------
+    options : mapping
+        ``name``, one of `NETWORKS` (``"SimBANet"`` by default), and its options; lists stand for
+        tuples.
+    seed : int, optional
+        Of the initial weights; the options must then not name one.
+    field : str
+        How errors call the mapping.
+    """
+    arguments = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
+    }
+    name = choice(f"{field}.name", arguments.pop("name", "SimBANet"), NETWORKS)
+    seeds = {} if seed is None else {"seed": seed}
+    try:
+        return NETWORKS[name](**arguments, **seeds)
+    except TypeError as error:
+        raise SimbaError(field, dict(options), f"options of {name}", str(error)) from error
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw weights from a seed; PyTorch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _check_widths(widths: tuple[int, ...]) -> None:
+    if not widths or not all(isinstance(width, int) for width in widths) or min(widths) < 1:
+        raise SimbaError("widths", widths, "a tuple of positive integers, one per block")
+
+
+def _check_volumes(x: torch.Tensor, least: int, remedy: str) -> None:
+    shape = tuple(x.shape)
+    if x.ndim != 5 or x.shape[1] != 1:
+        allowed, remedy = "of shape (N, 1, X, Y, Z)", "Add the channel axis: x[:, None]."
+        raise SimbaError("volumes", shape, allowed, remedy)
+    if min(x.shape[2:]) < least:
+        raise SimbaError("volumes", shape, f"at least {least} voxels on each axis", remedy)
