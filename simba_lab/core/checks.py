@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TypeGuard
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -39,10 +39,15 @@ def choice(field: str, value: object, names: Iterable[str]) -> str:
     return value
 
 
-def known_fields(field: str, values: object, names: Iterable[str]) -> Mapping[str, object]:
-    """Return a mapping that has none but these keys."""
+def known_fields(
+    field: str, values: object, names: Iterable[str], *, needed: Sequence[str] = ()
+) -> Mapping[str, Any]:
+    """Return a mapping that has all keys of `needed`, and no keys but those of `names`."""
     if not isinstance(values, Mapping):
         raise SimbaError(field, values, "a mapping of field names to values")
+    if not set(needed) <= set(values):
+        listed = " and ".join(filter(None, [", ".join(needed[:-1]), needed[-1]]))
+        raise SimbaError(field, list(values), f"a mapping with {listed}")
     names = list(names)
     for name in values:
         if name not in names:

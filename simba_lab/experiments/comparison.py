@@ -1,4 +1,4 @@
-"""Comparison: strategies against the number of volumes a site, over the same subjects, tuned alike."""
+"""Comparison: strategies against subjects per site, on the same subjects, tuned alike."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,18 +15,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from joblib import Parallel, delayed
-from tqdm.auto import tqdm
+from joblib import Parallel
 
+from simba_lab.core.checks import choice, known_fields
+from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import deterministic
-from simba_lab.core.errors import SimbaError, UnknownNameError
-from simba_lab.core.files import atomic_write, read_json, write_json
+from simba_lab.core.errors import SimbaError
+from simba_lab.core.files import cache_root, read_yaml
+from simba_lab.experiments.parallel import in_parallel
+from simba_lab.experiments.results import remembered, save_results
 from simba_lab.federation.clients import LocalClient, SiteError, VisitConfig, Weights
-from simba_lab.federation.reading import read_yaml
 from simba_lab.federation.sites import Federation, Site, hospitals
 from simba_lab.federation.strategies import fedavg, fedtm, follow, local, travelling
 from simba_lab.synthesis.scenario import Scenario
-from simba_lab.training.identity import cache_folder, code_version, sources_digest
+from simba_lab.training.identity import code_version, sources_digest
 from simba_lab.training.metrics import evaluate
 from simba_lab.training.networks import network_from
 from simba_lab.training.predictions import logits
@@ -91,19 +92,13 @@ class Comparison:
 
     def __post_init__(self) -> None:
         for name in self.strategies:
-            if name not in STRATEGIES:
-                raise UnknownNameError.among("comparison.strategies", name, STRATEGIES)
+            choice("comparison.strategies", name, STRATEGIES)
         for size in self.per_site:
-            if (
-                isinstance(size, bool)
-                or not isinstance(size, int)
-                or size < 1
-                or self.subjects % (2 * size)
-            ):
+            whole = isinstance(size, int) and not isinstance(size, bool) and size >= 1
+            if not whole or self.subjects % (2 * size):
                 allowed = f"a number whose double divides {self.subjects}, the subjects"
-                raise SimbaError(
-                    "comparison.per_site", size, allowed, "So all sizes have the same subjects."
-                )
+                remedy = "All sizes then have the same subjects."
+                raise SimbaError("comparison.per_site", size, allowed, remedy)
         for size in self.long:
             if size not in self.per_site:
                 raise SimbaError("comparison.long", size, f"one of per_site, {list(self.per_site)}")
@@ -115,7 +110,7 @@ class Comparison:
                 raise SimbaError(f"comparison.{name}", list(values), "at least one, and none twice")
 
     def federation(self, per_site: int, seed: int) -> Federation:
-        """Return the sites of one size: balanced, or where the size is odd, in turn with one more of either class."""
+        """Return the sites of one size: balanced, or if the size is odd, one more of either class."""
         count = self.subjects // per_site
         sick = [per_site // 2 + (per_site % 2) * (number % 2) for number in range(count)]
         width = len(str(count))
@@ -160,47 +155,33 @@ class Comparison:
             ``validation`` AUROC; the columns of `evaluate` on test subjects. For ``local``: means
             over the first twelve sites.
         """
-        root = cache_folder() / "comparisons" if cache is True else (Path(cache) if cache else None)
-        calls = [delayed(_remembered)(self, cell, root) for cell in self.cells()]
-        rows = Parallel(n_jobs=n_jobs, return_as="generator_unordered")(calls)
-        frame = pd.DataFrame(list(tqdm(rows, total=len(calls), disable=not progress, unit="cell")))
+        root = cache_root(cache)
+        folder = root / "comparisons" if root and cache is True else root
+        arguments = [(self, cell, folder) for cell in self.cells()]
+        with Parallel(n_jobs=n_jobs) as jobs:
+            rows = in_parallel(jobs, _row_of, arguments, progress=progress, unit="cells")
         order = {name: place for place, name in enumerate([*self.strategies, LONG])}
-        frame = frame.sort_values(
-            ["strategy", "per_site", "seed"], key=lambda one: one.map(order).fillna(one)
+        frame = pd.DataFrame(rows).sort_values(
+            ["strategy", "per_site", "seed"], key=lambda column: column.map(order).fillna(column)
         )
         return frame.reset_index(drop=True)
 
     def row(self, strategy: str, per_site: int, seed: int) -> dict[str, Any]:
-        """Return the row of a cell: choose the learning rate on validation subjects, then judge on test subjects."""
+        """Return the row of a cell: the learning rate is chosen on validation subjects.
+
+        Test subjects are looked at once, with the networks of that rate.
+        """
         federation, start = self.federation(per_site, seed), time.perf_counter()
         with deterministic(self.visit.threads):
-            trained = {}
-            for rate in self.learning_rates:
-                try:
-                    trained[rate] = self._train(strategy, federation, per_site, seed, rate)
-                except SiteError as error:
-                    if (
-                        error.__cause__
-                    ):  # no word of a site about its weights, but a mistake on the way to them
-                        raise
-            if not trained:
-                hint = "With all of them the weights stop being finite."
-                raise SimbaError(
-                    "comparison.learning_rates",
-                    list(self.learning_rates),
-                    "with smaller ones",
-                    hint,
-                )
+            networks = self._trained(strategy, federation, per_site, seed)
             scores = {
                 rate: np.mean(
-                    [self._judged(one, federation.validation)["auroc"] for one in several]
+                    [self._judged(weights, federation.validation)["auroc"] for weights in several]
                 )
-                for rate, several in trained.items()
+                for rate, several in networks.items()
             }
             best = max(scores, key=lambda rate: scores[rate])
-            found = pd.DataFrame(
-                [self._judged(one, federation.test) for one in trained[best]]
-            ).mean()
+            tested = [self._judged(weights, federation.test) for weights in networks[best]]
         return {
             "strategy": strategy,
             "per_site": per_site,
@@ -209,30 +190,39 @@ class Comparison:
             "updates": self._updates(strategy, per_site),
             "learning_rate": best,
             "validation": float(scores[best]),
-            **found.drop("n").astype(float).to_dict(),
+            **pd.DataFrame(tested).mean().drop("n").astype(float).to_dict(),
             "seconds": round(time.perf_counter() - start, 1),
         }
+
+    def _trained(
+        self, strategy: str, federation: Federation, per_site: int, seed: int
+    ) -> dict[float, list[Weights]]:
+        """Return the networks of each learning rate with which all weights stay finite."""
+        networks = {}
+        for rate in self.learning_rates:
+            try:
+                networks[rate] = self._train(strategy, federation, per_site, seed, rate)
+            except SiteError as error:
+                if error.__cause__:  # not a site's weights are bad, something else failed
+                    raise
+        if not networks:
+            rates = ", ".join(f"{rate:g}" for rate in self.learning_rates)
+            problem = f"With learning_rates {rates} no weights stay finite."
+            raise SimbaError.problem(problem, "Add smaller ones.")
+        return networks
 
     def _model(self, seed: int) -> torch.nn.Module:
         return network_from({**self.network, "seed": seed}, field="comparison.network")
 
     def _updates(self, strategy: str, per_site: int) -> int:
-        batches, sites = (
-            self.visit.epochs * math.ceil(per_site / self.visit.batch_size),
-            self.subjects // per_site,
-        )
+        epochs, passes = self.visit.epochs, self.passes
         if strategy == "central":
-            return (
-                self.visit.epochs
-                * self.passes
-                * math.ceil(self.subjects / min(per_site, self.visit.batch_size))
-            )
-        travelled = {
-            "travelling": self.passes,
-            LONG: self.passes,
-            "fedtm": self.passes - self.passes // 4,
-        }.get(strategy, 0)
-        return batches * (self.passes - travelled + travelled * sites)
+            batch_size = min(per_site, self.visit.batch_size)
+            return epochs * passes * math.ceil(self.subjects / batch_size)
+        batches = epochs * math.ceil(per_site / self.visit.batch_size)
+        cycles = {"travelling": passes, LONG: passes, "fedtm": passes - passes // 4}
+        travelled = cycles.get(strategy, 0)
+        return batches * (passes - travelled + travelled * (self.subjects // per_site))
 
     def _train(
         self, strategy: str, federation: Federation, per_site: int, seed: int, rate: float
@@ -260,15 +250,15 @@ class Comparison:
                 least=1,
                 seed=seed,
             )
-        else:  # central is a travelling model that has one site to go to
+        else:  # central is a travelling model with a single site
             steps = travelling(clients, weights, cycles=passes, seed=seed)
         return [follow(steps).weights]
 
-    def _judged(self, weights: Weights, cohort) -> pd.Series:
+    def _judged(self, weights: Weights, cohort: Cohort) -> pd.Series:
         model = self._model(0)
         model.load_state_dict(weights)
         scores = logits(model, cohort)
-        if not np.isfinite(scores).all():  # a rate that was too large: a network that says nothing
+        if not np.isfinite(scores).all():  # the rate was too large: chance
             scores = np.zeros(len(cohort))
         return evaluate(scores, cohort, by=None).loc["all"]
 
@@ -281,32 +271,21 @@ class Comparison:
     @classmethod
     def from_yaml(cls, path: str | Path) -> Comparison:
         """Read a comparison from a YAML file; unknown fields are errors."""
-        known = [entry.name for entry in dataclasses.fields(cls)]
-        values = read_yaml(
-            path, "comparison", needed=["scenario"], known=known, examples="data/comparisons/"
-        )
+        values = dict(read_yaml(path, "comparison", examples="data/comparisons/"))
+        names = [entry.name for entry in dataclasses.fields(cls)]
+        known_fields("comparison", values, names, needed=["scenario"])
         if "visit" in values:
             values["visit"] = VisitConfig.from_dict(values["visit"], "comparison.visit")
         scenario = Scenario.from_dict({"subjects": 16, **values["scenario"]})
         return cls(**{**values, "scenario": scenario})
 
     def save(self, table: pd.DataFrame, folder: str | Path) -> None:
-        """Write ``cells.csv`` and ``manifest.json``, as `simba_lab.read_results` reads them (its minutes: of all rows)."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-        minutes = round(float(table["seconds"].sum()) / 60, 1)
-        manifest = {
-            "cells": len(table),
-            "cells_sha256": hashlib.sha256(text.encode()).hexdigest(),
-            "comparison": self.to_dict(),
-            "code": _code(),
-            "torch": torch.__version__,
-            "cores": os.cpu_count(),
-            "minutes": minutes,
-        }
-        atomic_write(folder / "cells.csv", text)
-        write_json(folder / "manifest.json", manifest)
+        """Write the table of a run and what it follows from; `read_results` reads both.
+
+        The minutes of the manifest are those of all rows, whenever they were run.
+        """
+        provenance = {"comparison": self.to_dict(), "code": _code()}
+        save_results(table, folder, provenance, seconds=float(table["seconds"].sum()))
 
 
 def _code() -> str:
@@ -318,24 +297,12 @@ def _code() -> str:
     return f"{code_version()}-{sources_digest(own)}"
 
 
-def _remembered(
-    comparison: Comparison, cell: tuple[str, int, int], root: Path | None
+def _row_of(
+    comparison: Comparison, cell: tuple[str, int, int], folder: Path | None
 ) -> dict[str, Any]:
-    if root is None:
-        return comparison.row(*cell)
     values = comparison.to_dict()
-    for name in (
-        "per_site",
-        "strategies",
-        "seeds",
-        "long",
-    ):  # a row does not depend on which others there are
+    for name in ("per_site", "strategies", "seeds", "long"):  # a row is the same beside any others
         del values[name]
-    parts = json.dumps([values, cell, _code(), torch.__version__], sort_keys=True)
-    path = root / f"{hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()}.json"
-    if path.is_file():
-        return read_json(path, "cache")
-    row = comparison.row(*cell)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, row)
-    return row
+    follows = json.dumps([values, cell, _code(), torch.__version__], sort_keys=True)
+    key = hashlib.blake2b(follows.encode(), digest_size=16).hexdigest()
+    return remembered(folder and folder / f"{key}.json", lambda: comparison.row(*cell))

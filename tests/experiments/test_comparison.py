@@ -14,7 +14,7 @@ from simba_lab.federation.clients import LocalClient, VisitConfig
 from simba_lab.federation.strategies import fedavg, follow
 from simba_lab.training.predictions import logits
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STORED = ROOT / "data" / "results" / "samples_per_site"
 
 

@@ -10,10 +10,9 @@ import pytest
 
 import simba_lab as sb
 from simba_lab.cli import main
-from simba_lab.experiments import dose_response
-from simba_lab.experiments import sweep as module
+from simba_lab.experiments import cells, dose_response
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MANIFESTS = sorted((ROOT / "data" / "results").glob("*/manifest.json"))
 RESULTS = [path.parent for path in MANIFESTS if "sweep" in json.loads(path.read_text())]
 CONFIG = sb.FitConfig(epochs=1, threads=1)
@@ -93,7 +92,7 @@ def test_the_sweeps_of_the_book_are_valid(path):
         ({"network.name": ["SimbaNet"]}, "Did you mean SimBANet"),
         ({"mitigation": ["reweighting"]}, "Did you mean reweighing"),
         ({"mitigation.by": ["bias"]}, "mitigation, followed by nothing"),
-        ({"d_prime.bias": [-1]}, "a number above 0"),
+        ({"d_prime.bias": [-1]}, "number above 0"),
         ({"scenario": [1]}, "followed by a field of the scenario"),
     ],
 )
@@ -162,9 +161,9 @@ def test_a_sweep_goes_on_where_it_was_and_processes_do_not_change_it(small, tmp_
     kept = sorted((tmp_path / "one" / "cells").iterdir())
     kept[0].unlink()  # as if it had been stopped before the last cell
     fitted = []
-    real = module.fit
+    real = cells.fit
     monkeypatch.setattr(
-        module, "fit", lambda *args, **options: fitted.append(1) or real(*args, **options)
+        cells, "fit", lambda *args, **options: fitted.append(1) or real(*args, **options)
     )
     again = small.run(n_jobs=1, cache=tmp_path / "one")
     assert len(fitted) == 1
@@ -260,8 +259,8 @@ def test_a_random_cell_of_the_stored_tables_comes_out_again(folder):
     row, cell = table.iloc[number], sb.Sweep.from_dict(manifest["sweep"]).cells()[number]
     biases = cell.scenario.biases
     prefix = {name: "" if list(biases) == ["bias"] else f"{name}." for name in biases}
-    factors = {name: module._matched(match, False) for name, match in module._matches(cell).items()}
-    found = module._row(cell, factors, False)
+    factors = {name: cells.scale_of(match, None) for name, match in cells.matches_of(cell).items()}
+    found = cells.row_of(cell, factors, None)
     said = f"cell {number} of {folder.name}: {cell}"
     for name in factors:
         assert found[f"{prefix[name]}size"] == pytest.approx(

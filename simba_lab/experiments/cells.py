@@ -1,0 +1,218 @@
+"""Cells: one experiment of a sweep, and the row of results that it gives."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from simba_lab.core.compute import deterministic
+from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.experiments.judging import judge, judge_version
+from simba_lab.experiments.results import remembered
+from simba_lab.interpretation.interventions.encoding_against_use import (
+    encoding_and_use,
+    encoding_version,
+)
+from simba_lab.synthesis.effects import Effect, Morphology
+from simba_lab.synthesis.observer import matched
+from simba_lab.synthesis.rendering.studio import studio
+from simba_lab.synthesis.scenario import Scenario
+from simba_lab.synthesis.synthetic_cohort import SyntheticCohort, synthesise
+from simba_lab.training.config import FitConfig
+from simba_lab.training.fitting import fit
+from simba_lab.training.identity import code_version, sources_digest
+from simba_lab.training.networks import ResNet3D, SimBANet
+
+NETWORKS = {"SimBANet": SimBANet, "SimBANet.paper": SimBANet.paper, "ResNet3D": ResNet3D}
+# Looking inside takes new subjects, some of the test subjects, and untrained networks. The seeds
+# are far from those of sweeps: no other cell has these subjects or these first weights.
+AUDIENCE, AUDIENCE_SEED, TWINS, UNTRAINED = 300, 10_000, 120, 2
+
+# A scenario, an effect in it, and the d' that the effect is to be matched to.
+Match = tuple[Scenario, Effect, float]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One experiment of a sweep: what to make, how to train, with which seed.
+
+    Parameters
+    ----------
+    levels : dict
+        Axis to value, as the table shows them.
+    scenario : Scenario
+    d_prime : dict
+        Bias to the salience that it is matched to.
+    network : dict
+        ``name`` and options.
+    config : FitConfig
+    mitigation : dict, optional
+    seed : int
+        Of the cohort, the first weights and the batch order.
+    inside : bool
+        Whether to look inside the network too.
+    """
+
+    levels: dict[str, Any]
+    scenario: Scenario
+    d_prime: dict[str, float]
+    network: dict[str, Any]
+    config: FitConfig
+    mitigation: dict[str, Any] | None
+    seed: int
+    inside: bool = False
+
+    @property
+    def key(self) -> str:
+        """Digest of all that the row of the cell follows from."""
+        parts = [
+            self.scenario.to_dict(),
+            self.d_prime,
+            self.network,
+            dataclasses.asdict(self.config),
+            self.mitigation,
+        ]
+        return _digest(
+            [*parts, self.seed, code_version(), row_version(self.inside), torch.__version__]
+        )
+
+    def __str__(self) -> str:
+        levels = {**self.levels, "seed": self.seed}
+        return ", ".join(f"{name} {value}" for name, value in levels.items())
+
+
+def matches_of(cell: Cell) -> dict[str, Match]:
+    """Return for each bias of a cell what is to be matched: scenario, effect and d'.
+
+    Prevalence does not change how easily an effect is seen, so cells that differ in prevalence
+    alone share a match.
+    """
+    plain = cell.scenario.replace(bias=None, subjects=1000)
+    return {
+        bias: (plain, dataclasses.replace(cell.scenario.biases[bias], prevalence=None), d_prime)
+        for bias, d_prime in cell.d_prime.items()
+    }
+
+
+def scale_of(match: Match, root: Path | None) -> float:
+    """Return the factor that gives an effect the wanted d'; `root` is the cache folder, if any."""
+    scenario, effect, d_prime = match
+
+    def compute() -> dict[str, float]:
+        sized = matched(effect, d_prime=d_prime, scenario=scenario)
+        return {"factor": _size(sized) / _size(effect)}
+
+    key = _digest([repr(scenario), repr(effect), d_prime, code_version()])
+    return remembered(_row_file(root, key), compute)["factor"]
+
+
+def row_of(
+    cell: Cell, scales: Mapping[str, float], root: Path | None, memory_gb: float = 4.0
+) -> dict[str, Any] | str:
+    """Return the row of a cell, or the message of the error that it raised.
+
+    Parameters
+    ----------
+    cell : Cell
+    scales : mapping of bias to float
+        From `scale_of`.
+    root : path, optional
+        Cache folder for rows and networks.
+    memory_gb : float
+        For volumes, as for `fit`.
+    """
+    try:
+        return remembered(_row_file(root, cell.key), lambda: _run(cell, scales, root, memory_gb))
+    except SimbaError as error:
+        return str(error)
+    finally:
+        # No other cell needs these volumes, and joblib replaces workers whose memory grows.
+        studio.cache_clear()
+
+
+def _run(
+    cell: Cell, scales: Mapping[str, float], root: Path | None, memory_gb: float
+) -> dict[str, Any]:
+    biases = {
+        name: effect.scaled(scales[name]) if name in scales else effect
+        for name, effect in cell.scenario.biases.items()
+    }
+    several = isinstance(cell.scenario.bias, Mapping)
+    scenario = cell.scenario.replace(bias=biases if several else biases.get("bias"))
+    cohort = synthesise(scenario, seed=cell.seed)
+    start = time.perf_counter()
+    with deterministic(cell.config.threads):
+        run = fit(
+            network_of(cell.network, cell.seed),
+            cohort,
+            cell.config,
+            mitigation=cell.mitigation,
+            cache=root or False,
+            memory_gb=memory_gb,
+        )
+        measures = judge(run.model, cohort.test)
+        if cell.inside:
+            measures |= _look_inside(run.model, cell, cohort)
+    sizes = {f"{name}.size" if several else "size": _size(biases[name]) for name in biases}
+    kept_epoch = int(run.history.index[run.history["kept"]][0])
+    seconds = round(time.perf_counter() - start, 1)
+    return sizes | measures | {"kept_epoch": kept_epoch, "seconds": seconds}
+
+
+def _look_inside(model: torch.nn.Module, cell: Cell, cohort: SyntheticCohort) -> dict[str, float]:
+    """Return what is encoded and what is used, for each bias and layer."""
+    unbiased = cohort.scenario.unbiased().replace(subjects=AUDIENCE)
+    audience = synthesise(unbiased, seed=AUDIENCE_SEED + cell.seed)
+    test = cohort.test.where(np.arange(min(TWINS, len(cohort.test))))
+    untrained = [network_of(cell.network, AUDIENCE_SEED + number) for number in range(UNTRAINED)]
+    columns = {}
+    for bias in cohort.biases:
+        table = encoding_and_use(
+            model, audience, test, bias=bias, untrained=untrained, seed=cell.seed
+        )
+        for layer, row in table.iterrows():
+            columns |= {f"{bias}.{layer}.{name}": float(value) for name, value in row.items()}
+    return columns
+
+
+def network_of(options: Mapping[str, Any], seed: int) -> torch.nn.Module:
+    """Return a network, given a mapping of its ``name`` and options, and a seed."""
+    options = dict(options)
+    name = options.pop("name", "SimBANet")
+    if name not in NETWORKS:
+        raise UnknownNameError.among("network.name", name, NETWORKS)
+    if "widths" in options:
+        options["widths"] = tuple(options["widths"])
+    try:
+        return NETWORKS[name](**options, seed=seed)
+    except TypeError as error:
+        raise SimbaError("network", options, f"options of {name}", f"{error}.") from error
+
+
+@cache
+def row_version(inside: bool = False) -> str:
+    """Return a digest of the code that makes a row."""
+    return _digest(
+        [sources_digest([Path(__file__)]), judge_version(), encoding_version() if inside else ""]
+    )[:16]
+
+
+def _row_file(root: Path | None, key: str) -> Path | None:
+    return root and root / "cells" / f"{key}.json"
+
+
+def _size(effect: Effect) -> float:
+    return float(effect.amplitude_mm if isinstance(effect, Morphology) else effect.strength)
+
+
+def _digest(parts: object) -> str:
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()

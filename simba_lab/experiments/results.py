@@ -1,0 +1,144 @@
+"""Results: cached rows, tables stored with a manifest, and their columns by layer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from simba_lab.core.errors import SimbaError
+from simba_lab.core.files import atomic_write, read_json, write_json
+
+
+def read_results(folder: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return a stored table and its manifest, after checking that they belong together.
+
+    Parameters
+    ----------
+    folder : path
+        Written by `Sweep.save` or `Comparison.save`.
+
+    Returns
+    -------
+    table : pandas.DataFrame
+        One row per cell.
+    manifest : dict
+        What the table follows from: the experiment, versions of code, the processor.
+
+    Raises
+    ------
+    SimbaError
+        If the folder holds no results, or if the table was changed since it was written.
+    """
+    folder = Path(folder)
+    try:
+        content = (folder / "cells.csv").read_bytes()
+        manifest = read_json(folder / "manifest.json", "results")
+        expected = manifest["cells_sha256"]
+    except (OSError, KeyError, TypeError, SimbaError) as error:
+        allowed = "a folder written by Sweep.save or Comparison.save"
+        raise SimbaError("results", str(folder), allowed, f"Cannot read it: {error}.") from error
+    if hashlib.sha256(content).hexdigest() != expected:
+        remedy = "Run the experiment again, or restore the file."
+        raise SimbaError.problem(f"{folder / 'cells.csv'} was changed since it was saved.", remedy)
+    return pd.read_csv(folder / "cells.csv", keep_default_na=False, na_values=[""]), manifest
+
+
+def save_results(
+    table: pd.DataFrame, folder: str | Path, provenance: Mapping[str, Any], *, seconds: float
+) -> None:
+    """Write ``cells.csv`` and ``manifest.json`` to a folder.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+    folder : path
+    provenance : mapping
+        What the table follows from, as plain values.
+    seconds : float
+        How long it took.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    manifest = {
+        "cells": len(table),
+        "cells_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        **provenance,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "minutes": round(seconds / 60, 1),
+    }
+    atomic_write(folder / "cells.csv", text)
+    write_json(folder / "manifest.json", manifest)
+
+
+def layers_of(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns that a sweep with ``inside`` adds, one row per cell, bias and layer.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From `Sweep.run` or `read_results`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``bias``, ``layer``, the axes and ``seed``, then the columns of `encoding_and_use`.
+
+    Raises
+    ------
+    SimbaError
+        If the table comes from a sweep without ``inside``.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import simba_lab as sb
+    >>> row = {"prevalence.bias": 0.9, "seed": 0, "bias.block1.above_floor": 0.1}
+    >>> list(sb.experiments.layers_of(pd.DataFrame([row])))
+    ['bias', 'layer', 'prevalence.bias', 'seed', 'above_floor']
+    """
+    names = [str(name) for name in table]
+    prefixes = [name.removesuffix("above_floor") for name in names if name.endswith(".above_floor")]
+    if not prefixes:
+        remedy = "Run the sweep with inside=True."
+        raise SimbaError.problem("The table has no columns of layers.", remedy)
+    axes = names[: names.index("seed") + 1]
+    tables = []
+    for prefix in prefixes:
+        measures = {name: name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+        bias, layer = prefix.removesuffix(".").rsplit(".", 1)
+        layer_table = table[[*axes, *measures]].rename(columns=measures)
+        layer_table.insert(0, "bias", bias)
+        layer_table.insert(1, "layer", layer)
+        tables.append(layer_table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def remembered(path: Path | None, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the row that a file keeps; without the file compute the row and keep it there."""
+    if path is not None and path.is_file():
+        return read_json(path, "cached row")
+    row = compute()
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, json.dumps(row))
+    return row
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
