@@ -18,8 +18,9 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
 import simba_lab as sb
+from simba_lab.interpretation.probes.folds import fold_numbers
 from simba_lab.interpretation.probes.kernel_ridge import PENALTIES, held_out
-from simba_lab.interpretation.probes.questions import fold_numbers, question_of
+from simba_lab.interpretation.probes.questions import question_of
 
 
 def audience(subjects: int, spacing_mm: float) -> sb.Cohort:
@@ -37,13 +38,13 @@ def lab(subjects: int) -> dict[str, float]:
     """Seconds of rendering and recording, of probes with all their floors, and of CKA; peak memory in GB."""
     cohort = audience(subjects, 4)
     start = time.perf_counter()
-    grams = sb.record(sb.SimBANet(seed=0), cohort)
+    recording = sb.record(sb.SimBANet(seed=0), cohort)
     recorded = time.perf_counter()
     types = sb.probes.octants(cohort.table[["anatomy_1", "anatomy_2", "anatomy_3"]])
-    sb.probe(grams, cohort["bias"], given=cohort["label"], folds=cohort["fold"], types=types)
-    sb.probe(grams, cohort["label"], folds=cohort["fold"])
+    sb.probe(recording, "bias", given="label", types=types)
+    sb.probe(recording, "label")
     probed = time.perf_counter()
-    sb.cka(grams, permutations=100)
+    sb.cka(recording, permutations=100)
     done = time.perf_counter()
     return {
         "record": recorded - start,

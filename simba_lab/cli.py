@@ -203,12 +203,9 @@ def _probe(options: argparse.Namespace) -> None:
         raise SimbaError(
             "scenario", changed or f"seed {cohort.seed}", "the one that the run was fitted on"
         )
-    floors = {"untrained": record(untrained, test)}
-    activations = record(run.model, test)
+    recording, floors = record(run.model, test), [record(untrained, test)]
     for bias in cohort.biases:
-        table = probe(
-            activations, test[bias], given=test["label"], folds=test["fold"], floors=floors
-        )
+        table = probe(recording, bias, given="label", floors=floors)
         print(f"{bias}\n{table.round(3).to_string()}")
 
 

@@ -177,30 +177,27 @@ def encoding():
     )
     yield "spooled", dict(spooled)
     untrained = [sb.record(sb.SimBANet((4, 8), seed=seed), test) for seed in (1, 2)]
-    design = {"given": test["label"], "folds": test["fold"]}
+    design = {"given": "label"}
     probes = sb.probes
     types = probes.octants(test.table[["anatomy_1", "anatomy_2"]].to_numpy())
-    floors = {"untrained": untrained}
-    yield (
-        "probe",
-        sb.probe(grams, test["bias"], **design, floors=floors, types=types, permutations=20),
-    )
-    yield "probe plain", sb.probe(grams, test["label"], permutations=5)
-    yield "probe number", sb.probe(grams, test["anatomy_1"], folds=test["fold"], permutations=5)
+    floors = untrained
+    yield ("probe", sb.probe(grams, "bias", **design, floors=floors, types=types, permutations=20))
+    yield "probe plain", sb.probe(grams, "label", folds=5, permutations=5)
+    yield "probe number", sb.probe(grams, "anatomy_1", permutations=5)
     yield "probe classes", sb.probe(grams, types, permutations=5, folds=4)
-    curve = sb.learning_curve(grams, test["bias"], **design)
+    curve = sb.learning_curve(grams, "bias", **design)
     yield "learning curve", curve
     yield "code length", probes.code_length(curve)
-    yield "prominence", probes.prominence(grams, test["bias"], **design)
+    yield "prominence", probes.prominence(grams, "bias", **design)
     geometry = sb.interpretation
     for name in ("components", "angles", "projections"):
         function = getattr(sb, name, None) or getattr(geometry, name)
         if name == "angles":
-            yield name, function(grams, {"disease": test["label"], "bias": test["bias"]})
+            yield name, function(grams, {"disease": "label", "bias": "bias"})
             continue
-        yield name, function(grams, test["label"], test["bias"], folds=test["fold"])
+        yield name, function(grams, "label", "bias")
     yield "cka", sb.cka(grams, untrained[0], permutations=10)
-    yield "cka rbf", sb.cka(grams, kernel="rbf", given=test["label"])
+    yield "cka rbf", sb.cka(grams, kernel="rbf", given="label")
     yield "cka biased", sb.cka(grams, untrained[1], debiased=False)
     coordinates = probes.kernel_coordinates
     yield (
@@ -209,7 +206,7 @@ def encoding():
     )
     twins = sb.record(model, [test.twin(without="bias"), test.twin(carrying="bias")])
     yield "twins", dict(twins)
-    yield "probe twins", sb.probe(twins, np.repeat([0, 1], len(test)), permutations=5)
+    yield "probe twins", sb.probe(twins, "cohort", folds=5, permutations=5)
 
 
 def _parameters(function):

@@ -153,6 +153,29 @@ def over_seeds(values: Iterable[float]) -> Interval:
     return Interval(mean, float(values.mean() - half), float(values.mean() + half))
 
 
+def jackknife_of_correlation(value: float, without: np.ndarray) -> tuple[float, float]:
+    """Return the ends of the interval of a correlation, or of an alignment from 0 to 1.
+
+    On the scale of the inverse hyperbolic tangent, where values near 1 spread evenly; NaN if it is
+    not known without one of the subjects.
+
+    Parameters
+    ----------
+    value : float
+    without : ndarray, shape (n,)
+        The same without each of the subjects (jackknife: Tukey 1958, Ann. Math. Stat. 29:614).
+    """
+    if not np.isfinite(without).all():
+        return np.nan, np.nan
+    if value >= 1 - 1e-12:
+        return value, value
+    bent = np.arctanh(np.clip(without, -1 + 1e-12, 1 - 1e-12))
+    n = len(bent)
+    error = np.sqrt((n - 1) / n * ((bent - bent.mean()) ** 2).sum())
+    reach = norm.ppf(0.975) * error
+    return float(np.tanh(np.arctanh(value) - reach)), float(np.tanh(np.arctanh(value) + reach))
+
+
 def rank_correlation(first: Iterable[float], second: Iterable[float]) -> Interval:
     """Return Spearman's rank correlation over networks, and its interval.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -93,14 +94,10 @@ class TravelLog:
         }
         chosen = federation.names if sites is None else sites
         self._own = {name: (part := federation.at(name), part.arrays()) for name in chosen}
-        folds = self.cohort["fold"]
-        self._targets = {
-            "disease": self.cohort["label"],
-            **{name: self.cohort[name] for name in biases},
-        }
+        self._targets = {"disease": "label", **{name: name for name in biases}}
         counts = np.unique(self.cohort["site"], return_counts=True)[1]
-        if len(counts) > 1 and counts.min() >= len(np.unique(folds)):
-            self._targets["site"] = self.cohort["site"]
+        if len(counts) > 1 and counts.min() >= len(np.unique(self.cohort["fold"])):
+            self._targets["site"] = "site"
         self._rows: dict[str, list[dict[str, Any]]] = {"steps": [], "layers": [], "sites": []}
         self._visited: dict[str, tuple[int, float]] = {}
 
@@ -155,10 +152,13 @@ class TravelLog:
         self._rows["steps"].append(row)
         if self._chosen is not None and len(self._chosen) == 0:
             return
-        grams = record(self._model, self._volumes, layers=self._chosen, pixels=False)
-        for target, values in self._targets.items():
-            given = None if target == "disease" else self.cohort["label"]
-            table = probe(grams, values, given=given, folds=self.cohort["fold"], permutations=0)
+        recording = replace(
+            record(self._model, self._volumes, layers=self._chosen, pixels=False),
+            table=self.cohort.table,
+        )
+        for target, column in self._targets.items():
+            given = None if target == "disease" else "label"
+            table = probe(recording, column, given=given, permutations=0)
             for layer, entry in table.iterrows():
                 scores = {name: float(entry[name]) for name in ("auc", "auc_low", "auc_high")}
                 self._rows["layers"].append(

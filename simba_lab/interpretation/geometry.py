@@ -1,8 +1,8 @@
-"""The shape of what a layer knows: its principal components, the directions of disease and bias, and where groups lie."""
+"""The shape of what a layer knows: components, directions of factors, positions of groups."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -10,122 +10,148 @@ import pandas as pd
 from scipy.stats import norm
 from sklearn.linear_model import LogisticRegression
 
+from simba_lab.core.checks import whole_number
 from simba_lab.core.compute import in_threads
 from simba_lab.core.errors import SimbaError
+from simba_lab.core.intervals import central, columns_of_central
 from simba_lab.core.rng import stream
-from simba_lab.interpretation.probes.kernel_ridge import fit_ridge, kernel_coordinates
-from simba_lab.interpretation.probes.questions import (
+from simba_lab.interpretation.probes.columns import (
+    Column,
     Grams,
-    checked,
-    design_of,
+    gram_of,
     groups_of_two,
     refuse_twins,
+    values_of,
 )
-from simba_lab.interpretation.probes.resampling import interval, resampled
+from simba_lab.interpretation.probes.kernel_ridge import fit_ridge, kernel_coordinates
+from simba_lab.interpretation.probes.questions import Design, design_of
+from simba_lab.interpretation.probes.resampling import resampled
 
 # Parts of the subjects that are left out one by one for intervals of angles.
 JACKKNIFE_PARTS = 25
 
 
 def components(
-    grams: Grams,
-    label: np.ndarray,
-    bias: np.ndarray,
+    recording: Grams,
+    label: Column = "label",
+    bias: Column = "bias",
     *,
     count: int = 5,
-    folds: int | np.ndarray = 5,
-    groups: np.ndarray | None = None,
+    folds: int | Column | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Return how well single principal components of each layer tell the disease and the bias, held out.
+    """Return how well single principal components tell the disease and the bias, held out.
 
     Parameters
     ----------
-    grams : mapping of layer to ndarray, shape (n, n)
-    label, bias : ndarray of 0 and 1, shape (n,)
+    recording : Recording, or mapping of layer to ndarray, shape (n, n)
+    label, bias : str or ndarray of 0 and 1, shape (n,)
+        Columns of the recording's table, or values.
     count : int
-        Components, from the one with the largest variance on; a last row takes all of them
-        together.
-    folds, groups, seed
+        Components, from that of largest variance on; a last row takes all of them together.
+    folds
         As for `probe`. Components and classifiers are fitted to the training folds.
+    seed : int
+        Of random folds and of the bootstrap.
 
     Returns
     -------
     pandas.DataFrame
         Indexed by layer and component (``"PC1"`` to ``"PC1-5"``): ``variance_share``; accuracies
         ``disease`` and ``bias`` with 95 % bootstrap intervals; ``leak``, the accuracy for the bias
-        of whoever takes the classifier of the disease for one of the bias; and ``bias_within``, the
+        if the classifier of the disease is taken for one of the bias; and ``bias_within``, the
         balanced accuracy for the bias among subjects of the same label, with its interval.
 
     References
     ----------
     Stanley et al. (2025), eBioMedicine (the analysis of components, not held out there).
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> disease, bias = (sb.Morphology(region, 2.5) for region in ("Insula_L", "Putamen_L"))
+    >>> cohort = sb.synthesise(sb.Scenario(64, disease, bias, spacing_mm=8))
+    >>> table = sb.components(sb.record(sb.SimBANet((4, 8), seed=0), cohort), count=2)
+    >>> table.loc["block2"].index.tolist()
+    ['PC1', 'PC2', 'PC1-2']
     """
-    disease, marked = groups_of_two(label, "label"), groups_of_two(bias, "bias")
-    if not isinstance(count, int) or count < 1:
-        raise SimbaError("count", count, "an integer of at least 1")
-    design = design_of(grams, marked, disease, kind="binary", folds=folds, groups=groups, seed=seed)
-    draws = resampled(design.clusters, stream(seed, "components", "bootstrap"))
+    disease = groups_of_two(recording, label, "label")
+    carriers = groups_of_two(recording, bias, "bias")
+    whole_number("count", count)
+    design = design_of(recording, carriers, disease, folds, seed=seed)
+    samples = resampled(design.clusters, stream(seed, "components", "bootstrap"))
+    targets = {"disease": disease, "bias": carriers}
 
     def rows(layer: str) -> list[dict[str, object]]:
-        gram = design.gram(grams, layer)
-        decided = {
-            what: np.zeros((count + 1, len(marked)), int) for what in ("disease", "bias", "within")
-        }
-        shares = []
-        for train, test in design.split:
-            seen, unseen = kernel_coordinates(gram, train, test)
-            if seen.shape[1] < count:
-                raise SimbaError(
-                    "count", count, f"at most {seen.shape[1]}, the components of {layer}"
-                )
-            variances = (seen**2).sum(axis=0)
-            shares.append(np.append(variances[:count], variances[:count].sum()) / variances.sum())
-            scale = np.sqrt(variances[:count] / len(train))
-            seen, unseen = seen[:, :count] / scale, unseen[:, :count] / scale
-            for number in range(count + 1):
-                own = slice(number, number + 1) if number < count else slice(count)
-                for what, values in (("disease", disease), ("bias", marked)):
-                    found = LogisticRegression().fit(seen[:, own], values[train])
-                    decided[what][number, test] = found.predict(unseen[:, own])
-                for value in (0, 1):
-                    few, here = disease[train] == value, disease[test] == value
-                    found = LogisticRegression(class_weight="balanced").fit(
-                        seen[few][:, own], marked[train][few]
-                    )
-                    decided["within"][number, test[here]] = found.predict(unseen[here][:, own])
-        found = []
-        for number, share in enumerate(np.mean(shares, axis=0)):
+        decided, shares = _decisions(design.gram(recording, layer), design, targets, count, layer)
+        table = []
+        for number, share in enumerate(shares):
             name = f"PC{number + 1}" if number < count else f"PC1-{count}"
             entry: dict[str, object] = {"layer": layer, "component": name, "variance_share": share}
-            for what, values in (("disease", disease), ("bias", marked)):
-                right = decided[what][number] == values
-                entry |= {what: right.mean()} | interval(
-                    what, [right[take].mean() for take in draws]
-                )
-            entry["leak"] = (decided["disease"][number] == marked).mean()
+            for target, values in targets.items():
+                right = decided[target][number] == values
+                entry[target] = right.mean()
+                entry |= columns_of_central(target, [right[sample].mean() for sample in samples])
+            entry["leak"] = (decided["disease"][number] == carriers).mean()
             balanced = partial(design.question.balanced_accuracy, decided["within"][number])
-            entry |= {"bias_within": balanced()} | interval(
-                "bias_within", [balanced(take) for take in draws]
-            )
-            found.append(entry)
-        return found
+            entry["bias_within"] = balanced()
+            entry |= columns_of_central("bias_within", [balanced(sample) for sample in samples])
+            table.append(entry)
+        return table
 
-    parts = in_threads(rows, ((layer,) for layer in grams))
-    return pd.DataFrame([one for part in parts for one in part]).set_index(["layer", "component"])
+    tables = in_threads(rows, ((layer,) for layer in recording))
+    table = pd.DataFrame([row for table in tables for row in table])
+    return table.set_index(["layer", "component"])
 
 
-def angles(grams: Grams, factors: Mapping[str, np.ndarray], *, seed: int = 0) -> pd.DataFrame:
-    """Return how long the directions of several factors are in each layer, and the cosines between them.
+def _decisions(
+    gram: np.ndarray, design: Design, targets: dict[str, np.ndarray], count: int, layer: str
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return held-out decisions of each component and of all together, and shares of variance.
+
+    Decisions have shape (count + 1, n): for the disease, the bias, and the bias ``within`` the
+    label; shares have shape (count + 1,).
+    """
+    disease, carriers = targets["disease"], targets["bias"]
+    decided = {name: np.zeros((count + 1, len(disease)), int) for name in (*targets, "within")}
+    shares = []
+    for train, test in design.split:
+        seen, unseen = kernel_coordinates(gram, train, test)
+        if seen.shape[1] < count:
+            allowed = f"at most {seen.shape[1]}, the components of {layer}"
+            raise SimbaError("count", count, allowed)
+        variances = (seen**2).sum(axis=0)
+        shares.append(np.append(variances[:count], variances[:count].sum()) / variances.sum())
+        scale = np.sqrt(variances[:count] / len(train))
+        seen, unseen = seen[:, :count] / scale, unseen[:, :count] / scale
+        for number in range(count + 1):
+            chosen = slice(number, number + 1) if number < count else slice(count)
+            for name, values in targets.items():
+                classifier = LogisticRegression().fit(seen[:, chosen], values[train])
+                decided[name][number, test] = classifier.predict(unseen[:, chosen])
+            for value in (0, 1):
+                alike, held_out = disease[train] == value, disease[test] == value
+                classifier = LogisticRegression(class_weight="balanced").fit(
+                    seen[alike][:, chosen], carriers[train][alike]
+                )
+                answers = classifier.predict(unseen[held_out][:, chosen])
+                decided["within"][number, test[held_out]] = answers
+    return decided, np.mean(shares, axis=0)
+
+
+def angles(
+    recording: Grams, factors: Mapping[str, Column] | Sequence[str], *, seed: int = 0
+) -> pd.DataFrame:
+    """Return the lengths of the directions of several factors in each layer, and their cosines.
 
     The direction of a factor is the change of the mean activations that goes with it while the
     other factors stay: its coefficient in a linear regression of the full features.
 
     Parameters
     ----------
-    grams : mapping of layer to ndarray, shape (n, n)
-    factors : mapping of name to ndarray, shape (n,)
-        Such as ``{"disease": label, "bias": bias}``.
+    recording : Recording, or mapping of layer to ndarray, shape (n, n)
+    factors : sequence of str, or mapping of name to str or ndarray, shape (n,)
+        Columns of the recording's table, or ``{"disease": "label", "bias": values}``.
     seed : int
         Of the parts that the jackknife leaves out.
 
@@ -133,86 +159,111 @@ def angles(grams: Grams, factors: Mapping[str, np.ndarray], *, seed: int = 0) ->
     -------
     pandas.DataFrame
         Indexed by layer. For each factor ``length_<factor>``, relative to the standard deviation of
-        what is left (all features together); for each pair ``cosine_<one>_<other>``; all less what
-        chance adds, and with 95 % jackknife intervals ``_low`` and ``_high``. A cosine is missing
+        the residuals (all features together); for each pair ``cosine_<first>_<second>``; all less
+        what chance adds, and with 95 % jackknife intervals ``_low`` and ``_high``. A cosine is NaN
         where the estimate of a squared length is not above zero, and means little where the
         interval of a length reaches zero.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> disease, bias = (sb.Morphology(region, 2.5) for region in ("Insula_L", "Putamen_L"))
+    >>> cohort = sb.synthesise(sb.Scenario(64, disease, bias, spacing_mm=8))
+    >>> recording = sb.record(sb.SimBANet((4, 8), seed=0), cohort)
+    >>> table = sb.interpretation.angles(recording, ["label", "bias"])
+    >>> [name for name in table.columns if not name.endswith(("_low", "_high"))]
+    ['length_label', 'length_bias', 'cosine_label_bias']
     """
-    names = list(factors)
-    try:
-        columns = [np.asarray(factors[name], float) for name in names]
-    except (TypeError, ValueError) as error:
-        raise SimbaError("factors", str(error), "numbers") from error
+    refuse_twins(recording)
+    names, design = _regressors(recording, factors)
+    count = len(design)
+    order = stream(seed, "angles", "jackknife").permutation(count)
+    left_out = np.array_split(order, JACKKNIFE_PARTS)
+    remaining = [np.setdiff1d(np.arange(count), rows) for rows in left_out]
+
+    def row(layer: str) -> dict[str, float]:
+        gram = gram_of(recording, layer, count)
+        estimate = _directions(gram, design, names, np.arange(count))
+        without = pd.DataFrame([_directions(gram, design, names, rows) for rows in remaining])
+        squares = ((without - without.mean()) ** 2).sum(skipna=False)
+        error = np.sqrt((JACKKNIFE_PARTS - 1) / JACKKNIFE_PARTS * squares)
+        entry = {}
+        for name, value in estimate.items():
+            half = norm.ppf(0.975) * error[name]
+            entry |= {name: value, f"{name}_low": value - half, f"{name}_high": value + half}
+        return entry
+
+    rows = in_threads(row, ((layer,) for layer in recording))
+    return pd.DataFrame(rows, index=pd.Index(list(recording), name="layer"))
+
+
+def _regressors(
+    recording: Grams, factors: Mapping[str, Column] | Sequence[str]
+) -> tuple[list[str], np.ndarray]:
+    """Return the names of the factors and the design matrix, shape (n, 1 + factors), with intercept."""
+    if not isinstance(factors, Mapping):
+        factors = {name: name for name in factors}
+    columns = []
+    for name, values in factors.items():
+        try:
+            columns.append(values_of(recording, values, f"factors[{name!r}]").astype(float))
+        except (TypeError, ValueError) as error:
+            if isinstance(error, SimbaError):
+                raise
+            raise SimbaError("factors", str(error), "numbers") from error
     if not all(np.isfinite(column).all() for column in columns):
-        raise SimbaError(
-            "factors", "NaN or infinity", "finite", "Leave out subjects without a value."
-        )
-    refuse_twins(grams)
+        remedy = "Leave out subjects without a value."
+        raise SimbaError("factors", "NaN or infinity", "finite", remedy)
     if not columns or any(column.ndim != 1 or len(column) != len(columns[0]) for column in columns):
         raise SimbaError("factors", [column.shape for column in columns], "of one shape (n,)")
     count = len(columns[0])
     design = np.column_stack([np.ones(count), *columns])
-    if np.linalg.matrix_rank(design) < design.shape[1] or count < 2 * JACKKNIFE_PARTS:
-        raise SimbaError(
-            "factors",
-            f"{count} subjects",
-            f"linearly independent, not constant, of at least {2 * JACKKNIFE_PARTS}",
-        )
-    parts = np.array_split(stream(seed, "angles", "jackknife").permutation(count), JACKKNIFE_PARTS)
+    least = 2 * JACKKNIFE_PARTS
+    if np.linalg.matrix_rank(design) < design.shape[1] or count < least:
+        allowed = f"linearly independent, not constant, of at least {least}"
+        raise SimbaError("factors", f"{count} subjects", allowed)
+    return list(factors), design
 
-    def measured(gram: np.ndarray, rows: np.ndarray) -> dict[str, float]:
-        own = design[rows]
-        solve = np.linalg.pinv(own)
-        inner = gram[np.ix_(rows, rows)]
-        # Unbiased total variance of the residuals; noise adds it to squared lengths, in proportion
-        # to solve @ solve.T.
-        fitted = own @ (solve @ inner)
-        noise = (np.trace(inner) - np.trace(fitted)) / (len(rows) - own.shape[1])
-        products = (solve @ inner @ solve.T - noise * (solve @ solve.T))[1:, 1:]
-        squares = np.diag(products)
-        found = {
-            f"length_{name}": np.sqrt(max(square, 0) / noise)
-            for name, square in zip(names, squares, strict=True)
-        }
-        for i, one in enumerate(names):
-            for j in range(i + 1, len(names)):
-                reach = squares[i] * squares[j] if min(squares[i], squares[j]) > 0 else np.nan
-                found[f"cosine_{one}_{names[j]}"] = products[i, j] / np.sqrt(reach)
-        return found
 
-    def row(layer: str) -> dict[str, float]:
-        gram = checked(grams[layer], count, f"grams[{layer!r}]")
-        whole = measured(gram, np.arange(count))
-        less = pd.DataFrame(
-            [measured(gram, np.setdiff1d(np.arange(count), part)) for part in parts]
-        )
-        error = np.sqrt(
-            (JACKKNIFE_PARTS - 1) / JACKKNIFE_PARTS * ((less - less.mean()) ** 2).sum(skipna=False)
-        )
-        entry = {}
-        for name, value in whole.items():
-            reach = norm.ppf(0.975) * error[name]
-            entry |= {name: value, f"{name}_low": value - reach, f"{name}_high": value + reach}
-        return entry
-
-    rows = in_threads(row, ((layer,) for layer in grams))
-    return pd.DataFrame(rows, index=pd.Index(list(grams), name="layer"))
+def _directions(
+    gram: np.ndarray, design: np.ndarray, names: Sequence[str], rows: np.ndarray
+) -> dict[str, float]:
+    """Return lengths and cosines of the directions of the factors, from some of the subjects."""
+    regressors = design[rows]
+    solve = np.linalg.pinv(regressors)
+    products = gram[np.ix_(rows, rows)]
+    # Unbiased total variance of the residuals; noise adds it to squared lengths, in proportion
+    # to solve @ solve.T.
+    fitted = regressors @ (solve @ products)
+    noise = (np.trace(products) - np.trace(fitted)) / (len(rows) - regressors.shape[1])
+    inner = (solve @ products @ solve.T - noise * (solve @ solve.T))[1:, 1:]
+    squares = np.diag(inner)
+    entry = {
+        f"length_{name}": np.sqrt(max(square, 0) / noise)
+        for name, square in zip(names, squares, strict=True)
+    }
+    for i, name in enumerate(names):
+        for j in range(i + 1, len(names)):
+            product = squares[i] * squares[j] if min(squares[i], squares[j]) > 0 else np.nan
+            entry[f"cosine_{name}_{names[j]}"] = inner[i, j] / np.sqrt(product)
+    return entry
 
 
 def projections(
-    grams: Grams,
-    label: np.ndarray,
-    bias: np.ndarray,
+    recording: Grams,
+    label: Column = "label",
+    bias: Column = "bias",
     *,
-    folds: int | np.ndarray = 5,
-    groups: np.ndarray | None = None,
+    folds: int | Column | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Return where patients and controls with and without the bias lie on the disease axis of each layer, held out.
+    """Return where patients and controls with and without the bias lie on the disease axis.
+
+    Positions are held out.
 
     Parameters
     ----------
-    grams, label, bias, folds, groups, seed
+    recording, label, bias, folds, seed
         As for `components`.
 
     Returns
@@ -221,50 +272,58 @@ def projections(
         Indexed by layer and group (``"patients, B"`` ...): ``position`` of the group's mean on the
         axis of a disease probe, in standard deviations within groups, 0 being the middle between
         patients and controls; its 95 % bootstrap interval ``low``, ``high``; and ``n``.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> disease, bias = (sb.Morphology(region, 2.5) for region in ("Insula_L", "Putamen_L"))
+    >>> cohort = sb.synthesise(sb.Scenario(64, disease, bias, spacing_mm=8))
+    >>> recording = sb.record(sb.SimBANet((4, 8), seed=0), cohort, pixels=False)
+    >>> sb.interpretation.projections(recording).loc["block1"].index.tolist()
+    ['patients, B', 'patients, NB', 'controls, B', 'controls, NB']
     """
-    disease, marked = groups_of_two(label, "label"), groups_of_two(bias, "bias")
-    design = design_of(grams, marked, disease, kind="binary", folds=folds, groups=groups, seed=seed)
-    draws = resampled(design.clusters, stream(seed, "projections", "bootstrap"))
-    where = {
-        f"{one}, {other}": (disease == value) & (marked == group)
-        for value, one in ((1, "patients"), (0, "controls"))
-        for group, other in ((1, "B"), (0, "NB"))
+    disease = groups_of_two(recording, label, "label")
+    carriers = groups_of_two(recording, bias, "bias")
+    design = design_of(recording, carriers, disease, folds, seed=seed)
+    samples = resampled(design.clusters, stream(seed, "projections", "bootstrap"))
+    groups = {
+        f"{people}, {group}": (disease == value) & (carriers == carries)
+        for value, people in ((1, "patients"), (0, "controls"))
+        for carries, group in ((1, "B"), (0, "NB"))
     }
 
     def rows(layer: str) -> list[dict[str, object]]:
-        gram = design.gram(grams, layer)
-        scores = np.zeros(len(marked))
-        for train, test in design.split:
-            fit = fit_ridge(
-                gram,
-                train,
-                disease[train, None].astype(float),
-                np.zeros_like(disease),
-                design.folds[train],
-            )
-            scores[test] = fit.predict(gram, test)[:, 0] / fit.scale[0]
-        spread = np.sqrt(np.mean([scores[inside].var(ddof=1) for inside in where.values()]))
+        scores = _along_the_disease(design.gram(recording, layer), design, disease)
+        spread = np.sqrt(np.mean([scores[members].var(ddof=1) for members in groups.values()]))
 
-        def positions(take: np.ndarray) -> list[float]:
-            means = [
-                scores[take][inside[take]].mean() if inside[take].any() else np.nan
-                for inside in where.values()
-            ]
+        def positions(sample: np.ndarray) -> list[float]:
+            drawn = [scores[sample][members[sample]] for members in groups.values()]
+            means = [values.mean() if len(values) else np.nan for values in drawn]
             return [(mean - np.mean(means)) / spread for mean in means]
 
-        middle = positions(np.arange(len(scores)))
-        low, high = np.nanquantile([positions(take) for take in draws], [0.025, 0.975], axis=0)
+        estimates = positions(np.arange(len(scores)))
+        low, high = central([positions(sample) for sample in samples], axis=0)
         return [
             {
                 "layer": layer,
                 "group": name,
-                "position": middle[k],
+                "position": estimates[k],
                 "low": low[k],
                 "high": high[k],
-                "n": int(inside.sum()),
+                "n": int(members.sum()),
             }
-            for k, (name, inside) in enumerate(where.items())
+            for k, (name, members) in enumerate(groups.items())
         ]
 
-    parts = in_threads(rows, ((layer,) for layer in grams))
-    return pd.DataFrame([one for part in parts for one in part]).set_index(["layer", "group"])
+    tables = in_threads(rows, ((layer,) for layer in recording))
+    return pd.DataFrame([row for table in tables for row in table]).set_index(["layer", "group"])
+
+
+def _along_the_disease(gram: np.ndarray, design: Design, disease: np.ndarray) -> np.ndarray:
+    """Return the held-out scores of an unconditional probe of the disease, shape (n,)."""
+    scores, flat = np.zeros(len(disease)), np.zeros_like(disease)
+    for train, test in design.split:
+        goal = disease[train, None].astype(float)
+        fit = fit_ridge(gram, train, goal, flat, design.folds[train])
+        scores[test] = fit.predict(gram, test)[:, 0] / fit.scale[0]
+    return scores

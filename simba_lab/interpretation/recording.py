@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
@@ -35,14 +36,18 @@ class Recording(Mapping[str, np.ndarray]):
     features : dict of str to ndarray
         Activations of the layers that were asked for, float32, shape (n, ...) as the layer has
         them.
-    subjects : ndarray or None
+    subjects : ndarray, shape (n,), or None
         Whose volumes these are, if they came from cohorts: twins (of one seed) have the same
         subject.
+    table : pandas.DataFrame or None
+        The table of those cohorts, in the order of the rows; of several cohorts (or twins) the
+        union, with a column ``cohort`` that counts them from 0. None for bare arrays.
     """
 
     grams: dict[str, np.ndarray]
     features: dict[str, np.ndarray] = field(default_factory=dict)
     subjects: np.ndarray | None = None
+    table: pd.DataFrame | None = None
 
     def __getitem__(self, layer: str) -> np.ndarray:
         """Return the Gram matrix of a layer."""
@@ -284,6 +289,7 @@ def record(
             {name: spool.gram(name) for name in ([PIXELS] if pixels else []) + names},
             kept,
             _subjects(parts),
+            _table(parts),
         )
 
 
@@ -308,6 +314,16 @@ def _subjects(parts: list) -> np.ndarray | None:
             [f"{seed}/{number}" for number in own] for seed, own in zip(seeds, numbers, strict=True)
         ]
     return np.concatenate(numbers)
+
+
+def _table(cohorts: list) -> pd.DataFrame | None:
+    """Return the table of the rows: that of the only cohort, or the union of several."""
+    if not all(hasattr(cohort, "table") for cohort in cohorts):
+        return None
+    if len(cohorts) == 1:
+        return cohorts[0].table
+    tables = [cohort.table.assign(cohort=number) for number, cohort in enumerate(cohorts)]
+    return pd.concat(tables)
 
 
 def largest_call(model: nn.Module, volume: torch.Tensor) -> int:

@@ -1,18 +1,20 @@
-"""Centred kernel alignment: whether two layers, networks or epochs see the same likenesses between subjects."""
+"""Centred kernel alignment: whether two layers, networks or epochs see the same similarities."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
 
+from simba_lab.core.checks import choice, of_shape, positive, whole_number
 from simba_lab.core.compute import in_threads
-from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.errors import SimbaError
+from simba_lab.core.intervals import central, jackknife_of_correlation
 from simba_lab.core.rng import stream
-from simba_lab.interpretation.probes.questions import Grams, checked, refuse_twins
+from simba_lab.interpretation.probes.columns import Column, Grams, gram_of, refuse_twins, values_of
 
 KERNELS = ("linear", "rbf")
 
@@ -24,15 +26,15 @@ def cka(
     kernel: str = "linear",
     debiased: bool = True,
     bandwidth: float = 1.0,
-    given: np.ndarray | None = None,
+    given: Column | None = None,
     permutations: int = 0,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Return the centred kernel alignment of each layer of one network with each layer of another.
+    """Return the centred kernel alignment of each layer of one network with each of another.
 
     Parameters
     ----------
-    first, second : mapping of layer to ndarray, shape (n, n)
+    first, second : Recording, or mapping of layer to ndarray, shape (n, n)
         From `record`, of the same subjects in the same order (or of their twins). By default a
         network with itself.
     kernel : {"linear", "rbf"}
@@ -42,12 +44,12 @@ def cka(
         features that outnumber the subjects look alike.
     bandwidth : float
         Width of the Gaussian, as a share of the median distance of subjects.
-    given : ndarray, shape (n,), optional
-        Group of each subject: alignment within groups, averaged with their numbers of subjects as
-        weights.
+    given : str or ndarray, shape (n,), optional
+        Group of each subject, as a column of the table of `first` or as values: alignment within
+        groups, averaged with their numbers of subjects as weights.
     permutations : int
-        Shuffles of the subjects of the second network for the null distribution (what layers share
-        that have nothing in common); 0 for none.
+        Shuffles of the subjects of the second network, for the null distribution of layers that
+        have nothing in common; 0 for none.
     seed : int
 
     Returns
@@ -75,38 +77,40 @@ def cka(
     13:1393-1434, eq. 5 (unbiased criterion); Murphy et al. (2024), "Correcting biased centered
     kernel alignment measures in biological and artificial neural networks"; Arvesen (1969), Ann.
     Math. Stat. 40:2076-2100 (jackknife of U-statistics).
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> disease, bias = (sb.Morphology(region, 2.5) for region in ("Insula_L", "Putamen_L"))
+    >>> cohort = sb.synthesise(sb.Scenario(64, disease, bias, spacing_mm=8))
+    >>> first, second = (sb.record(sb.SimBANet((4, 8), seed=seed), cohort) for seed in (0, 1))
+    >>> table = sb.cka(first, second, given="label")
+    >>> float(table.loc[("pixels", "pixels"), "cka"].round(3))
+    1.0
     """
-    if kernel not in KERNELS:
-        raise UnknownNameError.among("kernel", kernel, KERNELS)
-    if not bandwidth > 0:
-        raise SimbaError("bandwidth", bandwidth, "above 0")
-    same = second is None
-    second = first if same else second
-    if not first or not second:
-        raise SimbaError("grams", "no layers", "at least one layer")
-    refuse_twins(first)
-    refuse_twins(second)
+    choice("kernel", kernel, KERNELS)
+    positive("bandwidth", bandwidth)
+    whole_number("permutations", permutations, least=0)
+    networks = {"first": first} if second is None else {"first": first, "second": second}
+    if not all(networks.values()):
+        raise SimbaError("recording", "no layers", "at least one layer")
+    for network in networks.values():
+        refuse_twins(network)
     count = len(next(iter(first.values())))
-    groups = [np.arange(count)]
-    if given is not None:
-        given = np.asarray(given)
-        if given.shape != (count,):
-            raise SimbaError("given", given.shape, f"of shape ({count},)")
-        groups = [np.flatnonzero(given == value) for value in np.unique(given)]
-    if min(map(len, groups)) < 5:
-        raise SimbaError(
-            "grams", f"{min(map(len, groups))} subjects", "of at least 5 subjects in each group"
-        )
-    ready = partial(_ready, kernel=kernel, debiased=debiased, bandwidth=bandwidth, groups=groups)
-    prepared = {
-        ("first", name): ready(checked(gram, count, f"first[{name!r}]"))
-        for name, gram in first.items()
+    groups = _groups(first, given, count)
+    prepare = partial(
+        _kernels, kernel=kernel, debiased=debiased, bandwidth=bandwidth, groups=groups
+    )
+    kernels = {
+        (side, layer): prepare(gram_of(network, layer, count, side))
+        for side, network in networks.items()
+        for layer in network
     }
-    if not same:
-        prepared |= {
-            ("second", name): ready(checked(gram, count, f"second[{name!r}]"))
-            for name, gram in second.items()
-        }
+    norms = {key: _criterion(blocks, blocks, debiased) for key, blocks in kernels.items()}
+    for (side, layer), norm_squared in norms.items():
+        if not norm_squared.value > 0:
+            problem = "the same for all subjects, or noise alone"
+            raise SimbaError(f"{side}[{layer!r}]", problem, "a layer in which subjects differ")
     orders = [
         [
             stream(seed, number, f"cka/{group}").permutation(len(rows))
@@ -114,154 +118,154 @@ def cka(
         ]
         for number in range(permutations)
     ]
-    side = "first" if same else "second"
-    own = {key: _criterion(parts, parts, debiased) for key, parts in prepared.items()}
-    flat = [f"{place}[{name!r}]" for (place, name), one in own.items() if not one.value > 0]
-    if flat:
-        raise SimbaError(
-            flat[0], "the same for all subjects, or noise alone", "a layer in which subjects differ"
-        )
+    last = list(networks)[-1]
 
-    def row(one: str, other: str) -> dict[str, float]:
-        left, right = prepared["first", one], prepared[side, other]
-        mine, theirs = own["first", one], own[side, other]
-        both = _criterion(left, right, debiased)
-        value = both.value / np.sqrt(mine.value * theirs.value)
-        found = {"first": one, "second": other, "cka": value}
-        found["low"], found["high"] = _jackknifed(both, mine, theirs, value)
+    def row(layer: str, other: str) -> dict[str, float]:
+        left, right = kernels["first", layer], kernels[last, other]
+        sizes = norms["first", layer], norms[last, other]
+        product = _criterion(left, right, debiased)
+        scale = np.sqrt(sizes[0].value * sizes[1].value)
+        value = product.value / scale
+        entry = {"first": layer, "second": other, "cka": value}
+        with np.errstate(invalid="ignore", divide="ignore"):
+            without = product.without / np.sqrt(sizes[0].without * sizes[1].without)
+        entry["low"], entry["high"] = jackknife_of_correlation(value, without)
         if orders:
             null = np.array([_shuffled(left, right, order, debiased) for order in orders])
-            null /= np.sqrt(mine.value * theirs.value)
-            found["null_low"], found["null_high"] = np.quantile(null, [0.025, 0.975])
-            found["p"] = (1 + (null >= value).sum()) / (1 + len(null))
-        return found
+            null /= scale
+            entry["null_low"], entry["null_high"] = central(null)
+            entry["p"] = (1 + (null >= value).sum()) / (1 + len(null))
+        return entry
 
-    return pd.DataFrame(
-        in_threads(row, ((one, other) for one in first for other in second))
-    ).set_index(["first", "second"])
+    pairs = ((layer, other) for layer in first for other in networks[last])
+    return pd.DataFrame(in_threads(row, pairs)).set_index(["first", "second"])
 
 
 class _Criterion(NamedTuple):
-    """The Hilbert-Schmidt independence criterion, and what it is without each of the subjects."""
+    """The Hilbert-Schmidt independence criterion, and its values without each of the subjects."""
 
     value: float
     without: np.ndarray
 
 
-def _ready(
-    gram: np.ndarray, *, kernel: str, debiased: bool, bandwidth: float, groups: list
+def _groups(recording: Grams, given: Column | None, count: int) -> list[np.ndarray]:
+    """Return the rows of each group, or of everybody."""
+    groups = [np.arange(count)]
+    if given is not None:
+        given = of_shape("given", values_of(recording, given, "given"), (count,))
+        groups = [np.flatnonzero(given == value) for value in np.unique(given)]
+    smallest = min(map(len, groups))
+    if smallest < 5:
+        raise SimbaError(
+            "recording", f"{smallest} subjects", "of at least 5 subjects in each group"
+        )
+    return groups
+
+
+def _kernels(
+    gram: np.ndarray, *, kernel: str, debiased: bool, bandwidth: float, groups: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
     """Return the kernel matrix of each group, without its diagonal or centred."""
     if kernel == "rbf":
-        size = np.diag(gram)
-        apart = np.maximum(size[:, None] + size - 2 * gram, 0)
-        middle = np.median(apart[np.triu_indices(len(gram), 1)])
-        if middle == 0:
-            raise SimbaError(
-                "grams",
-                "the same for most subjects",
-                "a layer in which subjects differ",
-                "Or kernel='linear'.",
+        squares = np.diag(gram)
+        distances = np.maximum(squares[:, None] + squares - 2 * gram, 0)
+        median = np.median(distances[np.triu_indices(len(gram), 1)])
+        if median == 0:
+            raise SimbaError.problem(
+                "Most subjects are the same in this layer.",
+                "Choose a layer in which they differ, or kernel='linear'.",
             )
-        gram = np.exp(-apart / (2 * bandwidth**2 * middle))
-    parts = []
+        gram = np.exp(-distances / (2 * bandwidth**2 * median))
+    blocks = []
     for rows in groups:
-        part = gram[np.ix_(rows, rows)].copy()
-        # The mean of all pairs has no part in the result, but would cost digits.
-        part -= part.mean()
+        block = gram[np.ix_(rows, rows)].copy()
+        # The mean of all pairs does not count in the result, but would cost digits.
+        block -= block.mean()
         if debiased:
-            np.fill_diagonal(part, 0)
+            np.fill_diagonal(block, 0)
         else:
-            part -= part.mean(axis=0)
-            part -= part.mean(axis=1)[:, None]
-        parts.append(part)
-    return parts
+            block -= block.mean(axis=0)
+            block -= block.mean(axis=1)[:, None]
+        blocks.append(block)
+    return blocks
 
 
 def _criterion(left: list[np.ndarray], right: list[np.ndarray], debiased: bool) -> _Criterion:
-    """Sum over groups, each weighted by its number of pairs."""
-    value, without = 0.0, []
-    parts = [
-        _unbiased(one, other) if debiased else _biased(one, other)
-        for one, other in zip(left, right, strict=True)
-    ]
-    value = sum(part.value * len(part.without) for part in parts)
-    for part in parts:
-        count = len(part.without)
-        without.append(value - part.value * count + part.without * (count - 1))
+    """Sum over groups, each weighted by its number of subjects."""
+    estimate = _unbiased if debiased else _biased
+    groups = [estimate(*blocks) for blocks in zip(left, right, strict=True)]
+    value = sum(group.value * len(group.without) for group in groups)
+    without = []
+    for group in groups:
+        count = len(group.without)
+        without.append(value - group.value * count + group.without * (count - 1))
     return _Criterion(value, np.concatenate(without))
 
 
+def _u_statistic(n: int, trace: np.ndarray, product: np.ndarray, chain: np.ndarray) -> np.ndarray:
+    """Return the unbiased criterion of n subjects from three sums: Song et al. (2012), eq. 5."""
+    return (trace + product / ((n - 1) * (n - 2)) - 2 * chain / (n - 2)) / (n * (n - 3))
+
+
 def _unbiased(left: np.ndarray, right: np.ndarray) -> _Criterion:
-    """Song et al. (2012), eq. 5, for matrices with zero diagonal; leaving a subject out changes three sums."""
+    """For matrices with zero diagonal; leaving a subject out changes three sums."""
     n = len(left)
     pairs = np.einsum("ij,ij->i", left, right)
     rows, columns = left.sum(axis=0), right.sum(axis=0)
-    trace, totals, chain = pairs.sum(), rows.sum() * columns.sum(), rows @ columns
+    trace, product, chain = pairs.sum(), rows.sum() * columns.sum(), rows @ columns
     traces = trace - 2 * pairs
     products = (rows.sum() - 2 * rows) * (columns.sum() - 2 * columns)
     chains = chain - rows * columns - left @ columns - right @ rows + pairs
-
-    def combine(m: int, trace: np.ndarray, product: np.ndarray, chain: np.ndarray) -> np.ndarray:
-        return (trace + product / ((m - 1) * (m - 2)) - 2 * chain / (m - 2)) / (m * (m - 3))
-
-    return _Criterion(combine(n, trace, totals, chain), combine(n - 1, traces, products, chains))
+    return _Criterion(
+        _u_statistic(n, trace, product, chain), _u_statistic(n - 1, traces, products, chains)
+    )
 
 
 def _biased(left: np.ndarray, right: np.ndarray) -> _Criterion:
-    """Gretton et al. (2005) for centred matrices; what is left without a subject is centred anew."""
+    """Gretton et al. (2005) for centred matrices, which are centred anew without each subject."""
     n = len(left)
     pairs = np.einsum("ij,ij->i", left, right)
     trace = pairs.sum()
     # Without subject i the rows sum to minus its entries; centring that remainder again takes these
     # terms away.
     m = n - 1
-    own_left, own_right = np.diag(left), np.diag(right)
-    traces = trace - 2 * pairs + own_left * own_right
+    diagonals = np.diag(left) * np.diag(right)
+    traces = trace - 2 * pairs + diagonals
     # Row sums of the remainder are -K[:, i] without entry i, and its total is K[i, i].
-    cross = pairs - own_left * own_right
-    without = (traces - 2 * cross / m + own_left * own_right / m**2) / (m - 1) ** 2
+    cross = pairs - diagonals
+    without = (traces - 2 * cross / m + diagonals / m**2) / (m - 1) ** 2
     return _Criterion(trace / (n - 1) ** 2, without)
 
 
 def _shuffled(
     left: list[np.ndarray], right: list[np.ndarray], orders: list[np.ndarray], debiased: bool
 ) -> float:
-    """Return the criterion after another order of the subjects of the right network, within groups."""
+    """Return the criterion after the subjects of the right network are reordered within groups."""
     total = 0.0
-    for one, other, order in zip(left, right, orders, strict=True):
-        n = len(one)
-        trace = np.einsum("ij,ij->", one, other[np.ix_(order, order)])
+    for block, other, order in zip(left, right, orders, strict=True):
+        n = len(block)
+        trace = np.einsum("ij,ij->", block, other[np.ix_(order, order)])
         if debiased:
-            rows, columns = one.sum(axis=0), other.sum(axis=0)
+            rows, columns = block.sum(axis=0), other.sum(axis=0)
             product, chain = rows.sum() * columns.sum(), rows @ columns[order]
-            total += (
-                (trace + product / ((n - 1) * (n - 2)) - 2 * chain / (n - 2)) / (n * (n - 3)) * n
-            )
+            total += _u_statistic(n, trace, product, chain) * n
         else:
             total += trace / (n - 1) ** 2 * n
     return total
 
 
-def _jackknifed(
-    both: _Criterion, mine: _Criterion, theirs: _Criterion, value: float
-) -> tuple[float, float]:
-    """95 % interval on the scale of the inverse hyperbolic tangent, where values near one spread evenly."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        without = both.without / np.sqrt(mine.without * theirs.without)
-    if not np.isfinite(without).all():
-        return np.nan, np.nan
-    if value >= 1 - 1e-12:
-        return value, value
-    bent = np.arctanh(np.clip(without, -1 + 1e-12, 1 - 1e-12))
-    n = len(bent)
-    error = np.sqrt((n - 1) / n * ((bent - bent.mean()) ** 2).sum())
-    reach = norm.ppf(0.975) * error
-    return float(np.tanh(np.arctanh(value) - reach)), float(np.tanh(np.arctanh(value) + reach))
-
-
 def cka_matrix(table: pd.DataFrame, column: str = "cka") -> pd.DataFrame:
-    """Return a column of the table of `cka` as a matrix: layers of the first network by layers of the second."""
+    """Return a column of the table of `cka` as a matrix: layers of the first network by the second's.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import simba_lab as sb
+    >>> features = np.random.default_rng(0).standard_normal((20, 5))
+    >>> grams = {"a": features @ features.T, "b": features[:, :2] @ features[:, :2].T}
+    >>> sb.interpretation.cka_matrix(sb.cka(grams)).shape
+    (2, 2)
+    """
     wide = table[column].unstack("second")
     rows = table.index.get_level_values("first").unique()
     return wide.loc[rows, table.index.get_level_values("second").unique()]

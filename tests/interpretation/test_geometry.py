@@ -114,13 +114,13 @@ def test_components_take_folds_and_twins():
         ({"label": np.arange(3) % 2}, "of shape"),
         ({"count": 11}, "count must be at most 10"),
         ({"folds": 30}, "from 2 to"),
-        ({"grams": {"layer": np.eye(4)}}, "of shape"),
+        ({"recording": {"layer": np.eye(4)}}, "of shape"),
     ],
 )
 def test_bad_components_are_refused(arguments, says):
     label, bias = design(80)
     arguments = {
-        "grams": {"layer": gram(RNG.standard_normal((80, 10)))},
+        "recording": {"layer": gram(RNG.standard_normal((80, 10)))},
         "label": label,
         "bias": bias,
     } | arguments

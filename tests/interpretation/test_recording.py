@@ -199,7 +199,7 @@ def test_only_one_module_registers_hooks():
         for path in package.rglob("*.py")
         if re.search(r"register_\w*hook", path.read_text(encoding="utf-8"))
     ]
-    assert found == ["activations.py"]
+    assert found == ["recording.py"]
 
 
 def test_the_network_is_left_in_the_mode_it_was_in():

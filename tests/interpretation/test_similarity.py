@@ -130,7 +130,7 @@ def test_leaving_subjects_out_equals_computing_without_them(debiased):
 
     def criterion(k, m, rows):
         ready = [
-            similarity._ready(
+            similarity._kernels(
                 x[np.ix_(rows, rows)],
                 kernel="linear",
                 debiased=debiased,
@@ -207,13 +207,13 @@ def test_shuffles_equal_computing_with_shuffled_subjects(debiased):
     left, right = (gram(x) for x in related())
     order = RNG.permutation(30)
     ready = [
-        similarity._ready(
+        similarity._kernels(
             x, kernel="linear", debiased=debiased, bandwidth=1, groups=[np.arange(30)]
         )
         for x in (left, right)
     ]
     moved = right[np.ix_(order, order)]
-    other = similarity._ready(
+    other = similarity._kernels(
         moved, kernel="linear", debiased=debiased, bandwidth=1, groups=[np.arange(30)]
     )
     assert similarity._shuffled(*ready, [order], debiased) == pytest.approx(
@@ -289,12 +289,12 @@ def test_a_wider_gaussian_sees_coarser_likeness():
             r"second\['b'\] must be a layer in which subjects differ",
         ),
         ({"second": {"b": np.zeros((12, 12))}, "debiased": False}, "in which subjects differ"),
-        ({"second": {"b": np.ones((12, 12))}, "kernel": "rbf"}, "in which subjects differ"),
+        ({"second": {"b": np.ones((12, 12))}, "kernel": "rbf"}, "in which they differ"),
         ({"first": {"a": gram(np.full((12, 50), 0.1))}}, "in which subjects differ"),
         ({"second": {}}, "at least one layer"),
         ({"first": {}}, "at least one layer"),
         ({"kernel": "gaussian"}, "kernel must be one of 2"),
-        ({"bandwidth": 0}, "bandwidth must be above 0"),
+        ({"bandwidth": 0}, "bandwidth must be a finite number above 0"),
     ],
 )
 def test_bad_alignments_are_refused(arguments, says):
@@ -308,5 +308,5 @@ def test_bad_alignments_are_refused(arguments, says):
 def test_a_bandwidth_needs_subjects_that_differ():
     alike = np.zeros((12, 4))
     alike[:2] = np.random.default_rng(0).normal(size=(2, 4))
-    with pytest.raises(sb.SimbaError, match="the same for most subjects"):
+    with pytest.raises(sb.SimbaError, match="Most subjects are the same"):
         sb.cka({"a": alike @ alike.T}, kernel="rbf")

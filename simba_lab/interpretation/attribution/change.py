@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from simba_lab.core.errors import SimbaError
+from simba_lab.core.intervals import PROBE_BOOTSTRAPS as BOOTSTRAPS
 from simba_lab.core.rng import stream
-from simba_lab.interpretation.probes.resampling import BOOTSTRAPS
 
 
 def split_change(

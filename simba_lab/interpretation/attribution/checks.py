@@ -13,11 +13,11 @@ from captum.metrics import infidelity, sensitivity_max
 from scipy.stats import rankdata
 
 from simba_lab.core.errors import SimbaError
+from simba_lab.core.intervals import PROBE_BOOTSTRAPS as BOOTSTRAPS
 from simba_lab.core.rng import stream
 from simba_lab.interpretation.attribution.gradients import seeded
 from simba_lab.interpretation.attribution.maps import attribute
 from simba_lab.interpretation.attribution.methods import METHODS, Settings, middles, plan_of
-from simba_lab.interpretation.probes.resampling import BOOTSTRAPS
 from simba_lab.interpretation.recording import layer_names
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,8 +14,8 @@ from simba_lab.core.intervals import BOOTSTRAPS
 from simba_lab.core.rng import stream
 from simba_lab.interpretation.interventions.erasure import Erasure, erase
 from simba_lab.interpretation.interventions.twin_pairs import chosen_layers, mean_with_interval
-from simba_lab.interpretation.probes.probing import probe
-from simba_lab.interpretation.recording import edit, record
+from simba_lab.interpretation.probes.probing import ProbeSettings, probe
+from simba_lab.interpretation.recording import Recording, edit, record
 from simba_lab.training.metrics import evaluate
 from simba_lab.training.predictions import logits
 from simba_lab.training.twins import twin_logits
@@ -131,8 +131,8 @@ def erasure_audit(
             effect = on - off
             before = effect if before is None else before
             rows[layer, what] = {
-                **_read(grams, concept, test[concept], test["label"], test["fold"], seed),
-                **_read(grams, "disease", test["label"], test[concept], test["fold"], seed),
+                **_read(grams, concept, concept, "label", seed),
+                **_read(grams, "disease", "label", concept, seed),
                 **mean_with_interval("twin_effect", effect, draws),
                 **mean_with_interval("twin_effect_change", effect - before, draws),
                 **{
@@ -146,14 +146,8 @@ def erasure_audit(
     return pd.DataFrame(list(rows.values()), index=index)
 
 
-def _read(
-    grams: Mapping[str, np.ndarray],
-    name: str,
-    target: np.ndarray,
-    given: np.ndarray,
-    folds: np.ndarray,
-    seed: int,
-) -> dict[str, float]:
+def _read(recording: Recording, name: str, target: str, given: str, seed: int) -> dict[str, float]:
     """Return the held-out AUC of a probe of the only layer, with its interval."""
-    found = probe(grams, target, given=given, folds=folds, permutations=0, seed=seed).iloc[0]
+    settings = ProbeSettings(seed=seed)
+    found = probe(recording, target, given=given, permutations=0, settings=settings).iloc[0]
     return {name + end: found["auc" + end] for end in ("", "_low", "_high")}

@@ -105,12 +105,9 @@ def encoding_and_use(
     settings = {"layers": names, "pixels": False, "memory_gb": memory_gb, "device": device}
     read = probe(
         record(model, audience, **settings),
-        audience[bias],
-        given=audience["label"],
-        folds=audience["fold"],
-        floors={"untrained": [record(network, audience, **settings) for network in untrained]}
-        if untrained
-        else None,
+        bias,
+        given="label",
+        floors=[record(network, audience, **settings) for network in untrained],
         permutations=0,
     )
     pairs = {
@@ -150,10 +147,7 @@ def encoding_and_use(
         use = np.quantile(removed[bias][draws].mean(axis=1) / scale, [0.025, 0.975])
         rows.append(
             {column: read.loc[name, column] for column in ("auc", "auc_low", "auc_high")}
-            | {
-                "floor": read.loc[name, "floor_untrained"] if untrained else np.nan,
-                "effect": total.mean(),
-            }
+            | {"floor": read.loc[name, "floor_untrained"], "effect": total.mean()}
             | dict(mean_with_interval("removed", removed[bias], draws))
             | {
                 "removed_random": removed["random"].mean(),

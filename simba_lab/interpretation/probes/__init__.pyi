@@ -1,6 +1,14 @@
 from .ease import code_length, learning_curve, prominence
 from .kernel_ridge import kernel_coordinates
-from .probing import probe
+from .probing import ProbeSettings, probe
 from .questions import octants
 
-__all__ = ["code_length", "kernel_coordinates", "learning_curve", "octants", "probe", "prominence"]
+__all__ = [
+    "ProbeSettings",
+    "code_length",
+    "kernel_coordinates",
+    "learning_curve",
+    "octants",
+    "probe",
+    "prominence",
+]

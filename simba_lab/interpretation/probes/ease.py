@@ -1,4 +1,4 @@
-"""How easily a layer gives something away: measures that tell layers apart where every probe reads it perfectly."""
+"""How easily a layer gives something away, where every probe reads it perfectly in the end."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
 
+from simba_lab.core.checks import whole_number
 from simba_lab.core.compute import in_threads
 from simba_lab.core.errors import SimbaError
+from simba_lab.core.intervals import columns_of_central, counts_of
 from simba_lab.core.rng import stream
+from simba_lab.interpretation.probes.columns import Column, Grams
 from simba_lab.interpretation.probes.kernel_ridge import RidgeFit, fit_ridge, means_within
-from simba_lab.interpretation.probes.questions import Grams, design_of
-from simba_lab.interpretation.probes.resampling import counts_of, interval, resampled
+from simba_lab.interpretation.probes.questions import Design, design_of
+from simba_lab.interpretation.probes.resampling import resampled
 
 # Shares of the training subjects in a learning curve.
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 
 
 def learning_curve(
-    grams: Grams,
-    target: np.ndarray,
+    recording: Grams,
+    target: Column,
     *,
-    given: np.ndarray | None = None,
-    folds: int | np.ndarray = 5,
-    groups: np.ndarray | None = None,
+    given: Column | None = None,
+    folds: int | Column | None = None,
     shares: Sequence[float] = SHARES,
     repeats: int = 2,
     seed: int = 0,
@@ -37,12 +39,14 @@ def learning_curve(
 
     Parameters
     ----------
-    grams, target, given, folds, groups, seed
+    recording, target, given, folds
         As for `probe`.
     shares : sequence of float
         Shares of the training folds that the probe learns from.
     repeats : int
         Random choices of those subjects for each held-out fold.
+    seed : int
+        Of those choices, of random folds and of the bootstrap.
 
     Returns
     -------
@@ -55,59 +59,68 @@ def learning_curve(
     ----------
     Voita and Titov (2020), "Information-theoretic probing with minimum description length", sec.
     2.2.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> disease, bias = (sb.Morphology(region, 2.5) for region in ("Insula_L", "Putamen_L"))
+    >>> scenario = sb.Scenario(64, disease, bias, spacing_mm=8)
+    >>> recording = sb.record(sb.SimBANet((4, 8), seed=0), sb.synthesise(scenario))
+    >>> curve = sb.learning_curve(recording, "bias", given="label")
+    >>> curve.columns.tolist()
+    ['auc', 'auc_low', 'auc_high', 'bits', 'bits_low', 'bits_high', 'bits_known']
     """
     if not len(shares) or min(shares) <= 0 or max(shares) > 1:
         raise SimbaError("shares", list(shares), "shares above 0 and at most 1")
-    if not isinstance(repeats, int) or repeats < 1:
-        raise SimbaError("repeats", repeats, "an integer of at least 1")
-    design = design_of(grams, target, given, kind="binary", folds=folds, groups=groups, seed=seed)
-    question, values, context = design.question, design.question.target, design.question.context
-    draws = resampled(design.clusters, stream(seed, "probe", "bootstrap"))
-    counts = counts_of(draws, len(values))
+    whole_number("repeats", repeats)
+    design = design_of(recording, target, given, folds, seed=seed)
+    question, values = design.question, design.question.target
+    samples = resampled(design.clusters, stream(seed, "probe", "bootstrap"))
+    counts = counts_of(samples, len(values))
 
     def rows(layer: str) -> list[dict[str, float]]:
-        gram = design.gram(grams, layer)
-        found = []
+        gram, table = design.gram(recording, layer), []
         for share in shares:
-            scores, bits, known = (np.zeros((repeats, len(values))) for _ in range(3))
-            sizes = []
-            for fold, (train, test) in enumerate(design.split):
-                for repeat in range(repeats):
-                    few = _few(
-                        train,
-                        question.cells,
-                        share,
-                        stream(seed, f"{fold}/{repeat}", "learning curve"),
-                    )
-                    sizes.append(len(few))
-                    fit = fit_ridge(
-                        gram, few, values[few, None].astype(float), context, design.folds[few]
-                    )
-                    score = fit.predict(gram, test)[:, 0] / fit.scale[0]
-                    scores[repeat, test] = score
-                    bits[repeat, test], known[repeat, test] = _code(
-                        fit, score, few, test, values, context
-                    )
-            areas = [question.score(values, one[:, None]) for one in scores]
-            redrawn = np.mean(
-                [question.score(values, one[:, None], counts) for one in scores], axis=0
-            )
-            each = bits.mean(axis=0)
-            found.append(
-                {
-                    "layer": layer,
-                    "n": round(np.mean(sizes)),
-                    "auc": np.mean(areas),
-                    **interval("auc", redrawn),
-                    "bits": each.mean(),
-                    **interval("bits", [each[take].mean() for take in draws]),
-                    "bits_known": known.mean(),
-                }
-            )
-        return found
+            scores, bits, known, size = _learnt_from(gram, design, share, repeats, seed)
+            columns = [repeat[:, None] for repeat in scores]
+            drawn = [question.score(values, column, counts) for column in columns]
+            per_subject = bits.mean(axis=0)
+            means = [per_subject[sample].mean() for sample in samples]
+            entry = {"layer": layer, "n": size}
+            entry["auc"] = np.mean([question.score(values, column) for column in columns])
+            entry |= columns_of_central("auc", np.mean(drawn, axis=0))
+            entry["bits"] = per_subject.mean()
+            entry |= columns_of_central("bits", means)
+            entry["bits_known"] = known.mean()
+            table.append(entry)
+        return table
 
-    parts = in_threads(rows, ((layer,) for layer in grams))
-    return pd.DataFrame([one for part in parts for one in part]).set_index(["layer", "n"])
+    tables = in_threads(rows, ((layer,) for layer in recording))
+    return pd.DataFrame([row for table in tables for row in table]).set_index(["layer", "n"])
+
+
+def _learnt_from(
+    gram: np.ndarray, design: Design, share: float, repeats: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Return held-out scores and code lengths, shape (repeats, n), after a share of the subjects.
+
+    Lengths are those by the probe and those by the frequencies alone; then the mean number of
+    training subjects.
+    """
+    values, context = design.question.target, design.question.context
+    scores, bits, known = (np.zeros((repeats, len(values))) for _ in range(3))
+    sizes = []
+    for fold, (train, test) in enumerate(design.split):
+        for repeat in range(repeats):
+            generator = stream(seed, f"{fold}/{repeat}", "learning curve")
+            rows = _subset(train, design.question.cells, share, generator)
+            sizes.append(len(rows))
+            goal = values[rows, None].astype(float)
+            fit = fit_ridge(gram, rows, goal, context, design.folds[rows])
+            score = fit.predict(gram, test)[:, 0] / fit.scale[0]
+            scores[repeat, test] = score
+            bits[repeat, test], known[repeat, test] = _code(fit, score, test, values, context)
+    return scores, bits, known, round(np.mean(sizes))
 
 
 def code_length(curve: pd.DataFrame) -> pd.DataFrame:
@@ -132,19 +145,26 @@ def code_length(curve: pd.DataFrame) -> pd.DataFrame:
     References
     ----------
     Voita and Titov (2020), "Information-theoretic probing with minimum description length", eq. 3.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import simba_lab as sb
+    >>> steps = pd.MultiIndex.from_product([["block1"], [10, 20]], names=["layer", "n"])
+    >>> curve = pd.DataFrame({"bits": [0.5, 0.4], "bits_known": [1.0, 1.0]}, index=steps)
+    >>> sb.probes.code_length(curve)["bits"].tolist()
+    [0.75]
     """
     table = {}
-    for layer, part in curve.sort_index(level="n", sort_remaining=False).groupby(
-        level="layer", sort=False
-    ):
-        sizes = part.index.get_level_values("n").to_numpy()
+    ordered = curve.sort_index(level="n", sort_remaining=False)
+    for layer, steps in ordered.groupby(level="layer", sort=False):
+        sizes = steps.index.get_level_values("n").to_numpy()
         blocks = np.diff(sizes, prepend=0)
         # The first block cannot be learnt from anything; each later one is coded with what came
         # before it.
+        first = steps["bits_known"].iloc[0]
         bits, known = (
-            float(
-                blocks @ np.append(part["bits_known"].iloc[0], part[column].iloc[:-1]) / sizes[-1]
-            )
+            float(blocks @ np.append(first, steps[column].iloc[:-1]) / sizes[-1])
             for column in ("bits", "bits_known")
         )
         table[layer] = {"bits": bits, "bits_known": known, "compression": known / bits}
@@ -152,26 +172,27 @@ def code_length(curve: pd.DataFrame) -> pd.DataFrame:
 
 
 def prominence(
-    grams: Grams,
-    target: np.ndarray,
+    recording: Grams,
+    target: Column,
     *,
-    given: np.ndarray | None = None,
-    folds: int | np.ndarray = 5,
-    groups: np.ndarray | None = None,
+    given: Column | None = None,
+    folds: int | Column | None = None,
     components: int = 5,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Return how much of a layer's variation is about a two-group target, held out.
 
-    Probes that read a target perfectly from two layers do not tell whether it is the loudest thing
+    Probes that read a target perfectly from two layers do not tell whether it is the loudest signal
     there or the faintest.
 
     Parameters
     ----------
-    grams, target, given, folds, groups, seed
+    recording, target, given, folds
         As for `probe`.
     components : int
         Principal components (of the training folds, within `given`) to look at.
+    seed : int
+        Of random folds.
 
     Returns
     -------
@@ -181,94 +202,94 @@ def prominence(
         covariance of the layer; ``group_share``, the share of the variance between the group means
         (less what chance would give); ``d_prime``, the distance of the groups along the probe in
         standard deviations; and ``d_prime_pc1`` and on for each component.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> disease, bias = (sb.Morphology(region, 2.5) for region in ("Insula_L", "Putamen_L"))
+    >>> scenario = sb.Scenario(64, disease, bias, spacing_mm=8)
+    >>> recording = sb.record(sb.SimBANet((4, 8), seed=0), sb.synthesise(scenario))
+    >>> sb.probes.prominence(recording, "bias", given="label", components=1).columns.tolist()
+    ['variance_share', 'typical_share', 'group_share', 'd_prime', 'd_prime_pc1']
     """
-    design = design_of(grams, target, given, kind="binary", folds=folds, groups=groups, seed=seed)
+    design = design_of(recording, target, given, folds, seed=seed)
     values, context = design.question.target, design.question.context
 
     def row(layer: str) -> dict[str, float]:
-        gram = design.gram(grams, layer)
+        gram = design.gram(recording, layer)
         scores, leading = np.zeros(len(values)), np.zeros((len(values), components))
         along, total, typical = 0.0, 0.0, []
         for train, test in design.split:
-            fit = fit_ridge(
-                gram, train, values[train, None].astype(float), context, design.folds[train]
-            )
+            goal = values[train, None].astype(float)
+            fit = fit_ridge(gram, train, goal, context, design.folds[train])
             score = fit.predict(gram, test)[:, 0]
             scores[test] = score / fit.scale[0]
             along += (score**2).sum() / fit.norm[0] ** 2
             total += fit.residual(gram, test).sum()
             typical.append((fit.spectrum**2).sum() / fit.spectrum.sum() ** 2)
             coordinates = fit.coordinates(gram, test)[:, :components]
-            # A component has no sign of its own: it points to where the training members of the
+            width = coordinates.shape[1]
+            # The sign of a component is arbitrary: turn it to where the training members of the
             # group lie.
-            signs = np.sign((fit.vectors[:, : coordinates.shape[1]] * fit.targets).sum(axis=0))
-            leading[test, : coordinates.shape[1]] = (
-                coordinates * signs / np.sqrt(fit.spectrum[: coordinates.shape[1]])
-            )
+            signs = np.sign((fit.vectors[:, :width] * fit.targets).sum(axis=0))
+            leading[test, :width] = coordinates * signs / np.sqrt(fit.spectrum[:width])
         entry = {"variance_share": along / total, "typical_share": np.mean(typical)}
         entry["group_share"] = _group_share(gram, values, context)
         entry["d_prime"] = _d_prime(scores, values, context)
-        return entry | {
-            f"d_prime_pc{k + 1}": _d_prime(leading[:, k], values, context)
-            for k in range(components)
-        }
+        for k in range(components):
+            entry[f"d_prime_pc{k + 1}"] = _d_prime(leading[:, k], values, context)
+        return entry
 
-    rows = in_threads(row, ((layer,) for layer in grams))
-    return pd.DataFrame(rows, index=pd.Index(list(grams), name="layer"))
+    rows = in_threads(row, ((layer,) for layer in recording))
+    return pd.DataFrame(rows, index=pd.Index(list(recording), name="layer"))
 
 
-def _few(
+def _subset(
     train: np.ndarray, cells: np.ndarray, share: float, generator: np.random.Generator
 ) -> np.ndarray:
-    """Return some of the training rows, at least two of each cell."""
-    order = generator.permutation(train)  # the same for all shares: fewer are part of more
+    """Return a share of the training rows, at least two of each cell."""
+    order = generator.permutation(train)  # the same for all shares: smaller subsets are nested
     members = [order[cells[order] == cell] for cell in np.unique(cells)]
     return np.concatenate([rows[: max(2, round(share * len(rows)))] for rows in members])
 
 
 def _code(
-    fit: RidgeFit,
-    score: np.ndarray,
-    few: np.ndarray,
-    test: np.ndarray,
-    values: np.ndarray,
-    context: np.ndarray,
+    fit: RidgeFit, score: np.ndarray, test: np.ndarray, values: np.ndarray, context: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Code length in bits of each held-out subject's group: by the probe, and by the frequencies within contexts.
+    """Return code lengths in bits of held-out groups: by the probe, and by frequencies in contexts.
 
     Scores become probabilities by a logistic curve through the leave-one-out predictions of the
     training subjects (Platt).
     """
-    frequency = means_within(context[test], context[few]) @ values[few]
-    counts = (context[test][:, None] == context[few]).sum(axis=1)
+    train = fit.train
+    frequency = means_within(context[test], context[train]) @ values[train]
+    counts = (context[test][:, None] == context[train]).sum(axis=1)
     frequency = (frequency * counts + 0.5) / (counts + 1)  # Krichevsky-Trofimov: never certain
     offsets = (context[:, None] == np.unique(context)[1:]).astype(float)
-    ready = np.column_stack([fit.left_out[:, 0] / fit.scale[0], offsets[few]])
-    curve = LogisticRegression(C=1.0).fit(ready, values[few])
+    predictors = np.column_stack([fit.left_out[:, 0] / fit.scale[0], offsets[train]])
+    curve = LogisticRegression(C=1.0).fit(predictors, values[train])
     probability = curve.predict_proba(np.column_stack([score, offsets[test]]))[:, 1]
-    right, base = (np.where(values[test] == 1, p, 1 - p) for p in (probability, frequency))
-    return -np.log2(np.clip(right, 1e-6, 1)), -np.log2(base)
+    by_probe, by_frequency = (
+        np.where(values[test] == 1, p, 1 - p) for p in (probability, frequency)
+    )
+    return -np.log2(np.clip(by_probe, 1e-6, 1)), -np.log2(by_frequency)
 
 
 def _d_prime(scores: np.ndarray, values: np.ndarray, context: np.ndarray) -> float:
     """Distance of the groups in standard deviations within them, averaged over contexts."""
     distances = []
     for value in np.unique(context):
-        one, zero = (
-            scores[(context == value) & (values == 1)],
-            scores[(context == value) & (values == 0)],
-        )
-        spread = (
-            np.sqrt((one.var(ddof=1) + zero.var(ddof=1)) / 2)
-            if min(len(one), len(zero)) > 1
-            else 0.0
-        )
-        distances.append((one.mean() - zero.mean()) / spread if spread else np.nan)
+        members = scores[(context == value) & (values == 1)]
+        others = scores[(context == value) & (values == 0)]
+        spread = 0.0
+        if min(len(members), len(others)) > 1:
+            spread = np.sqrt((members.var(ddof=1) + others.var(ddof=1)) / 2)
+        distances.append((members.mean() - others.mean()) / spread if spread else np.nan)
     return float(np.mean(distances))
 
 
 def _group_share(gram: np.ndarray, values: np.ndarray, context: np.ndarray) -> float:
-    """Share of the variance within contexts that lies between the groups, without what noise adds to the means.
+    """Share of the variance within contexts that lies between the groups, corrected for noise.
 
     The squared distance of two sample means exceeds that of the true ones by the variances of the
     means.
@@ -276,17 +297,17 @@ def _group_share(gram: np.ndarray, values: np.ndarray, context: np.ndarray) -> f
     between, total = 0.0, 0.0
     for value in np.unique(context):
         rows = [np.flatnonzero((context == value) & (values == group)) for group in (0, 1)]
-        sizes = [len(part) for part in rows]
-        inner = [gram[np.ix_(part, part)] for part in rows]
+        sizes = [len(members) for members in rows]
+        blocks = [gram[np.ix_(members, members)] for members in rows]
         spreads = [
             (np.trace(block) - block.sum() / n) / (n - 1)
-            for block, n in zip(inner, sizes, strict=True)
+            for block, n in zip(blocks, sizes, strict=True)
         ]
-        apart = sum(block.mean() for block in inner) - 2 * gram[np.ix_(*rows)].mean()
-        apart -= sum(spread / n for spread, n in zip(spreads, sizes, strict=True))
-        share = sizes[1] / sum(sizes)
-        between += sum(sizes) * share * (1 - share) * apart
-        total += sum(sizes) * (
-            share * (1 - share) * apart + share * spreads[1] + (1 - share) * spreads[0]
+        distance = sum(block.mean() for block in blocks) - 2 * gram[np.ix_(*rows)].mean()
+        distance -= sum(spread / n for spread, n in zip(spreads, sizes, strict=True))
+        share, count = sizes[1] / sum(sizes), sum(sizes)
+        between += count * share * (1 - share) * distance
+        total += count * (
+            share * (1 - share) * distance + share * spreads[1] + (1 - share) * spreads[0]
         )
     return float(between / total)

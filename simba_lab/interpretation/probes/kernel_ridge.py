@@ -9,7 +9,8 @@ import numpy as np
 from sklearn.base import BaseEstimator, clone
 
 from simba_lab.core.errors import SimbaError
-from simba_lab.interpretation.probes.questions import Question, Split, fold_numbers
+from simba_lab.interpretation.probes.folds import Split, fold_numbers
+from simba_lab.interpretation.probes.questions import Question
 
 PENALTIES = np.logspace(-4, 2, 7)
 

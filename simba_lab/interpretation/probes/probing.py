@@ -2,197 +2,267 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
 from sklearn.metrics import roc_auc_score
 
+from simba_lab.core.checks import choice, whole_number
 from simba_lab.core.compute import in_threads
 from simba_lab.core.errors import SimbaError
+from simba_lab.core.intervals import columns_of_central, counts_of
 from simba_lab.core.rng import stream
+from simba_lab.interpretation.probes.columns import Column, Floors, Grams, floors_by_name, values_of
 from simba_lab.interpretation.probes.kernel_ridge import held_out, means_within
-from simba_lab.interpretation.probes.questions import Grams, Question, Split, design_of
-from simba_lab.interpretation.probes.resampling import (
-    counts_of,
-    interval,
-    labellings_of,
-    resampled,
-    shuffled_within,
-)
+from simba_lab.interpretation.probes.questions import KINDS, Design, Question, design_of
+from simba_lab.interpretation.probes.resampling import labellings_of, resampled, shuffled_within
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """How a probe is made.
+
+    Parameters
+    ----------
+    kind : {"auto", "binary", "classes", "regression"}
+        By default a target of two values is binary, other numbers with a fraction are regressed,
+        and anything else is several classes.
+    estimator : scikit-learn estimator, optional
+        In the place of ridge regression, such as ``LogisticRegressionCV()``; it is fitted to the
+        kernel coordinates.
+    seed : int
+        Of random folds, bootstrap samples and permutations.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> sb.probes.ProbeSettings(kind="regression")
+    ProbeSettings(kind='regression', estimator=None, seed=0)
+    """
+
+    kind: str = "auto"
+    estimator: BaseEstimator | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        choice("kind", self.kind, KINDS)
 
 
 def probe(
-    grams: Grams,
-    target: np.ndarray,
+    recording: Grams,
+    target: Column,
     *,
-    given: np.ndarray | None = None,
-    floors: Mapping[str, Grams | Sequence[Grams]] | None = None,
-    types: np.ndarray | None = None,
-    folds: int | np.ndarray = 5,
-    groups: np.ndarray | None = None,
-    kind: str = "auto",
-    estimator: BaseEstimator | None = None,
+    given: Column | None = None,
+    floors: Floors | None = None,
+    types: Column | None = None,
+    folds: int | Column | None = None,
     permutations: int = 50,
-    seed: int = 0,
+    settings: ProbeSettings | None = None,
 ) -> pd.DataFrame:
     """Return how well a linear probe reads a target from each layer, on held-out subjects.
 
     Probes are ridge regressions on exact kernel coordinates of the Gram matrix, which equal probes
     on the full features. Folds are held out; the penalty is chosen by holding out each of the
-    training folds in turn (nested cross-validation).
+    training folds in turn (nested cross-validation). Volumes of one subject (twins) are held out
+    together.
 
     Parameters
     ----------
-    grams : mapping of layer to ndarray, shape (n, n)
-        From `record`.
-    target : ndarray, shape (n,)
-        What to read: a group of two (the bias, the disease), several classes (the site), or numbers
-        (a component of the anatomy).
-    given : ndarray, shape (n,), optional
+    recording : Recording, or mapping of layer to ndarray, shape (n, n)
+        From `record`, or Gram matrices of anybody's activations.
+    target : str or ndarray, shape (n,)
+        What to read, as a column of the recording's table or as values: a group of two (the bias,
+        the disease), several classes (the site), or numbers (a component of the anatomy).
+    given : str or ndarray, shape (n,), optional
         A variable that may leak the target, such as the label. The probe is then class-conditional:
         it is fitted to differences within each value of `given` (Frisch-Waugh-Lovell), and only
         subjects of equal `given` are compared.
-    floors : mapping of name to grams, or to a sequence of grams, optional
-        Gram matrices of other networks, such as ``{"untrained": [record(SimBANet(seed=s), test) for
-        s in range(3)]}``, probed in the same way.
-    types : ndarray, shape (n,), optional
+    floors : sequence of recordings, or mapping of name to recordings, optional
+        Other networks, probed in the same way. A sequence is called ``untrained``: ``[record(
+        SimBANet(seed=s), test) for s in range(3)]``.
+    types : str or ndarray, shape (n,), optional
         A type for each subject, for the control task: types get random labels, and the same probe
         learns those. `octants` makes types from anatomical components.
-    folds : int or ndarray, shape (n,)
-        Number of random folds, or the fold of each subject. Subjects of a cohort are matched within
-        the folds of their design: pass ``test["fold"]``, or the scores come out below chance where
-        there is nothing to read.
-    groups : ndarray, shape (n,), optional
-        Whose volume each is, where some are of the same subject (twins): they are held out
-        together. Known by itself for recordings of cohorts.
-    kind : {"auto", "binary", "classes", "regression"}
-        By default two values are told apart whatever they are, other numbers with a fraction are
-        regressed, and anything else is classes.
-    estimator : scikit-learn estimator, optional
-        Another probe, such as ``LogisticRegressionCV()``; it is fitted to the kernel coordinates.
+    folds : int, str or ndarray, shape (n,), optional
+        Number of random folds, or the fold of each subject. By default the column ``fold`` of the
+        recording's table, else 5. Subjects of a cohort are matched within the folds of its design:
+        with random folds scores fall below chance where there is nothing to read.
     permutations : int
-        Shuffles of the target, within `given`, for the null distribution.
-    seed : int
+        Shuffles of the target, within `given`, for the null distribution; 0 for none.
+    settings : ProbeSettings, optional
+        Kind of target, another estimator, seed.
 
     Returns
     -------
     pandas.DataFrame
-        Indexed by layer. With SCORE being ``auc`` (mean over one-against-rest for several classes)
-        or ``r2``: ``SCORE`` (class-conditional if `given`) with its 95 % interval ``SCORE_low``,
-        ``SCORE_high`` (bootstrap over subjects); ``null_high``, the 95th percentile of the
-        permutation null, and ``p``; ``balanced_accuracy`` with interval (not for numbers);
+        Indexed by layer. With SCORE being ``auc`` (mean over one-against-rest for several
+        classes) or ``r2``: ``SCORE`` (class-conditional if `given`) with its 95 % interval
+        ``SCORE_low``, ``SCORE_high`` (bootstrap over subjects); ``null_high``, the 95th percentile
+        of the permutation null, and ``p``; ``balanced_accuracy`` with interval (not for numbers);
         ``SCORE_plain``, not conditioned on anything; ``SCORE_leak``, what knowing `given` alone
-        would score there; ``auc_leak_here``, what this layer scores there through what it knows of
-        `given` (both of two groups); ``control`` and ``selectivity`` (score less control) with
+        would score there; ``auc_leak_here``, what this layer scores there through what it knows
+        of `given` (both of two groups); ``control`` and ``selectivity`` (score less control) with
         `types`; ``floor_<name>`` for each floor, with ``_min`` and ``_max`` for several networks;
         and ``floor_pixels`` if pixels were recorded.
 
     Raises
     ------
+    UnknownNameError
+        If the recording's table has no such column.
     SimbaError
-        If the target is constant, a group is smaller than the number of folds, a subject lies in
-        two folds, or shapes differ.
+        If a column is named but there is no table, the target is constant, a group is smaller than
+        the number of folds, a subject lies in two folds, or shapes differ.
 
     References
     ----------
     Alain and Bengio (2016), "Understanding intermediate layers using linear classifier probes";
     Hewitt and Liang (2019), "Designing and interpreting probes with control tasks", sec. 2 (control
     task, selectivity).
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> disease, bias = (sb.Morphology(region, 2.5) for region in ("Insula_L", "Putamen_L"))
+    >>> scenario = sb.Scenario(64, disease, bias, spacing_mm=8)
+    >>> recording = sb.record(sb.SimBANet((4, 8), seed=0), sb.synthesise(scenario))
+    >>> sb.probe(recording, "bias", given="label", permutations=0).index.tolist()
+    ['pixels', 'block1', 'block2']
     """
-    if not grams:
-        raise SimbaError("grams", "no layers", "at least one layer")
-    design = design_of(grams, target, given, kind=kind, folds=folds, groups=groups, seed=seed)
-    question, clusters, split = design.question, design.clusters, design.split
-    labellings = (
-        [] if types is None else labellings_of(types, split, stream(seed, "probe", "types"))
+    if not recording:
+        raise SimbaError("recording", "no layers", "at least one layer")
+    settings = settings or ProbeSettings()
+    whole_number("permutations", permutations, least=0)
+    design = design_of(recording, target, given, folds, kind=settings.kind, seed=settings.seed)
+    controls = _Controls.drawn(
+        design,
+        None if types is None else values_of(recording, types, "types"),
+        permutations,
+        settings.seed,
     )
-    generators = [stream(seed, number, "permutation") for number in range(permutations)]
-    shuffled = [
-        shuffled_within(question.target, question.context, clusters, generator)
-        for generator in generators
-    ]
-    counts = counts_of(resampled(clusters, stream(seed, "probe", "bootstrap")), len(clusters))
-    name = question.score_name
-    plainly = question.without_context()
+    networks = floors_by_name(floors)
 
     def row(layer: str) -> dict[str, float]:
-        gram = design.gram(grams, layer)
-        (found, decided), *null = held_out(
-            gram, split, question, [question.target, *shuffled], estimator
-        )
-        entry = {name: question.score(question.target, found)}
-        entry |= interval(name, question.score(question.target, found, counts))
-        chance = np.array(
-            [
-                question.score(values, scores)
-                for values, (scores, _) in zip(shuffled, null, strict=True)
-            ]
-        )
-        entry["null_high"] = np.quantile(chance, 0.95) if permutations else np.nan
-        entry["p"] = (
-            (1 + (chance >= entry[name]).sum()) / (1 + permutations) if permutations else np.nan
-        )
-        if question.kind != "regression":
-            entry["balanced_accuracy"] = question.balanced_accuracy(decided)
-            entry |= interval("balanced_accuracy", question.balanced_accuracy(decided, counts))
-        entry |= _leaks(gram, split, question, plainly, estimator, entry[name])
-        if labellings:
-            task = Question("binary", labellings[0], np.zeros(len(labellings[0]), int))
-            answers = held_out(gram, split, task, labellings, estimator)
-            entry["control"] = np.mean(
-                [task.score(v, s) for v, (s, _) in zip(labellings, answers, strict=True)]
-            )
-            entry["selectivity"] = entry[name] - entry["control"]
-        for floor, others in (floors or {}).items():
-            several = [others] if isinstance(others, Mapping) else list(others)
-            below = []
-            for number, other in enumerate(several):
-                if layer in other:
-                    there = design.gram(other, layer, f"floors[{floor!r}][{number}][{layer!r}]")
-                    ((scores, _),) = held_out(there, split, question, [question.target], estimator)
-                    below.append(question.score(question.target, scores))
-            entry[f"floor_{floor}"] = np.mean(below) if below else np.nan
-            if len(several) > 1:
-                entry[f"floor_{floor}_min"] = min(below, default=np.nan)
-                entry[f"floor_{floor}_max"] = max(below, default=np.nan)
-        return entry
+        gram = design.gram(recording, layer)
+        entry = _scores(gram, design, controls, settings.estimator)
+        if controls.labellings:
+            entry |= _control_task(gram, design, controls, settings.estimator)
+            entry["selectivity"] = entry[design.question.score_name] - entry["control"]
+        return entry | _floors(layer, networks, design, settings.estimator)
 
     table = pd.DataFrame(
-        in_threads(row, ((layer,) for layer in grams)), index=pd.Index(list(grams), name="layer")
+        in_threads(row, ((layer,) for layer in recording)),
+        index=pd.Index(list(recording), name="layer"),
     )
     if "pixels" in table.index and len(table) > 1:
-        table["floor_pixels"] = table.loc["pixels", name]
+        table["floor_pixels"] = table.loc["pixels", design.question.score_name]
     return table
 
 
-def _leaks(
-    gram: np.ndarray,
-    split: Split,
-    question: Question,
-    plainly: Question,
-    estimator: BaseEstimator | None,
-    score: float,
+@dataclass(frozen=True)
+class _Controls:
+    """Random draws that a score is compared with: shuffled targets, labelled types, samples."""
+
+    shuffled: list[np.ndarray]
+    labellings: list[np.ndarray]
+    counts: np.ndarray
+
+    @classmethod
+    def drawn(
+        cls, design: Design, types: np.ndarray | None, permutations: int, seed: int
+    ) -> _Controls:
+        question, clusters = design.question, design.clusters
+        labellings = (
+            []
+            if types is None
+            else labellings_of(types, design.split, stream(seed, "probe", "types"))
+        )
+        generators = [stream(seed, number, "permutation") for number in range(permutations)]
+        shuffled = [
+            shuffled_within(question.target, question.context, clusters, generator)
+            for generator in generators
+        ]
+        samples = resampled(clusters, stream(seed, "probe", "bootstrap"))
+        return cls(shuffled, labellings, counts_of(samples, len(clusters)))
+
+
+def _scores(
+    gram: np.ndarray, design: Design, controls: _Controls, estimator: BaseEstimator | None
 ) -> dict[str, float]:
-    """Return what an unconditional probe scores, and what knowledge of the context alone would score there."""
+    """Return the score of a layer with interval, null distribution, and what leaks."""
+    question, name = design.question, design.question.score_name
+    targets = [question.target, *controls.shuffled]
+    (scores, decided), *null = held_out(gram, design.split, question, targets, estimator)
+    score = question.score(question.target, scores)
+    entry = {name: score} | columns_of_central(
+        name, question.score(question.target, scores, controls.counts)
+    )
+    pairs = zip(controls.shuffled, null, strict=True)
+    chance = np.array([question.score(values, scores) for values, (scores, _) in pairs])
+    entry["null_high"] = np.quantile(chance, 0.95) if len(chance) else np.nan
+    entry["p"] = (1 + (chance >= score).sum()) / (1 + len(chance)) if len(chance) else np.nan
+    if question.kind != "regression":
+        entry["balanced_accuracy"] = question.balanced_accuracy(decided)
+        entry |= columns_of_central(
+            "balanced_accuracy", question.balanced_accuracy(decided, controls.counts)
+        )
+    return entry | _leaks(gram, design, estimator, score)
+
+
+def _control_task(
+    gram: np.ndarray, design: Design, controls: _Controls, estimator: BaseEstimator | None
+) -> dict[str, float]:
+    """Return the mean score of probes for random labels of the types."""
+    labellings = controls.labellings
+    question = Question("binary", labellings[0], np.zeros(len(labellings[0]), int))
+    answers = held_out(gram, design.split, question, labellings, estimator)
+    pairs = zip(labellings, answers, strict=True)
+    return {"control": np.mean([question.score(labels, scores) for labels, (scores, _) in pairs])}
+
+
+def _floors(
+    layer: str, floors: dict[str, list[Grams]], design: Design, estimator: BaseEstimator | None
+) -> dict[str, float]:
+    """Return the score of the same layer in other networks: mean, and range of several."""
+    question, entry = design.question, {}
+    for name, networks in floors.items():
+        scores = []
+        for number, network in enumerate(networks):
+            if layer in network:
+                gram = design.gram(network, layer, f"floors[{name!r}][{number}]")
+                answers = held_out(gram, design.split, question, [question.target], estimator)
+                scores.append(question.score(question.target, answers[0][0]))
+        entry[f"floor_{name}"] = np.mean(scores) if scores else np.nan
+        if len(networks) > 1:
+            entry[f"floor_{name}_min"] = min(scores, default=np.nan)
+            entry[f"floor_{name}_max"] = max(scores, default=np.nan)
+    return entry
+
+
+def _leaks(
+    gram: np.ndarray, design: Design, estimator: BaseEstimator | None, score: float
+) -> dict[str, float]:
+    """Return what an unconditional probe scores, and what knowledge of the context alone would."""
+    question = design.question
     name, values, context = question.score_name, question.target, question.context
     if not context.any():
-        return {
-            f"{name}_plain": score,
-            f"{name}_leak": 0.0 if question.kind == "regression" else 0.5,
-        }
-    ((plain, _),) = held_out(gram, split, plainly, [values], estimator)
-    entry = {f"{name}_plain": plainly.score(values, plain)}
+        chance = 0.0 if question.kind == "regression" else 0.5
+        return {f"{name}_plain": score, f"{name}_leak": chance}
+
+    def read(unconditional: Question) -> np.ndarray:
+        targets: Sequence[np.ndarray] = [unconditional.target]
+        return held_out(gram, design.split, unconditional, targets, estimator)[0][0]
+
+    plain = question.without_context()
+    entry = {f"{name}_plain": plain.score(values, read(plain))}
     if question.kind == "regression":
-        own = means_within(context, context) @ values
-        return entry | {
-            "r2_leak": 1 - ((values - own) ** 2).sum() / ((values - values.mean()) ** 2).sum()
-        }
+        errors = values - means_within(context, context) @ values
+        return entry | {"r2_leak": 1 - (errors**2).sum() / ((values - values.mean()) ** 2).sum()}
     if question.kind == "binary" and context.max() == 1:
-        known = roc_auc_score(values, context)
-        reader = Question("binary", context, np.zeros_like(context))
-        ((through, _),) = held_out(gram, split, reader, [context], estimator)
-        here = roc_auc_score(values, through[:, 0] * (1 if known >= 0.5 else -1))
-        return entry | {"auc_leak": max(known, 1 - known), "auc_leak_here": here}
+        leak = roc_auc_score(values, context)
+        given = read(Question("binary", context, np.zeros_like(context)))[:, 0]
+        through = roc_auc_score(values, given * (1 if leak >= 0.5 else -1))
+        return entry | {"auc_leak": max(leak, 1 - leak), "auc_leak_here": through}
     return entry

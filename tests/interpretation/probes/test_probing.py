@@ -8,8 +8,11 @@ from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, Ri
 from sklearn.metrics import roc_auc_score
 
 import simba_lab as sb
-from simba_lab.core import threads
-from simba_lab.interpretation.probes import ease, kernel_ridge, questions, resampling
+from simba_lab.core import compute, intervals
+from simba_lab.interpretation import Recording
+from simba_lab.interpretation.probes import ProbeSettings, columns, ease, kernel_ridge, questions
+from simba_lab.interpretation.probes.folds import folds_of
+from simba_lab.interpretation.probes.scores import conditional_auroc
 
 RNG = np.random.default_rng(0)
 
@@ -29,9 +32,13 @@ def planted(n=120, p=400, strength=1.0, leak=0.0, seed=0):
     return features, target, label
 
 
-def quick(features, target, **options):
+def quick(features, target, *, subjects=None, permutations=0, **options):
     """One row of a probe without its null distribution."""
-    return sb.probe({"layer": gram(features)}, target, **{"permutations": 0} | options).loc["layer"]
+    names = ("kind", "estimator", "seed")
+    settings = ProbeSettings(**{name: options.pop(name) for name in names if name in options})
+    recording = Recording({"layer": gram(features)}, subjects=subjects)
+    table = sb.probe(recording, target, permutations=permutations, settings=settings, **options)
+    return table.loc["layer"]
 
 
 # -- ridge regression on Gram matrices --
@@ -194,7 +201,7 @@ def test_p_values_hold_where_volumes_are_of_the_same_subject():
     for seed in range(40):
         rng = np.random.default_rng(seed)
         features = rng.standard_normal((20, 20))[rows] + 0.05 * rng.standard_normal((80, 20))
-        small += quick(features, rows % 2, groups=rows, permutations=19, seed=seed)["p"] <= 0.1
+        small += quick(features, rows % 2, subjects=rows, permutations=19, seed=seed)["p"] <= 0.1
     assert small <= 8  # four are expected
 
 
@@ -280,7 +287,7 @@ def test_floors_are_probed_in_the_same_way():
 
 def test_floors_that_lack_a_layer_are_missing():
     features, target, _ = planted()
-    found = sb.interpretation.Recording({"elsewhere": gram(features)})
+    found = Recording({"elsewhere": gram(features)})
     assert np.isnan(quick(features, target, floors={"other": found})["floor_other"])
 
 
@@ -308,8 +315,9 @@ def test_scale_and_rotation_and_origin_of_the_features_do_not_matter():
         "tiny": gram(1e-6 * features),
         "rounded": gram(features) - 1e-9 * np.eye(120),
     }
-    for options in ({}, {"given": label}, {"estimator": LogisticRegression(C=1e-3)}):
-        if "estimator" in options:  # whose penalty is not relative
+    logistic = ProbeSettings(estimator=LogisticRegression(C=1e-3))
+    for options in ({}, {"given": label}, {"settings": logistic}):
+        if "settings" in options:  # whose penalty is not relative
             grams = {name: grams[name] for name in ("plain", "moved", "rounded")}
         table = sb.probe(grams, target, permutations=0, **options)
         np.testing.assert_allclose(table["auc"], table["auc"]["plain"], atol=1e-3)
@@ -344,7 +352,7 @@ def test_the_same_call_gives_the_same_bytes_on_any_number_of_cores(monkeypatch):
     assert call().to_numpy().tobytes() == first.to_numpy().tobytes()
     with monkeypatch.context() as patch:
         patch.setattr(
-            threads, "Parallel", lambda n_jobs, **options: joblib.Parallel(n_jobs=1, **options)
+            compute, "Parallel", lambda n_jobs, **options: joblib.Parallel(n_jobs=1, **options)
         )
         assert call().to_numpy().tobytes() == first.to_numpy().tobytes()
     alone = sb.probe(
@@ -352,7 +360,7 @@ def test_the_same_call_gives_the_same_bytes_on_any_number_of_cores(monkeypatch):
     )
     assert alone.loc["3"].to_numpy().tobytes() == first.loc["3"].to_numpy().tobytes()
     assert (
-        sb.probe(grams, target, seed=1, permutations=0)["auc_low"]
+        sb.probe(grams, target, permutations=0, settings=ProbeSettings(seed=1))["auc_low"]
         .ne(sb.probe(grams, target, permutations=0)["auc_low"])
         .any()
     )
@@ -414,16 +422,20 @@ def test_twins_in_several_folds_are_refused():
     with pytest.raises(
         sb.SimbaError, match=r"volumes of one subject in several folds \(rows \[0, 1\]\)"
     ):
-        quick(features, target, folds=torn, groups=np.repeat(np.arange(60), 2))
+        quick(features, target, folds=torn, subjects=np.repeat(np.arange(60), 2))
     quick(
-        features, target, folds=np.repeat(np.arange(60) % 4, 2), groups=np.repeat(np.arange(60), 2)
+        features,
+        target,
+        folds=np.repeat(np.arange(60) % 4, 2),
+        subjects=np.repeat(np.arange(60), 2),
     )
 
 
 def test_random_folds_keep_the_volumes_of_a_subject_together():
     subjects = RNG.permutation(np.repeat(np.arange(40), 3))
     cells = RNG.integers(0, 2, 120)
-    for train, test in questions.folds_of(5, cells, questions.clusters_of(subjects, {}, 120), 0):
+    clusters = columns.clusters_of(Recording({}, subjects=subjects), 120)
+    for train, test in folds_of(5, cells, clusters, 0):
         assert not set(subjects[train]) & set(subjects[test]) and len(train) + len(test) == 120
 
 
@@ -437,10 +449,9 @@ def test_a_recording_knows_its_twins():
         target = np.repeat(rng.permutation(40) % 2, 2)
         ask = partial(sb.probe, target=target, permutations=0)
         fooled.append(ask({"layer": layer})["auc"].iloc[0])
-        held.append(
-            ask(sb.interpretation.Recording({"layer": layer}, subjects=subjects))["auc"].iloc[0]
-        )
-        told.append(ask({"layer": layer}, groups=[f"sub-{k:02}" for k in subjects])["auc"].iloc[0])
+        held.append(ask(Recording({"layer": layer}, subjects=subjects))["auc"].iloc[0])
+        names = [f"sub-{k:02}" for k in subjects]
+        told.append(ask(Recording({"layer": layer}, subjects=names))["auc"].iloc[0])
     assert (
         min(fooled) > 0.9
         and abs(np.mean(held) - 0.5) < 3 * np.std(held) / np.sqrt(8)
@@ -452,7 +463,7 @@ def test_intervals_draw_subjects_not_volumes():
     features, target, _ = planted(n=60, p=20)
     one = quick(features, target)
     rows = np.repeat(np.arange(60), 4)
-    many = quick(features[rows], target[rows], groups=rows)
+    many = quick(features[rows], target[rows], subjects=rows)
     width, repeated = (row["auc_high"] - row["auc_low"] for row in (one, many))
     assert 0.7 < repeated / width < 1.4
 
@@ -463,15 +474,15 @@ def test_conditional_auc_by_hand():
         np.array([0.1, 0.2, 5.0, 4.0]),
         np.array([0, 0, 1, 1]),
     )
-    assert questions.conditional_auc(target, scores, context) == 0.5
+    assert conditional_auroc(target, scores, context) == 0.5
     assert (
-        questions.conditional_auc(target, np.array([1.0, 1.0, 0.0, 3.0]), context) == 0.75
+        conditional_auroc(target, np.array([1.0, 1.0, 0.0, 3.0]), context) == 0.75
     )  # a tie counts half
-    assert questions.conditional_auc(target, scores, np.zeros(4)) == 0.5
+    assert conditional_auroc(target, scores, np.zeros(4)) == 0.5
     assert (
-        questions.conditional_auc(target, scores, np.array([0, 0, 1, 2])) == 1
+        conditional_auroc(target, scores, np.array([0, 0, 1, 2])) == 1
     )  # contexts of one group say nothing
-    assert np.isnan(questions.conditional_auc(target, scores, np.arange(4)))
+    assert np.isnan(conditional_auroc(target, scores, np.arange(4)))
 
 
 def test_balanced_accuracy_by_hand():
@@ -496,7 +507,7 @@ def test_scores_of_samples_are_those_of_their_rows(kind):
         "regression": draws.normal(size=60),
     }[kind]
     scores = np.round(draws.normal(size=(60, 4 if kind == "classes" else 2)), 1)
-    counts = resampling.counts_of(takes, 60)
+    counts = intervals.counts_of(takes, 60)
     found = questions.Question(kind, target, context).score(target, scores, counts)
     alone = [
         questions.Question(kind, target, context[take]).score(target[take], scores[take])
@@ -513,11 +524,11 @@ def test_what_has_no_order_or_no_pairs_has_no_area():
     )
     counts = np.array([[1, 1, 1, 1], [2, 0, 2, 0], [0, 2, 1, 0]])
     np.testing.assert_array_equal(
-        questions.conditional_auc(target, scores, context, counts), [0.5, np.nan, 0]
+        conditional_auroc(target, scores, context, counts), [0.5, np.nan, 0]
     )
     scores[2] = np.nan
-    assert np.isnan(questions.conditional_auc(target, scores, context))
-    assert np.isnan(questions.conditional_auc(target, scores, context, counts)).all()
+    assert np.isnan(conditional_auroc(target, scores, context))
+    assert np.isnan(conditional_auroc(target, scores, context, counts)).all()
 
 
 def test_conditional_auc_is_the_mean_of_those_of_scikit_learn():
@@ -528,9 +539,7 @@ def test_conditional_auc_is_the_mean_of_those_of_scikit_learn():
         np.round(draws.normal(size=90), 1),
     )
     areas = [roc_auc_score(target[context == k], scores[context == k]) for k in range(3)]
-    assert questions.conditional_auc(target, scores, context) == pytest.approx(
-        np.mean(areas), rel=1e-12
-    )
+    assert conditional_auroc(target, scores, context) == pytest.approx(np.mean(areas), rel=1e-12)
 
 
 # -- probe: several classes, numbers, other estimators, control task --
@@ -683,28 +692,28 @@ def test_octants_are_the_signs_of_components():
         ({"target": np.array(list("ababab")), "kind": "regression"}, "target must be numbers"),
         ({"kind": "regresion"}, "Did you mean regression"),
         ({"given": np.zeros(3)}, "given must be of shape"),
-        ({"groups": np.arange(3)}, "groups must be of shape"),
+        ({"subjects": np.arange(3)}, "subjects must be of shape"),
         ({"folds": 5}, "from 2 to 3"),
         ({"folds": 1}, "from 2 to 3"),
         ({"folds": 2.0}, "from 2 to 3"),
         (
             {"folds": np.array([0, 0, 0, 1, 1, 1]), "target": np.array([0, 0, 0, 1, 1, 1])},
-            "lacks a group",
+            "no subjects left",
         ),
         (
             {"folds": np.array([0, 0, 1, 1, 0, 1]), "given": np.array([0, 0, 0, 0, 1, 0])},
-            "lacks a group",
+            "no subjects left",
         ),
         ({"folds": np.zeros(6)}, "at least 2 values"),
-        ({"folds": np.zeros(5)}, "at least 2 values"),
-        ({"folds": np.arange(6) % 3, "groups": np.zeros(6)}, "in several folds"),
+        ({"folds": np.zeros(5)}, "folds must be of shape"),
+        ({"folds": np.arange(6) % 3, "subjects": np.zeros(6)}, "in several folds"),
         (
             {"grams": {"layer": np.eye(5)}, "folds": 2},
-            r"grams\['layer'\] must be of shape \(6, 6\)",
+            r"recording\['layer'\] must be of shape \(6, 6\)",
         ),
         (
             {"grams": {"layer": np.full((6, 6), np.nan)}, "folds": 2},
-            r"grams\['layer'\] must be finite",
+            r"recording\['layer'\] must be finite",
         ),
         (
             {"floors": {"a": [{"layer": np.eye(6)}, {"layer": np.eye(7)}]}, "folds": 2},
@@ -717,8 +726,11 @@ def test_octants_are_the_signs_of_components():
 )
 def test_bad_probes_are_refused(arguments, says):
     arguments = {"grams": {"layer": np.eye(6)}, "target": np.array([0, 1, 0, 1, 0, 1])} | arguments
+    recording = Recording(arguments.pop("grams"), subjects=arguments.pop("subjects", None))
+    names = [name for name in ("kind", "estimator") if name in arguments]
     with pytest.raises(sb.SimbaError, match=says):
-        sb.probe(arguments.pop("grams"), arguments.pop("target"), **arguments)
+        settings = ProbeSettings(**{name: arguments.pop(name) for name in names})
+        sb.probe(recording, settings=settings, **arguments)
 
 
 # -- ease: learning curve and code length --
@@ -809,9 +821,7 @@ def test_learning_curves_are_repeatable_and_know_twins():
     first = call({"layer": gram(features)}, target)
     assert first.equals(call({"layer": gram(features)}, target))
     rows = np.repeat(np.arange(60), 2)
-    recording = sb.interpretation.Recording(
-        {"layer": gram(RNG.standard_normal((60, 200))[rows])}, subjects=rows
-    )
+    recording = Recording({"layer": gram(RNG.standard_normal((60, 200))[rows])}, subjects=rows)
     twins = call(recording, RNG.permutation(60)[rows] % 2)
     assert twins["bits"].iloc[-1] > 0.9
 
@@ -832,13 +842,14 @@ def test_a_constant_layer_has_no_code_to_offer():
         ({"target": np.zeros(40)}, "at least two different values"),
         ({"grams": {"layer": np.eye(3)}}, "of shape"),
         ({"folds": 30}, "from 2 to 20"),
-        ({"folds": np.arange(40) % 4, "groups": np.arange(40) // 2}, "in several folds"),
+        ({"folds": np.arange(40) % 4, "subjects": np.arange(40) // 2}, "in several folds"),
     ],
 )
 def test_bad_learning_curves_are_refused(arguments, says):
     arguments = {"grams": {"layer": np.eye(40)}, "target": np.arange(40) % 2} | arguments
     with pytest.raises(sb.SimbaError, match=says):
-        sb.learning_curve(arguments.pop("grams"), arguments.pop("target"), **arguments)
+        recording = Recording(arguments.pop("grams"), subjects=arguments.pop("subjects", None))
+        sb.learning_curve(recording, **arguments)
 
 
 # -- ease: prominence --
@@ -923,16 +934,10 @@ def test_bad_prominence_is_refused():
 def test_more_folds_than_subjects_of_a_group_are_refused_however_many_volumes_they_have():
     features, target, _ = planted(n=40)
     with pytest.raises(sb.SimbaError, match="from 2 to"):
-        sb.probe({"a": gram(features)}, target, folds=30, groups=np.arange(40) // 2 + 100 * target)
+        quick(features, target, folds=30, subjects=np.arange(40) // 2 + 100 * target)
 
 
 def test_an_estimator_is_judged_on_folds_of_one_subject():
     features, target, _ = planted(n=60, strength=4.0)
-    found = sb.probe(
-        {"a": gram(features)},
-        target,
-        folds=np.arange(60),
-        estimator=LogisticRegression(),
-        permutations=0,
-    )
-    assert found.loc["a", "auc"] > 0.7
+    row = quick(features, target, folds=np.arange(60), estimator=LogisticRegression())
+    assert row["auc"] > 0.7

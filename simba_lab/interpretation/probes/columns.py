@@ -1,0 +1,102 @@
+"""Values for each row of a recording: a column of its table by name, or an array of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from simba_lab.core.checks import of_shape
+from simba_lab.core.errors import SimbaError, UnknownNameError
+
+Grams = Mapping[str, np.ndarray]
+# One value per row: the name of a column, or the values themselves.
+Column = str | np.ndarray | Sequence
+Floors = Mapping[str, Grams | Sequence[Grams]] | Sequence[Grams]
+
+
+def values_of(recording: Grams, values: Column, field: str) -> np.ndarray:
+    """Return a column of the recording's table, or the array that was given in its place.
+
+    Raises
+    ------
+    UnknownNameError
+        If the table has no such column.
+    SimbaError
+        If a column is named and there is no table.
+    """
+    if not isinstance(values, str):
+        return np.asarray(values)
+    table = getattr(recording, "table", None)
+    if table is None:
+        raise SimbaError.problem(
+            f"This recording has no table to look up {field}={values!r} in.",
+            "Record a cohort, or pass an array with a value for each volume.",
+        )
+    if values not in table.columns:
+        raise UnknownNameError.among(field, values, table.columns)
+    return table[values].to_numpy()
+
+
+def folds_or_default(recording: Grams, folds: int | Column | None) -> int | np.ndarray:
+    """Return folds as a number or an array; by default the folds of the design, or else five."""
+    if folds is None:
+        table = getattr(recording, "table", None)
+        designed = table is not None and "fold" in table and table["fold"].notna().all()
+        folds = "fold" if designed and table["fold"].nunique() > 1 else 5
+    return (
+        folds
+        if np.ndim(folds) == 0 and not isinstance(folds, str)
+        else values_of(recording, folds, "folds")
+    )
+
+
+def groups_of_two(recording: Grams, values: Column, field: str) -> np.ndarray:
+    """Return 0 and 1 as integers, or raise an error that names the variable."""
+    values = values_of(recording, values, field)
+    levels = np.unique(values.astype(str))[:5].tolist()
+    if values.ndim != 1 or values.dtype.kind not in "biuf" or set(np.unique(values)) != {0, 1}:
+        raise SimbaError(field, levels, "of two values, 0 and 1, one per subject")
+    return values.astype(int)
+
+
+def clusters_of(recording: Grams, count: int) -> np.ndarray:
+    """Return a number for each volume, equal for volumes of the same subject."""
+    subjects = getattr(recording, "subjects", None)
+    if subjects is None:
+        return np.arange(count)
+    subjects = of_shape("subjects", subjects, (count,), "Pass one value for each volume.")
+    return np.unique(subjects, return_inverse=True)[1]
+
+
+def refuse_twins(recording: Grams) -> None:
+    """Raise an error if a recording holds several volumes of one subject: they depend on each other."""
+    subjects = getattr(recording, "subjects", None)
+    if subjects is not None and len(np.unique(subjects)) < len(subjects):
+        raise SimbaError.problem(
+            "The recording holds several volumes of one subject.",
+            "Record the twins by themselves: two recordings can be compared.",
+        )
+
+
+def floors_by_name(floors: Floors | None) -> dict[str, list[Grams]]:
+    """Return the networks of each floor; a plain sequence of recordings is called ``untrained``."""
+    if floors is None:
+        return {}
+    if not isinstance(floors, Mapping):
+        floors = {"untrained": floors}
+    elif all(isinstance(gram, np.ndarray) for gram in floors.values()):  # a recording by itself
+        floors = {"untrained": [floors]}
+    return {
+        name: [networks] if isinstance(networks, Mapping) else list(networks)
+        for name, networks in floors.items()
+    }
+
+
+def gram_of(recording: Grams, layer: str, count: int, field: str = "recording") -> np.ndarray:
+    """Return the Gram matrix of a layer in float64, or raise an error that names it."""
+    name = f"{field}[{layer!r}]"
+    gram = of_shape(name, np.asarray(recording[layer], np.float64), (count, count))
+    if not np.isfinite(gram).all():
+        raise SimbaError(name, "NaN or infinity", "finite")
+    return gram

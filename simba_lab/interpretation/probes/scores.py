@@ -1,0 +1,52 @@
+"""Scores of held-out subjects, class-conditional, for one sample or many bootstrap samples at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def conditional_auroc(
+    target: np.ndarray, scores: np.ndarray, context: np.ndarray, counts: np.ndarray | None = None
+) -> float | np.ndarray:
+    """Return the area under the ROC curve over pairs of equal context, averaged over contexts.
+
+    NaN if no context has subjects of both groups, or a score is NaN. With `counts`, shape (samples,
+    n), of how often each subject occurs in each of several samples: one area per sample.
+    """
+    if counts is None:
+        return float(conditional_auroc(target, scores, context, once(len(target)))[0])
+    if np.isnan(scores).any():  # what has no order has no area
+        return np.full(len(counts), np.nan)
+    areas = []
+    for value in np.unique(context):
+        rows = np.flatnonzero(context == value)
+        ordered = rows[np.argsort(scores[rows])]
+        ranked, positive = scores[ordered], target[ordered] == 1
+        ties = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))
+        positives, negatives = (
+            np.add.reduceat(counts[:, ordered] * members, ties, axis=1)
+            for members in (positive, ~positive)
+        )
+        # Mann-Whitney: a positive beats each negative below it, and half of those that tie with it.
+        wins = (positives * (negatives.cumsum(axis=1) - negatives / 2)).sum(axis=1)
+        areas.append(ratio(wins, positives.sum(axis=1) * negatives.sum(axis=1)))
+    return mean_of_known(areas)
+
+
+def once(count: int) -> np.ndarray:
+    """Return the sample that has every row once, as counts of shape (1, count)."""
+    return np.ones((1, count), int)
+
+
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Divide; NaN where the denominator is 0."""
+    missing = np.full(np.shape(denominator), np.nan)
+    return np.divide(numerator, denominator, out=missing, where=denominator != 0)
+
+
+def mean_of_known(values: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the mean over the first axis of what is not NaN; NaN where all is."""
+    values = np.stack(list(values))
+    return ratio(np.nansum(values, axis=0), np.isfinite(values).sum(axis=0))
