@@ -10,6 +10,7 @@ import resource
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
@@ -81,7 +82,8 @@ def against_captum(subjects: int) -> dict[str, float]:
         return logit(model(x))
 
     settings = {"nt_samples": SAMPLES, "stdevs": NOISE, "abs": False}
-    smoothing = {"noise": NOISE, "samples": SAMPLES}
+    smoothing = sb.attribution.SmoothGrad(SAMPLES, NOISE)
+    steps = partial(sb.attribution.IntegratedGradients, tolerance=None)
     with deterministic():
         for begin in range(0, subjects, 50):
             part, images = (
@@ -95,32 +97,20 @@ def against_captum(subjects: int) -> dict[str, float]:
                     [IntegratedGradients(score).attribute(v[None]) for v in x]
                 ),
             )
-            ours = timed(
-                "ig",
-                lambda p=part: sb.attribute(model, p, steps=STEPS, tolerance=None, scored=False),
-            )
-            default = timed("default", lambda p=part: sb.attribute(model, p, scored=False))
+            ours = timed("ig", lambda p=part: sb.attribute(model, p, steps(STEPS)))
+            default = timed("default", lambda p=part: sb.attribute(model, p))
             with torch.no_grad():
                 change = (score(images) - score(torch.zeros_like(images[:1]))).double().numpy()
             size += list(np.abs(change))
             wrong["captum ig"] += list(np.abs(theirs.double().sum((1, 2, 3, 4)).numpy() - change))
-            wrong["ig"] += list(np.abs(ours.table["total"] - change))
-            wrong["default"] += list(np.abs(default.table["total"] - change))
+            wrong["ig"] += list(np.abs(ours.sums["total"] - change))
+            wrong["default"] += list(np.abs(default.sums["total"] - change))
             exact = sb.attribute(
-                model,
-                part.where(np.arange(min(5, len(part)))),
-                steps=REFERENCE,
-                tolerance=None,
-                scored=False,
+                model, part.where(np.arange(min(5, len(part)))), steps(REFERENCE)
             ).maps
             apart["ig"] += list(distance(ours.maps[: len(exact)], exact))
             apart["captum ig"] += list(distance(theirs[: len(exact), 0].detach().numpy(), exact))
-            ours = timed(
-                "sg",
-                lambda p=part: sb.attribute(
-                    model, p, method="smooth_grad", **smoothing, scored=False
-                ),
-            )
+            ours = timed("sg", lambda p=part: sb.attribute(model, p, smoothing))
             timed(
                 "captum sg",
                 lambda x=images: [
@@ -149,13 +139,12 @@ def twins_and_memory(spacing_mm: float, subjects: int, memory_gb: float) -> dict
     sb.logits(model, [np.zeros((32, 32, 32), np.float32)])
     before = peak_gb()
     start = time.perf_counter()
-    result = sb.attribute(
-        model, cohort, baseline=cohort.twin(without="bias"), memory_gb=memory_gb, scored=False
-    )
+    twins, compute = cohort.twin(without="bias"), sb.Compute("cpu", memory_gb=memory_gb)
+    result = sb.attribute(model, cohort, baseline=twins, compute=compute)
     return {
         "memory": peak_gb() - before,
         "seconds": (time.perf_counter() - start) / subjects,
-        "error": float(result.table["completeness_error"].abs().max()),
+        "error": float(result.sums["completeness_error"].abs().max()),
     }
 
 

@@ -229,21 +229,20 @@ def attribution():
         yield f"{name}/table", found.table
         if found.regions is not None:
             yield f"{name}/regions", found.regions
-    compare = room.compare_attributions
-    yield "compare", compare(model, test, ["saliency", "deep_lift"], control=control)
+    yield "compare", room.compare(model, test, ["saliency", "deep_lift"], control=control)
     yield "sanity", room.sanity_checks(model, test, method="saliency")
     yield "faithfulness", room.faithfulness(model, test, method="saliency")
     maps = [sb.attribute(network, test, method="saliency").maps for network in (control, model)]
     difference = test.twin(carrying="bias").arrays() - test.twin(without="bias").arrays()
     yield "split change", room.split_change(*maps, difference)
-    yield "aligned", room.aligned(sb.attribute(model, test, method="saliency"), test)
+    yield "aligned", room.aligned(sb.attribute(model, test, "saliency"), test)
 
 
 ATTRIBUTIONS = {
     "ig": lambda model, test, twins: sb.attribute(model, test),
     "ig twins": lambda model, test, twins: sb.attribute(model, test, baseline=twins),
-    "saliency": lambda model, test, twins: sb.attribute(model, test, method="saliency"),
-    "input": lambda model, test, twins: sb.attribute(model, test, method="input_x_gradient"),
+    "saliency": lambda model, test, twins: sb.attribute(model, test, "saliency"),
+    "input": lambda model, test, twins: sb.attribute(model, test, "input_x_gradient"),
     "smooth": lambda model, test, twins: sb.attribute(model, test, method="smooth_grad"),
     "deep_lift": lambda model, test, twins: sb.attribute(
         model, test, method="deep_lift", baseline="mean"
@@ -253,10 +252,9 @@ ATTRIBUTIONS = {
     "guided cam": lambda model, test, twins: sb.attribute(model, test, method="guided_grad_cam"),
     "occlusion": lambda model, test, twins: sb.attribute(model, test, method="occlusion"),
     "shapley": lambda model, test, twins: sb.attribute(
-        model, test.where(np.arange(2)), method="shapley", **SHAPLEY_OPTIONS
+        model, test.where(np.arange(2)), sb.attribution.Shapley(samples=2)
     ),
 }
-SHAPLEY_OPTIONS = {"samples": 2}
 
 
 def use():

@@ -240,8 +240,39 @@ class TwinCohort(Cohort):
         """Return who shows a bias in these volumes, bool, shape (n,)."""
 
     @abstractmethod
+    def difference(self, index: int, effect: str, *, keep: bool = False) -> np.ndarray:
+        """Return what an effect does to the image of one subject: float32, shape (X, Y, Z).
+
+        The subject with the effect less the subject without it, both without noise, in units of
+        white matter.
+        """
+
     def changed(self, index: int, effect: str, *, threshold: float = 0.02) -> np.ndarray:
-        """Return the voxels that an effect changes in one subject, bool, shape (X, Y, Z)."""
+        """Return the voxels that an effect changes in one subject, bool, shape (X, Y, Z).
+
+        `threshold` is the least difference that counts, as a share of the intensity of white
+        matter. The truth for attributions.
+        """
+        return np.abs(self.difference(index, effect, keep=True)) > threshold
+
+    @abstractmethod
+    def region(self, index: int, name: str) -> np.ndarray:
+        """Return a region of the atlas as it lies in one subject, bool, shape (X, Y, Z)."""
+
+    @abstractmethod
+    def region_of(self, index: int, effect: str) -> np.ndarray | None:
+        """Return the region of an effect in one subject; None for effects of the whole image."""
+
+    @abstractmethod
+    def parcellation(self, index: int) -> tuple[np.ndarray, dict[int, str]]:
+        """Return the region number of each voxel, int, shape (X, Y, Z), and the names of numbers.
+
+        Voxels in no region have the number 0, which has no name.
+        """
+
+    @abstractmethod
+    def positions_mm(self, index: int) -> np.ndarray:
+        """Return where in the template each voxel's tissue comes from: (3, X, Y, Z), mm."""
 
 
 def with_twins(cohort: Cohort, field: str = "cohort") -> TwinCohort:

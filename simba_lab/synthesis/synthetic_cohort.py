@@ -234,14 +234,28 @@ class SyntheticCohort(TwinCohort):
             *self._person(index), self.magnitudes(index), noisy=False, keep=keep
         ).copy()
 
-    def changed(self, index: int, effect: str, *, threshold: float = 0.02) -> np.ndarray:
-        """Return the voxels that an effect changes in one subject, bool, shape (X, Y, Z): the truth for attributions.
-
-        The subject is rendered without noise, with the effect and without it; `threshold` is the
-        least difference that counts, as a share of the intensity of white matter.
-        """
+    def difference(self, index: int, effect: str, *, keep: bool = False) -> np.ndarray:
+        """Return what an effect does to the image of one subject, without noise: float32, shape (X, Y, Z)."""
         on, off = self.twin(carrying=effect), self.twin(without=effect)
-        return np.abs(on.clean(index) - off.clean(index)) > threshold
+        return on.clean(index, keep=keep) - off.clean(index, keep=keep)
+
+    def region_of(self, index: int, effect: str) -> np.ndarray | None:
+        """Return the region of an effect in one subject, bool, shape (X, Y, Z); None if it has none."""
+        name = getattr(self.effects[effect], "region", None)
+        return None if name is None else self.region(index, name)
+
+    def parcellation(self, index: int) -> tuple[np.ndarray, dict[int, str]]:
+        """Return the region number of each voxel (0: none), int, shape (X, Y, Z), and the names of numbers.
+
+        The number is that of the nearest voxel of the template.
+        """
+        lattice, labels = self.template.lattice, self.template.labels
+        positions = np.moveaxis(self.positions_mm(index), 0, -1) - np.float32(lattice.origin_mm)
+        nearest = np.round(positions / lattice.spacing_mm).astype(int)
+        within = ((nearest >= 0) & (nearest < labels.shape)).all(axis=-1)
+        nearest = np.clip(nearest, 0, np.array(labels.shape) - 1)
+        numbers = np.where(within, labels[tuple(np.moveaxis(nearest, -1, 0))], 0).astype(np.int64)
+        return numbers, {number: name for name, number in self.template.regions.items()}
 
 
 def synthesise(scenario: Scenario, *, seed: int = 0) -> SyntheticCohort:

@@ -112,7 +112,7 @@ weights = b"".join(value.numpy().tobytes() for value in run.model.state_dict().v
 grams = sb.record(run.model, c.test)
 tables = [run.history.drop(columns="seconds"), sb.evaluate(run.model, c.test), sb.twin_effect(run.model, c.test),
           sb.probe(grams, c.test["bias"], folds=2, permutations=3),
-          sb.attribute(run.model, c.test.where(range(2)), steps=4).table]
+          sb.attribute(run.model, c.test.where(range(2)), method=sb.attribution.IntegratedGradients(4)).table]
 print(hashlib.sha256(weights + "".join(table.to_csv() for table in tables).encode()).hexdigest())
 """
 

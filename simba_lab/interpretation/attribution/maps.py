@@ -1,12 +1,12 @@
-"""What the network looks at: attributions of any of Captum's kinds beside the voxels that are known to matter."""
+"""Attribution maps of a cohort: what each voxel contributes, and how much lies on the known effects."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
@@ -14,57 +14,87 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from simba_lab.core.compute import deterministic
-from simba_lab.core.errors import SimbaError, UnknownNameError
-from simba_lab.interpretation.attribution.baselines import Starts, starts_of
-from simba_lab.interpretation.attribution.methods import METHODS, Plan, Settings, middles, plan_of
-from simba_lab.interpretation.attribution.scores import scores, truths
-
-if TYPE_CHECKING:
-    from simba_lab.core.cohort import Cohort
-    from simba_lab.core.lattice import Lattice
+from simba_lab.core.checks import whole_number
+from simba_lab.core.cohort import Cohort, with_twins
+from simba_lab.core.compute import Compute, deterministic
+from simba_lab.core.errors import SimbaError
+from simba_lab.core.lattice import Lattice
+from simba_lab.interpretation.attribution.baselines import Baselines, baselines_of
+from simba_lab.interpretation.attribution.localisation import localisation
+from simba_lab.interpretation.attribution.methods.gradient_based import (
+    IntegratedGradients,
+    midpoints,
+)
+from simba_lab.interpretation.attribution.methods.method import Batch, Method
+from simba_lab.interpretation.attribution.methods.registry import method_of
+from simba_lab.interpretation.attribution.plan import Plan, plan_of
 
 # Integrated gradients are refined at most so often; each time takes three times the steps, a third
-# of them known.
+# of which are known.
 REFINEMENTS = 3
-# Methods whose maps add up to the change of the score.
-COMPLETE = ("integrated_gradients", "deep_lift", "shapley")
 
 
 @dataclass(frozen=True, eq=False)
 class Attribution:
-    """Attribution maps and their scores.
+    """Attribution maps of a cohort, and what they say.
 
     Parameters
     ----------
     maps : ndarray of float32, shape (n, X, Y, Z)
-        In a temporary file (a memory map) if they take more than half of the memory that was
-        allowed.
-    table : pandas.DataFrame
+        In a temporary file (a memory map) if they take more than half of the allowed memory.
+    sums : pandas.DataFrame
         One row per subject: ``total`` (sum of the map); of methods that compare with a baseline
-        ``logit_change`` (score less that of the baseline), and of those that are complete
+        ``logit_change`` (score less that of the baseline); of those that are complete
         ``completeness_error`` (difference of the two, as a share of the mean size of the change);
-        of integrated gradients ``steps``; and for each effect the columns of
-        `simba_lab.interpretation.attribution_scores.scores`: ``mass_<effect>``,
-        ``enrichment_<effect>`` and so on.
-    lattice : Lattice
-        Where the voxels are.
+        of integrated gradients ``steps``.
+    cohort : Cohort
+        The subjects.
     regions : pandas.DataFrame or None
         Shapley values: one row per subject, one column per region, ``elsewhere`` for voxels in
         none.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> scenario = sb.Scenario(64, sb.Morphology("Insula_L", 2.5), spacing_mm=8)
+    >>> test = sb.synthesise(scenario).test.where(range(2))
+    >>> maps = sb.attribute(sb.SimBANet((4, 8), seed=0), test, "saliency")
+    >>> maps.image(0).shape
+    (20, 24, 20)
     """
 
     maps: np.ndarray
-    table: pd.DataFrame
-    lattice: Lattice
+    sums: pd.DataFrame
+    cohort: Cohort
     regions: pd.DataFrame | None = field(default=None)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The columns of `sums`, then the scores of each map on each known effect.
+
+        ``mass_<effect>``, ``enrichment_<effect>`` and so on: see `localisation`. They are computed
+        when this table is first asked for, which renders each subject twice per effect.
+        """
+        if not self.cohort.effects:
+            return self.sums
+        twins = with_twins(self.cohort)
+        scores = [localisation(values, twins, index) for index, values in enumerate(self.maps)]
+        return pd.concat([self.sums, pd.DataFrame(scores, index=self.sums.index)], axis=1)
+
+    @property
+    def lattice(self) -> Lattice:
+        """Where the voxels are."""
+        return self.cohort.lattice
 
     def image(self, index: int) -> nib.Nifti1Image:
         """Return the map of one subject as a NIfTI image."""
         return nib.Nifti1Image(np.asarray(self.maps[index]), self.lattice.affine)
 
     def save(self, folder: str | Path) -> None:
-        """Write ``sub-<number>_attribution.nii.gz`` for each subject and ``attribution.csv`` to a new folder.
+        """Write the map of each subject and ``attribution.csv`` to a new folder.
+
+        Maps are called ``sub-<number>_attribution.nii.gz``; values of regions are in
+        ``regions.csv``.
 
         Raises
         ------
@@ -73,11 +103,10 @@ class Attribution:
         """
         folder = Path(folder)
         if folder.exists() or not folder.absolute().parent.is_dir():
-            raise SimbaError(
-                "folder", str(folder), "a folder that does not exist yet, inside one that does"
-            )
+            allowed = "a folder that does not exist yet, inside one that does"
+            raise SimbaError("folder", str(folder), allowed)
         folder.mkdir()
-        for index, subject in enumerate(self.table.index):
+        for index, subject in enumerate(self.sums.index):
             nib.save(self.image(index), folder / f"sub-{subject}_attribution.nii.gz")
         self.table.to_csv(folder / "attribution.csv")
         if self.regions is not None:
@@ -87,68 +116,37 @@ class Attribution:
 def attribute(
     model: torch.nn.Module,
     cohort: Cohort,
+    method: str | Method = "integrated_gradients",
     *,
-    method: str = "integrated_gradients",
     baseline: Cohort | np.ndarray | float | str = 0.0,
     effect: str | None = None,
     target: int | None = None,
-    steps: int = 32,
-    tolerance: float | None = 0.01,
-    samples: int = 20,
-    noise: float = 0.2,
-    layer: str | None = None,
-    window_mm: float = 32.0,
-    seed: int = 0,
-    batch_size: int = 64,
-    memory_gb: float = 4.0,
-    device: str = "cpu",
-    scored: bool = True,
+    compute: Compute | None = None,
     progress: bool = False,
 ) -> Attribution:
-    """Return what each voxel contributes to the logit of the disease, and how much of it lies on the known effects.
+    """Return what each voxel contributes to the logit of the disease.
 
     Parameters
     ----------
     model : torch.nn.Module
-        It is copied; the copy is in evaluation mode and the network itself is left alone.
+        It is copied; the copy is in evaluation mode and the network itself is not changed.
     cohort : Cohort
-    method : str
-        ``saliency`` (signed gradient), ``input_x_gradient``, ``smooth_grad``,
-        ``integrated_gradients``, ``deep_lift``, ``guided_backprop``, ``grad_cam``,
-        ``guided_grad_cam``, ``occlusion`` or ``shapley`` (of the template's regions).
+    method : str or Method
+        A name, for default settings, or a method with settings, such as
+        ``sb.attribution.SmoothGrad(samples=8)``. The names are ``integrated_gradients``,
+        ``saliency``, ``input_x_gradient``, ``smooth_grad``, ``deep_lift``, ``guided_backprop``,
+        ``grad_cam``, ``guided_grad_cam``, ``occlusion`` and ``shapley``.
     baseline : Cohort, ndarray of shape (X, Y, Z), float, "zero" or "mean"
-        What integrated gradients and DeepLift start from, and what occlusion and Shapley values put
+        What integrated gradients and DeepLIFT start from, and what occlusion and Shapley values put
         in the place of voxels. With twins as baseline, ``cohort.twin(without="bias")``, the path
         changes nothing but the bias, and each map adds up to the twin effect of its subject.
         ``"mean"`` is the mean volume of the cohort.
     effect : str, optional
-        The one effect in which twins given as baseline have to differ.
+        The only effect in which twins given as baseline may differ.
     target : int, optional
         Output of the network to explain; by default the logit of the disease.
-    steps : int
-        Points along the path of integrated gradients (midpoint rule), to begin with.
-    tolerance : float, optional
-        Subjects whose completeness error is larger get three times the steps, up to three times.
-        None: nobody does.
-    samples : int
-        Noisy copies of SmoothGrad; orders in which regions are added for Shapley values.
-    noise : float
-        Standard deviation of SmoothGrad's noise, as a share of white matter.
-    layer : str, optional
-        What Grad-CAM looks at: a submodule. By default the last block.
-    window_mm : float
-        Edge of the cubes that occlusion hides; they overlap by half.
-    seed : int
-        Of SmoothGrad's noise and the orders of Shapley values, drawn for each subject by itself.
-    batch_size : int
-        Most volumes evaluated at once.
-    memory_gb : float
-        What the call may use beyond what the process has already, maps included.
-    device : str
-        Where the network runs; ``"auto"`` for a GPU if there is one.
-    scored : bool
-        Whether to score the maps on the effects of the scenario, which takes two noise-free
-        renderings per effect.
+    compute : Compute, optional
+        Device and memory: by default 4 GB beyond what the process has already, maps included.
     progress : bool
         Show a progress bar.
 
@@ -167,118 +165,122 @@ def attribute(
 
     References
     ----------
-    Sundararajan et al. (2017), "Axiomatic attribution for deep networks", eq. 1 and proposition 1
-    (completeness). Kokhlikyan et al. (2020), "Captum: a unified and generic model interpretability
-    library for PyTorch". The functions of `attribution_gradients` and `attribution_captum` cite the
-    source of each method.
+    Kokhlikyan et al. (2020), "Captum: a unified and generic model interpretability library for
+    PyTorch". Each method cites its source.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> scenario = sb.Scenario(64, sb.Morphology("Insula_L", 2.5), spacing_mm=8)
+    >>> test = sb.synthesise(scenario).test.where(range(2))
+    >>> sb.attribute(sb.SimBANet((4, 8), seed=0), test).sums.columns.tolist()
+    ['total', 'logit_change', 'completeness_error', 'steps']
     """
-    if method not in METHODS:
-        raise UnknownNameError.among("method", method, METHODS)
+    method, compute = method_of(method), compute or Compute()
+    if target is not None:
+        whole_number("target", target, least=0, remedy="It is the position of an output.")
     if not len(cohort):
         raise SimbaError("cohort", "0 subjects", "not empty")
-    settings = Settings(
-        method,
-        target,
-        steps,
-        tolerance,
-        samples,
-        noise,
-        layer,
-        window_mm,
-        seed,
-        batch_size,
-        memory_gb,
-        device,
-    )
-    starts = starts_of(baseline, cohort, effect=effect)
-    with deterministic():
-        plan = plan_of(model, cohort, settings, constant=starts.constant is not None)
-        maps = _room_for(len(cohort), cohort.lattice.shape, plan.in_memory)
-        rows: list[dict[str, float]] = [{} for _ in range(len(cohort))]
-        everybody = np.arange(len(cohort))
-        with tqdm(total=len(cohort), disable=not progress, desc=method, unit="volume") as bar:
-            _run(plan, cohort, starts, everybody, middles(steps), maps, rows, bar)
-            if method == "integrated_gradients":
-                taken = np.full(len(cohort), steps)
-                for _ in range(REFINEMENTS if tolerance is not None else 0):
-                    change = np.array([row["logit_change"] for row in rows])
-                    wrong = (
-                        np.abs(np.array([row["total"] for row in rows]) - change)
-                        > tolerance * np.abs(change).mean()
-                    )
-                    if not wrong.any():
-                        break
-                    finer = middles(3 * taken.max())
-                    new = finer[
-                        np.arange(len(finer)) % 3 != 1
-                    ]  # every third is the middle of a larger part
-                    _run(
-                        plan,
-                        cohort,
-                        starts,
-                        np.flatnonzero(wrong),
-                        new,
-                        maps,
-                        rows,
-                        None,
-                        share=2 / 3,
-                    )
-                    taken[wrong] = len(finer)
-                for row, count in zip(rows, taken, strict=True):
-                    row["steps"] = count
-            if scored and cohort.effects:
-                bar.set_description("scores")
-                for index in everybody:
-                    rows[index] |= scores(maps[index], *truths(cohort, int(index)))
-    regions = [row.pop("regions") for row in rows if "regions" in row]
-    table = pd.DataFrame(rows, index=cohort.table.index)
-    if method in COMPLETE:
-        scale = table["logit_change"].abs().mean()
-        table.insert(
-            2,
-            "completeness_error",
-            (table["total"] - table["logit_change"]) / scale if scale else 0.0,
-        )
-    found = pd.DataFrame(regions, index=table.index).fillna(0.0) if regions else None
-    return Attribution(maps, table, cohort.lattice, found)
+    baselines = baselines_of(baseline, cohort, effect=effect)
+    with deterministic(compute.threads):
+        plan = plan_of(model, cohort, method, target=target, compute=compute)
+        mapping = _Mapping(plan, cohort, baselines)
+        with tqdm(total=len(cohort), disable=not progress, desc=method.name, unit="volume") as bar:
+            mapping.add(np.arange(len(cohort)), bar=bar)
+        if isinstance(method, IntegratedGradients):
+            mapping.refine(method)
+    return mapping.finished()
 
 
-def _run(
-    plan: Plan,
-    cohort: Cohort,
-    starts: Starts,
-    who: np.ndarray,
-    points: np.ndarray,
-    maps: np.ndarray,
-    rows: list[dict],
-    bar: tqdm | None,
-    share: float = 1.0,
-) -> None:
-    """Attribute some subjects, a group at a time, and write their maps and rows; `share` is that of the new map."""
-    chosen = cohort.where(who) if len(who) < len(cohort) else cohort
-    volumes, others = _volumes(chosen, plan.keep), starts.volumes(who, plan.keep)
-    for begin in range(0, len(who), plan.group):
-        places = who[begin : begin + plan.group]
-        images = torch.from_numpy(np.stack([next(volumes) for _ in places]))[:, None].to(
-            plan.device
-        )
-        low = None
-        if plan.compares:
-            low = torch.from_numpy(np.stack([next(others) for _ in places]))[:, None].to(
-                plan.device
+class _Mapping:
+    """The maps of a cohort while they are made, a group of subjects at a time."""
+
+    def __init__(self, plan: Plan, cohort: Cohort, baselines: Baselines) -> None:
+        self.plan, self.cohort, self.baselines = plan, cohort, baselines
+        self.maps = _empty_maps((len(cohort), *cohort.lattice.shape), plan.in_memory)
+        self.sums: list[dict[str, float]] = [{} for _ in range(len(cohort))]
+        self.regions: list[dict[str, float]] = []
+
+    def add(
+        self,
+        subjects: np.ndarray,
+        *,
+        points: np.ndarray | None = None,
+        weight: float = 1.0,
+        bar: tqdm | None = None,
+    ) -> None:
+        """Explain some subjects; `weight` is that of the new map against the one that is known."""
+        plan = self.plan
+        chosen = self.cohort.where(subjects) if len(subjects) < len(self.cohort) else self.cohort
+        images, baselines = _volumes(chosen, plan.keep), self.baselines.volumes(subjects, plan.keep)
+        for start in range(0, len(subjects), plan.group):
+            group = subjects[start : start + plan.group]
+            batch = Batch(
+                plan.network,
+                self._stacked(images, len(group)),
+                self._stacked(baselines, len(group)) if plan.method.has_baseline else None,
+                chosen.where(np.arange(start, start + len(group))),
+                plan.chunk,
+                points,
             )
-        values, found = plan.attribute(images, low, cohort, places, points)
-        for place, value, row in zip(places, values[:, 0].cpu().numpy(), found, strict=True):
-            if share < 1:
-                value = share * value + (1 - share) * maps[place]
-            maps[place] = value
-            rows[place] |= {"total": float(value.sum(dtype=np.float64))} | row
-        if bar is not None:
-            bar.update(len(places))
+            changes = _score_changes(batch)
+            maps = plan.method.maps(batch).detach()[:, 0].cpu().numpy()
+            for subject, values, change in zip(group, maps, changes, strict=True):
+                if weight < 1:
+                    values = weight * values + (1 - weight) * self.maps[subject]
+                self.maps[subject] = values
+                self.sums[subject] = {"total": float(values.sum(dtype=np.float64))} | change
+            self.regions += batch.regions
+            if bar is not None:
+                bar.update(len(group))
+
+    def _stacked(self, volumes: Iterator[np.ndarray], count: int) -> torch.Tensor:
+        stacked = np.stack([next(volumes) for _ in range(count)])
+        return torch.from_numpy(stacked)[:, None].to(self.plan.device)
+
+    def refine(self, method: IntegratedGradients) -> None:
+        """Take more steps for the subjects whose maps do not add up."""
+        taken = np.full(len(self.cohort), method.steps)
+        for _ in range(REFINEMENTS if method.tolerance is not None else 0):
+            change = np.array([row["logit_change"] for row in self.sums])
+            total = np.array([row["total"] for row in self.sums])
+            wrong = np.abs(total - change) > method.tolerance * np.abs(change).mean()
+            if not wrong.any():
+                break
+            finer = midpoints(3 * taken.max())
+            # Every third point is the midpoint of an interval of the coarser path.
+            unknown = finer[np.arange(len(finer)) % 3 != 1]
+            self.add(np.flatnonzero(wrong), points=unknown, weight=2 / 3)
+            taken[wrong] = len(finer)
+        for row, steps in zip(self.sums, taken, strict=True):
+            row["steps"] = steps
+
+    def finished(self) -> Attribution:
+        """Return the maps with their tables."""
+        index = self.cohort.table.index
+        sums = pd.DataFrame(self.sums, index=index)
+        if self.plan.method.complete:
+            scale = sums["logit_change"].abs().mean()
+            error = (sums["total"] - sums["logit_change"]) / scale if scale else 0.0
+            sums.insert(2, "completeness_error", error)
+        regions = pd.DataFrame(self.regions, index=index).fillna(0.0) if self.regions else None
+        return Attribution(self.maps, sums, self.cohort, regions)
+
+
+def _score_changes(batch: Batch) -> list[dict[str, float]]:
+    """Return the score of each volume less that of its baseline, if the method has one."""
+    if batch.baselines is None:
+        return [{} for _ in batch.images]
+    changes = []
+    with torch.no_grad():
+        for image, baseline in zip(batch.images, batch.baselines, strict=True):
+            scores = batch.scorer(image[None]).double(), batch.scorer(baseline[None]).double()
+            changes.append({"logit_change": (scores[0] - scores[1]).item()})
+    return changes
 
 
 def _volumes(cohort: Cohort, keep: bool) -> Iterator[np.ndarray]:
-    """Iterate over volumes: some rendered ahead and kept if they are small, one at a time if they are not."""
+    """Iterate over volumes: rendered ahead and kept if they are small, else one at a time."""
     if keep:
         yield from cohort.volumes()
     else:
@@ -286,9 +288,9 @@ def _volumes(cohort: Cohort, keep: bool) -> Iterator[np.ndarray]:
             yield cohort.array(index, keep=False)
 
 
-def _room_for(count: int, shape: tuple[int, ...], in_memory: bool) -> np.ndarray:
-    """Return an array for the maps; in a file that nobody sees, gone with the array, if they are large."""
+def _empty_maps(shape: tuple[int, ...], in_memory: bool) -> np.ndarray:
+    """Return an array for the maps: in memory, or in a temporary file that is deleted with it."""
     if in_memory:
-        return np.empty((count, *shape), np.float32)
+        return np.empty(shape, np.float32)
     with TemporaryFile(prefix="simba-lab-") as file:
-        return np.memmap(file, np.float32, "w+", shape=(count, *shape))
+        return np.memmap(file, np.float32, "w+", shape=shape)

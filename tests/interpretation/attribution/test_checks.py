@@ -6,15 +6,15 @@ import pytest
 from planted import Planted, centred, far_scenario, masks_of
 
 import simba_lab as sb
-from simba_lab.interpretation.attribution.checks import randomise
+from simba_lab.interpretation.attribution.randomisation import randomise
 
-GRADIENT = (
+METHODS = (
     "saliency",
     "input_x_gradient",
-    "smooth_grad",
+    sb.attribution.SmoothGrad(samples=4),
     "integrated_gradients",
     "deep_lift",
-    "occlusion",
+    sb.attribution.Occlusion(window_mm=16),
 )
 
 
@@ -37,12 +37,12 @@ def few(far):
     return far.test.where(range(6))
 
 
-@pytest.mark.parametrize("method", GRADIENT)
+@pytest.mark.parametrize("method", METHODS)
 def test_methods_tell_a_reader_of_the_bias_from_a_reader_of_the_disease(planted, few, method):
-    table = sb.attribution.compare_attributions(
-        planted["bias"], few, [method], control=planted["disease"], window_mm=16, samples=4
-    ).loc[method]
-    row = table.loc["mass_bias"]
+    table = sb.attribution.compare(
+        planted["bias"], few, {"method": method}, control=planted["disease"]
+    )
+    row = table.loc[("method", "mass_bias")]
     assert row["excess_low"] > 0
     assert row["low"] <= row["mean"] <= row["high"]
     assert row["excess"] == pytest.approx(row["mean"] - row["control"])
@@ -59,7 +59,7 @@ def test_the_sum_with_the_twin_as_start_tells_them_apart_exactly(planted, few):
 
 def test_random_weights_change_the_maps_of_a_network_from_the_output_down(cohort):
     model, few = sb.SimBANet((4, 8), seed=0), cohort.test.where(range(3))
-    table = sb.attribution.sanity_checks(model, few, others={"itself": model}, method="saliency")
+    table = sb.attribution.sanity_checks(model, few, "saliency", others={"itself": model})
     assert list(table.index) == ["readout", "block2", "block1", "itself"]
     assert table.loc["itself", "correlation"] == pytest.approx(1)
     assert table.loc["block1", "correlation"] < 0.9

@@ -4,10 +4,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from captum.attr import IntegratedGradients
+from captum.attr import IntegratedGradients as CaptumIntegratedGradients
 from torch import nn
 
 import simba_lab as sb
+from simba_lab.interpretation.attribution import IntegratedGradients
 
 RNG = np.random.default_rng(0)
 
@@ -33,7 +34,7 @@ def carriers(cohort):
 def test_attributions_of_a_linear_network_are_exact(carriers):
     weights = RNG.standard_normal(carriers.lattice.shape).astype(np.float32)
     volumes, twins = carriers.arrays(), carriers.twin(without="bias")
-    start = sb.attribute(Linear(weights), carriers, baseline=twins, steps=2)
+    start = sb.attribute(Linear(weights), carriers, baseline=twins, method=IntegratedGradients(2))
     np.testing.assert_allclose(start.maps, weights * (volumes - twins.arrays()), atol=1e-5)
     assert start.table["completeness_error"].abs().max() < 1e-3
     np.testing.assert_allclose(
@@ -48,7 +49,9 @@ def test_attributions_of_a_linear_network_are_exact(carriers):
 
 def test_sum_of_the_twin_attribution_is_the_twin_effect(carriers):
     model = copy.deepcopy(net()).eval()
-    result = sb.attribute(model, carriers, baseline=carriers.twin(without="bias"), steps=64)
+    result = sb.attribute(
+        model, carriers, baseline=carriers.twin(without="bias"), method=IntegratedGradients(64)
+    )
     change = sb.logits(model, carriers) - sb.logits(model, carriers.twin(without="bias"))
     np.testing.assert_allclose(result.table["logit_change"], change, atol=1e-5)
     assert result.table["completeness_error"].abs().max() < 0.01
@@ -71,30 +74,30 @@ def test_bad_attributions_are_refused(carriers, cohort):
     with pytest.raises(sb.SimbaError, match="baseline must be a number"):
         sb.attribute(net(), carriers, baseline=np.zeros((2, 2, 2)))
     with pytest.raises(sb.SimbaError, match="steps"):
-        sb.attribute(net(), carriers, steps=0)
+        IntegratedGradients(steps=0)
     with pytest.raises(sb.SimbaError, match="not empty"):
         sb.attribute(net(), carriers.where(np.array([], int)))
 
 
 def test_integrated_gradients_are_complete_and_equal_those_of_captum(carriers):
     model = net().eval()
-    ours = sb.attribute(model, carriers, steps=50, tolerance=None)
+    ours = sb.attribute(model, carriers, IntegratedGradients(50, tolerance=None))
     change = sb.logits(model, carriers) - sb.logits(
         model, [np.zeros(carriers.lattice.shape, np.float32)]
     )
     np.testing.assert_allclose(ours.table["logit_change"], change, atol=1e-5)
     assert sb.attribute(model, carriers).table["completeness_error"].abs().max() < 0.01
     for row, volume in enumerate(torch.from_numpy(carriers.arrays())[:, None, None]):
-        explain = IntegratedGradients(lambda x: model(x)[:, 0]).attribute
+        explain = CaptumIntegratedGradients(lambda x: model(x)[:, 0]).attribute
         theirs = explain(volume, n_steps=50, method="riemann_middle")[0, 0].detach().numpy()
         np.testing.assert_allclose(ours.maps[row], theirs, atol=1e-4 * np.abs(theirs).max())
 
 
 def test_a_refined_map_is_that_of_as_many_steps_at_once(carriers):
     model = net().eval()
-    refined = sb.attribute(model, carriers, steps=2, tolerance=1e-9)
+    refined = sb.attribute(model, carriers, IntegratedGradients(2, tolerance=1e-9))
     assert (refined.table["steps"] == 54).all()
-    at_once = sb.attribute(model, carriers, steps=54, tolerance=None)
+    at_once = sb.attribute(model, carriers, IntegratedGradients(54, tolerance=None))
     np.testing.assert_allclose(refined.maps, at_once.maps, atol=1e-5 * np.abs(at_once.maps).max())
 
 
@@ -105,20 +108,18 @@ def test_the_zero_start_equals_no_start_and_the_mean_is_another(carriers):
 
 
 def test_noise_belongs_to_the_subject_and_not_to_the_batch(carriers):
-    options = {"method": "smooth_grad", "samples": 4, "scored": False}
-    together = sb.attribute(net(), carriers, **options).maps
-    np.testing.assert_allclose(
-        together, sb.attribute(net(), carriers, batch_size=1, **options).maps, atol=1e-6
-    )
-    alone = sb.attribute(net(), carriers.where([2]), **options).maps[0]
+    method = sb.attribution.SmoothGrad(samples=4)
+    together = sb.attribute(net(), carriers, method).maps
+    one_by_one = sb.attribute(net(), carriers, method, compute=sb.Compute(memory_gb=0.0085))
+    np.testing.assert_allclose(together, one_by_one.maps, atol=1e-6)
+    alone = sb.attribute(net(), carriers.where([2]), method).maps[0]
     np.testing.assert_allclose(together[2], alone, atol=1e-6)
-    assert not np.allclose(
-        together, sb.attribute(net(), carriers, seed=1, **options).maps, atol=1e-6
-    )
+    another = sb.attribute(net(), carriers, sb.attribution.SmoothGrad(samples=4, seed=1)).maps
+    assert not np.allclose(together, another, atol=1e-6)
 
 
 def test_shapley_values_add_up_to_the_change(carriers):
-    result = sb.attribute(net(), carriers.where([0]), method="shapley", samples=1)
+    result = sb.attribute(net(), carriers.where([0]), sb.attribution.Shapley(samples=1))
     assert result.table["completeness_error"].abs().max() < 1e-3
     assert result.regions.sum(axis=1).iloc[0] == pytest.approx(
         result.table["logit_change"].iloc[0], rel=1e-3
@@ -126,14 +127,19 @@ def test_shapley_values_add_up_to_the_change(carriers):
 
 
 @pytest.mark.parametrize(
-    "method", ["deep_lift", "guided_backprop", "grad_cam", "guided_grad_cam", "occlusion"]
+    "method",
+    [
+        "deep_lift",
+        "guided_backprop",
+        sb.attribution.GradCAM("block1"),
+        sb.attribution.GuidedGradCAM("block1"),
+        sb.attribution.Occlusion(window_mm=48),
+    ],
 )
 def test_every_method_gives_finite_maps_and_leaves_the_network(carriers, method):
     model = net()
     before = sb.logits(model, carriers)
-    result = sb.attribute(
-        model, carriers, method=method, layer="block1" if "cam" in method else None, window_mm=48
-    )
+    result = sb.attribute(model, carriers, method)
     assert result.maps.shape == (3, *carriers.lattice.shape) and np.isfinite(result.maps).all()
     assert not any(module._forward_hooks or module._backward_hooks for module in model.modules())
     np.testing.assert_array_equal(sb.logits(model, carriers), before)
@@ -172,13 +178,13 @@ def test_networks_that_a_method_cannot_read_are_refused(carriers, cohort):
     with pytest.raises(sb.SimbaError, match=r"deriv|differentiable|gradient"):
         sb.attribute(Stepped(), carriers, method="saliency")
     with pytest.raises(sb.SimbaError, match="spatial extent"):
-        sb.attribute(net(), carriers, method="grad_cam", layer="readout")
+        sb.attribute(net(), carriers, sb.attribution.GradCAM("readout"))
     with pytest.raises(sb.core.UnknownNameError, match="block2"):
-        sb.attribute(net(), carriers, method="grad_cam", layer="blok2")
+        sb.attribute(net(), carriers, sb.attribution.GradCAM("blok2"))
     with pytest.raises(sb.SimbaError, match="target"):
         sb.attribute(net(), carriers, target=1)
     with pytest.raises(sb.SimbaError, match=r"memory_gb.*at least"):
-        sb.attribute(net(), carriers, memory_gb=1e-6)
+        sb.attribute(net(), carriers, compute=sb.Compute(memory_gb=1e-6))
     both = carriers.twin(without="bias").twin(without="disease")
     with pytest.raises(sb.SimbaError, match="twins that differ in"):
         sb.attribute(net(), carriers.where(carriers.table["disease_magnitude"] != 0), baseline=both)

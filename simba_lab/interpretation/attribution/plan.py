@@ -1,0 +1,118 @@
+"""How a method runs in the memory that is allowed: how many volumes go at a time, where maps are kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from simba_lab.core.cohort import Cohort
+from simba_lab.core.compute import Compute
+from simba_lab.core.errors import SimbaError
+from simba_lab.interpretation.attribution.methods.method import Method
+from simba_lab.interpretation.attribution.scorer import (
+    Scorer,
+    activation_bytes,
+    check_differentiable,
+)
+from simba_lab.interpretation.attribution.split_network import SplitNetwork, split_network
+
+MEMORY_GB = 4.0
+# Most volumes in one pass through the network.
+MOST_VOLUMES = 64
+# Activations of one forward pass on a processor: more of them leave its caches, which costs more
+# than calls do.
+GRAIN_BYTES = 24e6
+# Copies of a volume that a method holds besides the activations: image, baseline, difference,
+# gradient, map, noise.
+COPIES = 8
+# With the first layer split off: its outputs at both ends, their difference, the sum over the path
+# and the input of the next chunk.
+HIDDEN_COPIES = 5
+# Gradients and reordered copies that a layer needs beside what is saved, in units of the largest
+# saved activation.
+WORKSPACE = 4
+# Volumes this small, as a share of the memory, may be rendered ahead and kept.
+SMALL = 1 / 64
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A method ready to run: the private copy of the network, and how much goes at a time.
+
+    Parameters
+    ----------
+    method : Method
+    network : SplitNetwork
+    device : torch.device
+    chunk : int
+        Volumes in one pass through the network.
+    group : int
+        Subjects that are held at a time.
+    keep : bool
+        Whether volumes are small enough to be rendered ahead.
+    in_memory : bool
+        Whether the maps of all subjects fit into the memory.
+    """
+
+    method: Method
+    network: SplitNetwork
+    device: torch.device
+    chunk: int
+    group: int
+    keep: bool
+    in_memory: bool
+
+    @property
+    def scorer(self) -> Scorer:
+        """The network that is explained."""
+        return self.network.scorer
+
+
+def plan_of(
+    model: torch.nn.Module,
+    cohort: Cohort,
+    method: Method,
+    *,
+    target: int | None = None,
+    compute: Compute | None = None,
+) -> Plan:
+    """Check a network for a method, and plan how much fits into the memory.
+
+    Raises
+    ------
+    SimbaError
+        If the network does not go with the method, or not even one volume fits.
+    """
+    compute = compute or Compute()
+    device, memory_gb = compute.torch_device(), compute.memory(MEMORY_GB)
+    scorer = Scorer(model, target).to(device)
+    volume = torch.zeros((1, 1, *cohort.lattice.shape), device=device)
+    saved, largest = activation_bytes(scorer, volume)
+    allowed, image = memory_gb * 1e9, float(volume.nbytes)
+    if method.differentiates:
+        each = method.activations * saved + WORKSPACE * largest
+    else:
+        each = 2 * WORKSPACE * largest + 4 * image
+    least = each + COPIES * image
+    if least > allowed:
+        needed = f"at least {least / 1e9:.2g}, which one volume needs"
+        remedy = "Use larger voxels or a smaller network."
+        raise SimbaError("memory_gb", memory_gb, needed, remedy)
+    volume += torch.from_numpy(np.asarray(cohort.array(0, keep=False), np.float32)).to(device)
+    method.check(scorer, volume)
+    if method.differentiates:
+        check_differentiable(scorer, volume)
+    fits = least + HIDDEN_COPIES * largest <= allowed
+    network = split_network(scorer, volume, split=method.splits and fits)
+    held = COPIES * image + (HIDDEN_COPIES * largest if network.stand_in is not None else 0)
+    left = allowed - len(cohort) * image
+    in_memory = len(cohort) * image <= allowed / 2 and each + held <= left
+    left = left if in_memory else allowed
+    grain = max(1, int(GRAIN_BYTES // max(saved, 1))) if device.type == "cpu" else MOST_VOLUMES
+    chunk = int(max(1, min(MOST_VOLUMES, grain, (left - held) // each)))
+    group = max(1, chunk // method.passes) if method.differentiates else 1
+    while group > 1 and chunk * each + group * held > left:
+        group -= 1
+    return Plan(method, network, device, chunk, group, image <= SMALL * allowed, in_memory)
