@@ -70,9 +70,9 @@ def baselines_of(
 
 
 def check_twins(cohort: Cohort, twins: Cohort, effect: str | None) -> None:
-    """Refuse twins of other subjects, and twins that differ in any but one effect, or the named one.
+    """Refuse twins of other subjects, and twins that differ in more than one (or the named) effect.
 
-    Images whose truth is not known pass.
+    Images without twins pass.
     """
     if not (isinstance(cohort, TwinCohort) and isinstance(twins, TwinCohort)):
         if effect is not None:

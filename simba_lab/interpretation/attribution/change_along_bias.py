@@ -13,7 +13,7 @@ from simba_lab.core.rng import stream
 def split_change(
     before: np.ndarray, after: np.ndarray, direction: np.ndarray, *, seed: int = 0
 ) -> pd.DataFrame:
-    """Split the change of attribution maps or activations into a part along the bias and a residual.
+    """Split a change of maps or activations into a part along the bias and a residual.
 
     With u the direction of length 1, the change c = after - before of each subject is (c . u) u
     plus a residual at right angles to it.

@@ -1,4 +1,4 @@
-"""Attribution maps of a cohort: what each voxel contributes, and how much lies on the known effects."""
+"""Attribution maps of a cohort: what each voxel contributes to the logit of the disease."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a method runs in the memory that is allowed: how many volumes go at a time, where maps are kept."""
+"""How a method runs in the memory that is allowed: how many volumes go at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether maps show what a network learnt: they are made again after its weights were made random."""
+"""Whether maps show what a network learnt: they are compared with those of random weights."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def sanity_checks(
 
 
 def _from_the_output(model: torch.nn.Module) -> list[str]:
-    """Return what follows the blocks and has weights, then the blocks from the last to the first."""
+    """Return what has weights after the blocks, then the blocks from the last to the first."""
     blocks = layer_names(model)
     later = [
         name

@@ -1,4 +1,4 @@
-"""A network in two parts, so that a sum over many gradients is taken through its first layer once."""
+"""A network in two parts: sums of gradients are taken through its first layer only once."""
 
 from __future__ import annotations
 

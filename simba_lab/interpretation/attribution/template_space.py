@@ -1,4 +1,4 @@
-"""Attribution maps of many subjects in the space of the template: each voxel goes where its tissue came from."""
+"""Attribution maps of many subjects in the space of the template, where they can be averaged."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _checked(maps: Attribution | np.ndarray, cohort: TwinCohort) -> np.ndarray:
 
 
 def _sums(values: np.ndarray, cohort: TwinCohort, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sum of a subject's values that map to each voxel of the template, and their number.
+    """Return the sum and the number of a subject's values that map to each voxel of the template.
 
     The number is NaN where there are none.
     """

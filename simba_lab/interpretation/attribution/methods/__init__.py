@@ -1,1 +1,1 @@
-"""The methods of attribution: a small class of settings for each, which explains a batch of volumes."""
+"""The methods of attribution: for each a small class of settings, which explains volumes."""

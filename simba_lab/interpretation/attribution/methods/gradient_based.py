@@ -74,7 +74,7 @@ class IntegratedGradients(Method):
     ----------
     steps : int
         Points along the path, to begin with: midpoints of equal intervals. Gauss-Legendre's rule
-        spreads points thinly in the middle; gradients of networks with kinks are too rough for that.
+        spreads points thinly in the middle, too thinly for gradients of networks with kinks.
     tolerance : float, optional
         Subjects whose completeness error is larger get three times the steps, up to three times.
         None: never.

@@ -90,16 +90,12 @@ class Method(ABC):
         return 1
 
     def check(self, scorer: Scorer, volume: torch.Tensor) -> None:
-        """Refuse networks that the method would silently read wrongly; the error names the layer."""
-        modules = scorer.network.named_modules() if self.hooks else ()
-        for name, module in modules:
-            if getattr(module, "inplace", False):
-                raise SimbaError(
-                    "model",
-                    f"layer {name or type(module).__name__}, which works in place",
-                    f"without such layers for {self.name}",
-                    f"Set model.get_submodule({name!r}).inplace = False; its results stay the same.",
-                )
+        """Refuse networks that the method would silently read wrongly, naming the layer."""
+        for name, module in scorer.network.named_modules():
+            if self.hooks and getattr(module, "inplace", False):
+                layer = f"layer {name or type(module).__name__}, which works in place"
+                remedy = f"Set model.get_submodule({name!r}).inplace = False: same results."
+                raise SimbaError("model", layer, f"without such layers for {self.name}", remedy)
 
     @abstractmethod
     def maps(self, batch: Batch) -> torch.Tensor:
