@@ -67,7 +67,7 @@ def main(folder: str, pictures: str | None = None) -> int:
             executable_path=binary, args=["--no-sandbox", "--disable-background-networking"]
         )
         context = browser.new_context(offline=True, viewport={"width": 1280, "height": 900})
-        for path in sorted(Path(folder, "book").glob("*.html")):
+        for path in sorted(Path(folder, "book").rglob("*.html")):
             page = context.new_page()
             problems += [
                 f"{path.name}: {problem}"

@@ -66,7 +66,7 @@ def problems(page: Path) -> list[str]:
 
 def main(folder: str) -> int:
     """Check all chapters below a folder."""
-    pages = sorted(Path(folder, "book").glob("*.html"))
+    pages = sorted(Path(folder, "book").rglob("*.html"))
     found = [f"{page.name}: {problem}" for page in pages for problem in problems(page)]
     for line in found:
         print(line, file=sys.stderr)

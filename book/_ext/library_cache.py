@@ -49,7 +49,7 @@ def set_cache_path(app, config):
 
 
 def mark_stale(app, env, added, changed, removed):
-    """Read the notebooks again when the library changed although they did not: Sphinx compares only their own files."""
+    """Read notebooks and reference again when the library changed: Sphinx compares only their own files."""
     key = app.config.nb_execution_cache_path
     before, env.simba_lab_cache_path = (
         getattr(env, "simba_lab_cache_path", key),
@@ -61,7 +61,7 @@ def mark_stale(app, env, added, changed, removed):
         else [
             name
             for name in env.found_docs
-            if str(env.doc2path(name)).endswith(".ipynb")
+            if str(env.doc2path(name)).endswith((".ipynb", ".rst"))
         ]
     )
 

@@ -55,9 +55,18 @@ def rates(table: pd.DataFrame, *, title: str) -> Figure:
 def intervals(
     table: pd.DataFrame, value: str, *, title: str, label: str, reference: float | None = 0.0
 ) -> Figure:
-    """Return one estimate with its interval per row; columns `value`, `value`_low, `value`_high.
+    """Return one estimate with its interval per row of a table.
 
-    A column ``kind``, if there is one, names the colour groups.
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        With the columns ``x``, ``x_low`` and ``x_high``, where ``x`` is `value`. A column ``kind``
+        sets colours.
+    value : str
+    title, label : str
+        Title of the figure, and what the horizontal axis measures.
+    reference : float, optional
+        Drawn as a line, such as the value of no effect.
     """
     figure = new(figsize=(7, 0.38 * len(table) + 1.4), layout="constrained")
     axes = figure.subplots()
