@@ -1,4 +1,6 @@
-"""Open every built page in Chromium with the network blocked: report errors, move the sliders by keyboard, take pictures.
+"""Open every built page in Chromium without a network.
+
+Reports errors, moves the sliders by keyboard, and takes pictures.
 
 Usage: python tools/browse.py _build/html [folder for screenshots]
 """
