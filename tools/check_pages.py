@@ -1,4 +1,4 @@
-"""Check that built pages are whole without a network: no foreign resource, no missing file, no dead widget."""
+"""Check that built pages are whole without a network: nothing foreign, missing, or dead."""
 
 import re
 import sys

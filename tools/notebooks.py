@@ -1,4 +1,6 @@
-"""Strip notebooks of everything that running them leaves behind, except the output of cells tagged keep_output.
+"""Strip notebooks of what running them leaves behind.
+
+The output of cells tagged keep_output stays.
 
 Also finds lines of prose that begin with a per cent sign: they are comments to MyST, and would not
 be shown.
