@@ -61,7 +61,9 @@ def both_ways(subjects: int) -> dict[str, float]:
         sb.SimBANet(seed=0).blocks,
         cohort.arrays(),
     )  # rendering is not what is compared
-    recording = sb.record(sb.SimBANet(seed=0), volumes, features=blocks, memory_gb=4)
+    recording = sb.record(
+        sb.SimBANet(seed=0), volumes, features=blocks, compute=sb.Compute(memory_gb=4)
+    )
     start = time.perf_counter()
     sb.record(sb.SimBANet(seed=0), volumes, pixels=False)
     recorded = time.perf_counter() - start

@@ -6,12 +6,13 @@ from .experiments.sweep import Sweep
 from .interpretation import attribution, interventions, probes
 from .interpretation.attribution.maps import attribute
 from .interpretation.geometry import components
+from .interpretation.hooks import edit
 from .interpretation.interventions.encoding_against_use import encoding_and_use
 from .interpretation.interventions.erasure import erase
 from .interpretation.interventions.interchanges import interchange
 from .interpretation.probes.ease import learning_curve
 from .interpretation.probes.probing import probe
-from .interpretation.recording import edit, record
+from .interpretation.recording import record
 from .interpretation.similarity import cka
 from .scans.bids import export_bids
 from .scans.stores import open_cohort, save_cohort

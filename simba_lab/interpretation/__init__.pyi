@@ -1,7 +1,8 @@
 from . import attribution, interventions, probes
 from .edits import adding, projecting_out, replacing
 from .geometry import angles, components, projections
-from .recording import Recording, edit, record
+from .hooks import edit
+from .recording import Recording, record
 from .similarity import cka, cka_matrix
 
 __all__ = [

@@ -11,7 +11,7 @@ from torch import nn
 import simba_lab as sb
 from simba_lab.interpretation import recording as activations
 from simba_lab.interpretation import spool
-from simba_lab.interpretation.recording import layer_names
+from simba_lab.interpretation.hooks import layer_names
 
 RNG = np.random.default_rng(0)
 VOLUMES = list(RNG.random((7, 6, 6, 6), dtype=np.float32))
@@ -54,7 +54,7 @@ def twins(cohort):
 
 
 @pytest.mark.parametrize(
-    ("memory_gb", "block"), [(2.0, 32768), (2.0, 100), (0.0, 32768), (0.0, 100)]
+    ("memory_gb", "block"), [(2.0, 32768), (2.0, 100), (1e-9, 32768), (1e-9, 100)]
 )
 def test_gram_matrices_equal_those_of_the_explicit_features(cohort, monkeypatch, memory_gb, block):
     monkeypatch.setattr(spool, "BLOCK_FEATURES", block)
@@ -63,7 +63,7 @@ def test_gram_matrices_equal_those_of_the_explicit_features(cohort, monkeypatch,
         Path, "touch", lambda self: (files.append(self), self.open("wb").close())[0]
     )
     model = net().eval()
-    grams = sb.record(model, cohort.test, memory_gb=memory_gb, batch_size=3)
+    grams = sb.record(model, cohort.test, compute=sb.Compute(memory_gb=memory_gb), batch_size=3)
     expected = explicit(model, cohort.test.arrays())
     assert list(grams) == list(expected) and all(
         value[0].numel() > 300 for value in expected.values()
@@ -71,14 +71,14 @@ def test_gram_matrices_equal_those_of_the_explicit_features(cohort, monkeypatch,
     for name, value in expected.items():
         np.testing.assert_allclose(grams[name], gram(value), rtol=1e-5)
         assert grams[name].dtype == np.float64 and (grams[name] == grams[name].T).all()
-    assert len(files) == (0 if memory_gb else 3) and not any(path.exists() for path in files)
+    assert len(files) == (0 if memory_gb > 1 else 3) and not any(path.exists() for path in files)
 
 
 def test_some_layers_in_memory_and_others_in_files_give_the_same(cohort):
     model = net()
     whole = sb.record(model, cohort.test)
     pixels = 4 * len(cohort.test) * cohort.test.array(0).size
-    mixed = sb.record(model, cohort.test, memory_gb=1.1 * pixels / 1e9)
+    mixed = sb.record(model, cohort.test, compute=sb.Compute(memory_gb=1.1 * pixels / 1e9))
     for name in whole:
         assert whole[name].tobytes() == mixed[name].tobytes()
 
@@ -95,7 +95,7 @@ def test_features_have_the_shape_of_the_layer_and_their_gram_is_the_gram(memory_
         layers=["1"],
         pixels=False,
         batch_size=2,
-        memory_gb=memory_gb,
+        compute=sb.Compute(memory_gb=memory_gb),
     )
     assert list(found) == ["1", "0", "3"] and list(found.features) == ["0", "3"] and len(found) == 3
     assert found.features["0"].shape == (7, 2, 4, 4, 4) and found.features["0"].dtype == np.float32
@@ -165,7 +165,9 @@ def test_large_volumes_come_in_batches_that_the_memory_holds(monkeypatch):
     monkeypatch.setattr(activations, "LARGE_BATCH", 1)
     model.seen.clear()
     # One channel in and two out, four bytes each; three volumes are half of the memory.
-    cut = sb.record(model, VOLUMES, batch_size=7, memory_gb=2 * 3.5 * (3 * 4 * 6**3) / 1e9)
+    cut = sb.record(
+        model, VOLUMES, batch_size=7, compute=sb.Compute(memory_gb=2 * 3.5 * (3 * 4 * 6**3) / 1e9)
+    )
     assert max(model.seen) == 3 and model.seen.count(3) == 2
     for name in whole:
         np.testing.assert_allclose(cut[name], whole[name], rtol=1e-6)
@@ -199,7 +201,7 @@ def test_only_one_module_registers_hooks():
         for path in package.rglob("*.py")
         if re.search(r"register_\w*hook", path.read_text(encoding="utf-8"))
     ]
-    assert found == ["recording.py"]
+    assert found == ["hooks.py"]
 
 
 def test_the_network_is_left_in_the_mode_it_was_in():
@@ -298,7 +300,7 @@ def test_too_few_volumes_are_refused(count):
 
 def test_features_that_do_not_fit_in_memory_are_refused():
     with pytest.raises(sb.SimbaError, match="features of 0 must be at most memory_gb"):
-        sb.record(small(), VOLUMES, features=["0"], memory_gb=1e-6)
+        sb.record(small(), VOLUMES, features=["0"], compute=sb.Compute(memory_gb=1e-6))
 
 
 def test_a_full_disk_is_told_before_it_is_full(monkeypatch):
@@ -306,7 +308,7 @@ def test_a_full_disk_is_told_before_it_is_full(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 9, 1))
     model = small()
     with pytest.raises(sb.SimbaError, match=r"that are free.*TMPDIR"):
-        sb.record(model, VOLUMES, memory_gb=0)
+        sb.record(model, VOLUMES, compute=sb.Compute(memory_gb=1e-9))
     assert hooks(model) == 0
     sb.record(model, VOLUMES)  # nothing goes to the disk
 

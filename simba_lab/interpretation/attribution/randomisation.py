@@ -18,7 +18,7 @@ from simba_lab.interpretation.attribution.comparison import columns_of_known_mea
 from simba_lab.interpretation.attribution.localisation import spearman
 from simba_lab.interpretation.attribution.maps import attribute
 from simba_lab.interpretation.attribution.methods.method import Method
-from simba_lab.interpretation.recording import layer_names
+from simba_lab.interpretation.hooks import layer_names
 
 
 def sanity_checks(

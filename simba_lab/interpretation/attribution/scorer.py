@@ -12,7 +12,7 @@ from torch import nn
 
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.rng import stream
-from simba_lab.interpretation.recording import hooked
+from simba_lab.interpretation.hooks import hooked
 from simba_lab.training.networks import logit
 
 

@@ -9,13 +9,15 @@ import numpy as np
 import pandas as pd
 import torch
 
+from simba_lab.core.compute import Compute
 from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.core.intervals import BOOTSTRAPS
 from simba_lab.core.rng import stream
+from simba_lab.interpretation.hooks import edit
 from simba_lab.interpretation.interventions.erasure import Erasure, erase
 from simba_lab.interpretation.interventions.twin_pairs import chosen_layers, mean_with_interval
 from simba_lab.interpretation.probes.probing import ProbeSettings, probe
-from simba_lab.interpretation.recording import Recording, edit, record
+from simba_lab.interpretation.recording import Recording, record
 from simba_lab.training.metrics import evaluate
 from simba_lab.training.predictions import logits
 from simba_lab.training.twins import twin_logits
@@ -123,8 +125,7 @@ def erasure_audit(
                     layers=[layer],
                     pixels=False,
                     batch_size=batch_size,
-                    memory_gb=memory_gb,
-                    device="cpu" if edits else device,
+                    compute=Compute("cpu" if edits else device, memory_gb=memory_gb),
                 )
                 off, on = twin_logits(model, test, effect=concept)
                 rates = evaluate(logits(model, test), test, by=concept)

@@ -11,6 +11,7 @@ import torch
 from captum.attr import LayerGradientXActivation
 from scipy.stats import binomtest
 
+from simba_lab.core.compute import Compute
 from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.core.intervals import BOOTSTRAPS
 from simba_lab.core.rng import stream
@@ -133,8 +134,7 @@ def tcav(
             features=[name],
             pixels=False,
             batch_size=batch_size,
-            memory_gb=memory_gb,
-            device=device,
+            compute=Compute(device, memory_gb=memory_gb),
         )
         vectors = _directions(found[name], found.features[name], targets, direction)
         slopes, gaps = _along(model, name, vectors, test, unseen, batch_size, memory_gb, device)

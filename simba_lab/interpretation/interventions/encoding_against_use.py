@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from simba_lab.core.compute import Compute
 from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.core.rng import stream
+from simba_lab.interpretation.hooks import edit
 from simba_lab.interpretation.interventions.erasure import leaces, twin_concepts
 from simba_lab.interpretation.interventions.twin_pairs import (
     chosen_layers,
@@ -20,7 +22,7 @@ from simba_lab.interpretation.interventions.twin_pairs import (
     twins_of,
 )
 from simba_lab.interpretation.probes.probing import probe
-from simba_lab.interpretation.recording import edit, record
+from simba_lab.interpretation.recording import record
 from simba_lab.training.identity import sources_digest
 from simba_lab.training.predictions import logits
 
@@ -102,7 +104,8 @@ def encoding_and_use(
             "other subjects",
             "Make them with another seed: synthesise(..., seed=1).",
         )
-    settings = {"layers": names, "pixels": False, "memory_gb": memory_gb, "device": device}
+    compute = Compute(device, memory_gb=memory_gb)
+    settings = {"layers": names, "pixels": False, "compute": compute}
     read = probe(
         record(model, audience, **settings),
         bias,

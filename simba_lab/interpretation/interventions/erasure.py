@@ -12,11 +12,13 @@ import torch
 from concept_erasure import LeaceFitter
 from sklearn.covariance import ledoit_wolf
 
+from simba_lab.core.compute import Compute
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.rng import stream
+from simba_lab.interpretation.hooks import edit
 from simba_lab.interpretation.interventions.twin_pairs import chosen_layers, twins_of
 from simba_lab.interpretation.probes.kernel_ridge import means_within
-from simba_lab.interpretation.recording import edit, record
+from simba_lab.interpretation.recording import record
 
 if TYPE_CHECKING:
     from simba_lab.core.cohort import Cohort
@@ -255,8 +257,7 @@ def erase(
                 features=[name],
                 pixels=False,
                 batch_size=batch_size,
-                memory_gb=memory_gb,
-                device=device if not edits else "cpu",
+                compute=Compute("cpu" if edits else device, memory_gb=memory_gb),
             )
         edits[name] = leace(found.features[name], wanted, given=inside, shrinkage=shrinkage)
     return edits

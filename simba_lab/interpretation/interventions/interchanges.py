@@ -12,6 +12,7 @@ from torch.nn.functional import adaptive_max_pool3d, max_pool3d
 
 from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.core.rng import stream
+from simba_lab.interpretation.hooks import edit
 from simba_lab.interpretation.interventions.twin_pairs import (
     batch_that_fits,
     batches,
@@ -22,7 +23,6 @@ from simba_lab.interpretation.interventions.twin_pairs import (
     share_with_interval,
     twins_of,
 )
-from simba_lab.interpretation.recording import edit
 from simba_lab.training.networks import logit
 
 if TYPE_CHECKING:

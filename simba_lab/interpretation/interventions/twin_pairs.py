@@ -14,7 +14,7 @@ from torch import nn
 from simba_lab.core.cohort import effect_of, with_twins
 from simba_lab.core.compute import deterministic, evaluating
 from simba_lab.core.errors import SimbaError
-from simba_lab.interpretation.recording import edit, largest_call, layer_names
+from simba_lab.interpretation.hooks import edit, largest_call, layer_names
 from simba_lab.training.networks import GroupRouted
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from torch import nn
 from simba_lab.core.errors import SimbaError
 from simba_lab.interpretation.attribution.methods.method import Batch, Method
 from simba_lab.interpretation.attribution.scorer import Scorer
-from simba_lab.interpretation.recording import hooked, layer_names
+from simba_lab.interpretation.hooks import hooked, layer_names
 
 
 @dataclass(frozen=True)
