@@ -11,14 +11,18 @@ on with the chapters that were not finished.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
+import re
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 import nbformat
@@ -26,8 +30,6 @@ import psutil
 import yaml
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
@@ -37,16 +39,61 @@ from library_cache import cache_path  # noqa: E402 (its folder has just been add
 BUILD = ROOT / "_build"
 TIMES, FAILURES = BUILD / "seconds.json", BUILD / "failures"
 # Seconds in which a chapter must use the processor at least a little.
-PATIENCE, GLANCE, LEAST_WORK = 900.0, 5.0, 0.05
+PATIENCE, GLANCE, LEAST_WORK = 900.0, 1.0, 0.05
 # Threads that wait leave the core to the other chapter.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "SIMBA_LAB_STATIC": "1", "PYTHONHASHSEED": "0"}
 
 
+# -- one chapter, in a process of its own --
+
+
+def execute(path: Path, result: Path) -> int:
+    """Run all cells of a chapter; write the notebook with its outputs, or a file of what failed."""
+    from nbclient import NotebookClient
+
+    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
+    notebook, place = nbformat.read(path, as_version=4), {"cell": 0}
+    client = NotebookClient(
+        notebook,
+        timeout=None,
+        startup_timeout=int(PATIENCE),
+        kernel_name="python3",
+        resources={"metadata": {"path": str(path.parent)}},
+        on_cell_start=lambda cell, cell_index: place.update(cell=cell_index),
+    )
+    client.create_kernel_manager()
+    # Sockets in the file system: the kernel warns of those that others on the machine can reach.
+    client.km.transport, client.km.ip = "ipc", str(result.parent / "kernel")
+    try:
+        client.execute()
+    except Exception as error:
+        text = json.dumps({"cell": place["cell"], "error": str(error) or repr(error)})
+        result.with_suffix(".json").write_text(text, encoding="utf-8")
+        return 1
+    nbformat.write(notebook, result)
+    return 0
+
+
+def end_with_parent(parent: int) -> None:
+    """End this process, and with it the kernel, if the one that started it is gone."""
+    while os.getppid() == parent:
+        time.sleep(GLANCE)
+    os._exit(1)
+
+
+# -- all chapters --
+
+
 @dataclass
 class Chapter:
-    """A notebook, and what is known of its execution."""
+    """A notebook, the process that executes it, and what is known of its execution."""
 
     path: Path
+    folder: Path = Path()
+    process: subprocess.Popen | None = None
+    began: float = 0.0
+    used: float = -1.0
+    worked: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     error: str = ""
     cell: int = 0
@@ -56,9 +103,71 @@ class Chapter:
         """The file's name without its ending."""
         return self.path.stem
 
-    def read(self) -> nbformat.NotebookNode:
-        """Return the notebook."""
-        return nbformat.read(self.path, as_version=4)
+    @property
+    def result(self) -> Path:
+        """Where its process writes the executed notebook."""
+        return self.folder / "executed.ipynb"
+
+    def start(self) -> None:
+        """Start its process."""
+        self.folder = Path(tempfile.mkdtemp(prefix="simba-lab-"))
+        command = [sys.executable, __file__, "--result", str(self.result), str(self.path)]
+        self.began = self.worked = time.monotonic()
+        log = (self.folder / "log").open("wb")
+        self.process = subprocess.Popen(
+            command, env=os.environ | ENVIRONMENT, stdout=log, stderr=log, start_new_session=True
+        )
+
+    def processes(self) -> list[psutil.Process]:
+        """Return its process with all that it has started."""
+        try:
+            own = psutil.Process(self.process.pid)
+            return [own, *own.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def is_silent(self) -> bool:
+        """Return whether its processes have not used the processor for too long."""
+        used = 0.0
+        for process in self.processes():
+            try:
+                used += sum(process.cpu_times()[:4])
+            except psutil.NoSuchProcess:
+                continue
+        if used > self.used + LEAST_WORK:
+            self.used, self.worked = used, time.monotonic()
+        return time.monotonic() - self.worked > PATIENCE
+
+    def kill(self) -> None:
+        """End its process with all that it has started."""
+        left = self.processes() if self.process else []
+        for process in left:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs(left, timeout=5)
+        if self.folder != Path():
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def finish(self, cache) -> None:
+        """Keep the result, or note what failed."""
+        if self.result.is_file():
+            notebook, total = nbformat.read(self.result, as_version=4), self.elapsed()
+            self.seconds = {"total": round(total, 1)} | cell_seconds(notebook)
+            bundle = CacheBundleIn(notebook, str(self.path), data={"execution_seconds": total})
+            cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+        elif self.result.with_suffix(".json").is_file():
+            failure = json.loads(self.result.with_suffix(".json").read_text(encoding="utf-8"))
+            self.error, self.cell = failure["error"], failure["cell"]
+        else:
+            log = (self.folder / "log").read_text(encoding="utf-8", errors="replace")
+            self.error = self.error or f"{log}\nIts process ended with {self.process.returncode}."
+        self.kill()
+
+    def elapsed(self) -> float:
+        """Return the seconds since it was started."""
+        return time.monotonic() - self.began
 
 
 def chapters_of_the_book() -> list[Path]:
@@ -72,47 +181,10 @@ def chapters_of_the_book() -> list[Path]:
 def is_cached(cache, chapter: Chapter) -> bool:
     """Return whether these very cells were executed with this very library."""
     try:
-        cache.match_cache_notebook(chapter.read())
+        cache.match_cache_notebook(nbformat.read(chapter.path, as_version=4))
     except KeyError:
         return False
     return True
-
-
-async def execute(chapter: Chapter, cache) -> None:
-    """Run all cells of a chapter in a kernel of its own, and keep the result."""
-    notebook, began = chapter.read(), time.perf_counter()
-    client = NotebookClient(
-        notebook,
-        timeout=None,
-        startup_timeout=int(PATIENCE),
-        kernel_name="python3",
-        resources={"metadata": {"path": str(chapter.path.parent)}},
-        on_cell_start=lambda cell, cell_index: setattr(chapter, "cell", cell_index),
-    )
-    client.create_kernel_manager()
-    sockets = tempfile.TemporaryDirectory(prefix="simba-lab-")
-    client.km.transport, client.km.ip = "ipc", f"{sockets.name}/kernel"
-    run = asyncio.ensure_future(client.async_execute(env=os.environ | ENVIRONMENT))
-    watch = asyncio.ensure_future(silence(client))
-    try:
-        done, _ = await asyncio.wait((run, watch), return_when=asyncio.FIRST_COMPLETED)
-        if run not in done:
-            raise DeadKernelError(f"no work for {PATIENCE / 60:.0f} minutes")
-        run.result()
-    except (CellExecutionError, DeadKernelError) as error:
-        chapter.error = str(error)
-    finally:
-        kill(client)
-        run.cancel()
-        watch.cancel()
-        await asyncio.gather(run, watch, return_exceptions=True)
-        sockets.cleanup()
-    if not chapter.error:
-        total = time.perf_counter() - began
-        chapter.seconds = {"total": round(total, 1)} | cell_seconds(notebook)
-        data = {"execution_seconds": total}
-        bundle = CacheBundleIn(notebook, str(chapter.path), data=data)
-        cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
 
 
 def cell_seconds(notebook: nbformat.NotebookNode) -> dict[str, float]:
@@ -122,87 +194,49 @@ def cell_seconds(notebook: nbformat.NotebookNode) -> dict[str, float]:
         timing = cell.metadata.get("execution", {})
         ends = [timing.get(f"iopub.status.{state}") for state in ("busy", "idle")]
         if all(ends):
-            start, end = (_seconds(moment) for moment in ends)
+            start, end = (datetime.fromisoformat(moment).timestamp() for moment in ends)
             seconds[str(position)] = round(end - start, 2)
     return seconds
 
 
-def _seconds(moment: str) -> float:
-    from datetime import datetime
-
-    return datetime.fromisoformat(moment).timestamp()
-
-
-async def silence(client: NotebookClient) -> None:
-    """Return when the kernel and its children have not used the processor for too long."""
-    used, since = -1.0, time.monotonic()
-    while True:
-        await asyncio.sleep(GLANCE)
-        now = processor_seconds(client)
-        if now > used + LEAST_WORK:
-            used, since = now, time.monotonic()
-        elif time.monotonic() - since > PATIENCE:
-            return
-
-
-def processes(client: NotebookClient) -> list[psutil.Process]:
-    """Return the kernel and all that it has started."""
-    pid = getattr(getattr(client.km, "provisioner", None), "pid", None)
-    try:
-        kernel = psutil.Process(pid) if pid else None
-        return [kernel, *kernel.children(recursive=True)] if kernel else []
-    except psutil.NoSuchProcess:
-        return []
-
-
-def processor_seconds(client: NotebookClient) -> float:
-    """Return the processor time of the kernel and its children."""
-    total = 0.0
-    for process in processes(client):
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system + times.children_user + times.children_system
-    return total
-
-
-def kill(client: NotebookClient) -> None:
-    """End the kernel with all that it has started."""
-    left = processes(client)
-    for process in reversed(left):
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(left, timeout=5)
-
-
-async def run_all(chapters: list[Chapter], cache, workers: int, expected: dict) -> None:
+def run_all(chapters: list[Chapter], cache, workers: int) -> None:
     """Execute chapters, so many at a time, and say how it goes."""
-    known = {name: entry["total"] for name, entry in expected.items()}
+    known = {name: entry["total"] for name, entry in read_times().items()}
     typical = sorted(known.values())[len(known) // 2] if known else 60.0
-    queue = sorted(chapters, key=lambda chapter: -known.get(chapter.name, typical))
-    remaining = {chapter.name: known.get(chapter.name, typical) for chapter in queue}
-    finished = 0
 
-    async def worker() -> None:
-        nonlocal finished
-        while queue:
-            chapter = queue.pop(0)
-            print(f"  {chapter.name}: started", flush=True)
-            began = time.perf_counter()
-            await execute(chapter, cache)
-            seconds, finished = time.perf_counter() - began, finished + 1
-            del remaining[chapter.name]
-            state = "FAILED" if chapter.error else "done"
-            left = sum(remaining.values()) / workers
-            ahead = f", about {max(1, round(left / 60))} min left" if remaining and known else ""
-            place = f"{finished}/{len(chapters)}"
-            print(f"  {chapter.name}: {state} in {seconds:.0f} s ({place}{ahead})", flush=True)
-            keep_times(chapter)
+    def expected(chapter: Chapter) -> float:
+        return known.get(chapter.name, typical)
 
-    await asyncio.gather(*(worker() for _ in range(workers)))
+    queue, running, finished = sorted(chapters, key=expected), [], 0
+    try:
+        while queue or running:
+            while queue and len(running) < workers:
+                chapter = queue.pop()
+                chapter.start()
+                running.append(chapter)
+                print(f"  {chapter.name}: started", flush=True)
+            time.sleep(GLANCE / 5)
+            for chapter in list(running):
+                if chapter.process.poll() is None and chapter.is_silent():
+                    chapter.error = f"It did no work for {PATIENCE / 60:.0f} minutes."
+                    chapter.process.kill()
+                    chapter.process.wait()
+                if chapter.process.poll() is None:
+                    continue
+                seconds = chapter.elapsed()
+                chapter.finish(cache)
+                keep_times(chapter)
+                running.remove(chapter)
+                finished += 1
+                rest = sum(map(expected, queue))
+                rest += sum(max(0.0, expected(other) - other.elapsed()) for other in running)
+                ahead = f", about {rest / workers / 60:.0f} min left" if known and rest else ""
+                state = "FAILED after" if chapter.error else "done in"
+                place = f"({finished} of {len(chapters)}{ahead})"
+                print(f"  {chapter.name}: {state} {seconds:.0f} s {place}", flush=True)
+    finally:
+        for chapter in running:
+            chapter.kill()
 
 
 def keep_times(chapter: Chapter) -> None:
@@ -226,42 +260,44 @@ def explain(chapter: Chapter) -> str:
     """Return what failed, where, and what to do, in five lines; the whole is in a file."""
     FAILURES.mkdir(parents=True, exist_ok=True)
     log = FAILURES / f"{chapter.name}.txt"
+    chapter.error = re.sub(r"\x1b\[[0-9;]*m", "", chapter.error)  # colours of a terminal
     log.write_text(chapter.error, encoding="utf-8")
     lines = [line for line in chapter.error.splitlines() if line.strip()]
     return (
         f"\nChapter {chapter.name} failed in cell {chapter.cell}:\n"
         f"  {lines[-1][:300] if lines else 'no message'}\n"
-        f"  The whole message is in {log.relative_to(ROOT)}; the other chapters are kept.\n"
-        f"  To look: jupyter lab {chapter.path.relative_to(ROOT)}\n"
+        f"  The whole message is in {os.path.relpath(log)}; the other chapters are kept.\n"
+        f"  To look: jupyter lab {os.path.relpath(chapter.path)}\n"
         "  To go on when it is mended: make book"
     )
 
 
 def main() -> int:
-    """Execute what has to be; the exit status is 1 if a chapter failed."""
+    """Execute what has to be; the exit status is 1 if a chapter failed, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("chapters", nargs="*", type=Path, help="by default those of _toc.yml")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="at a time")
+    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.result:
+        return execute(options.chapters[0], options.result)
     BUILD.mkdir(exist_ok=True)
     cache = get_cache(cache_path(ROOT))
     paths = [path.resolve() for path in options.chapters] or chapters_of_the_book()
     chapters = [Chapter(path) for path in paths]
     pending = [chapter for chapter in chapters if not is_cached(cache, chapter)]
-    for log in FAILURES.glob("*.txt"):
-        log.unlink()
+    shutil.rmtree(FAILURES, ignore_errors=True)
     if not pending:
         print("Chapters: all are as they were when they were executed.")
         return 0
     workers = max(1, min(options.workers, len(pending)))
-    print(f"Chapters: {len(pending)} of {len(chapters)} to execute, {workers} at a time")
-
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupted)
+    print(
+        f"Chapters: {len(pending)} of {len(chapters)} to execute, {workers} at a time", flush=True
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
-        asyncio.run(run_all(pending, cache, workers, read_times()))
+        run_all(pending, cache, workers)
     except KeyboardInterrupt:
         print("\nInterrupted; finished chapters are kept. To go on: make book", file=sys.stderr)
         return 130
