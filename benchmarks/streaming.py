@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import simba_lab as sb
-from simba_lab.scans import stores as store
+from simba_lab.scans import saving
 
 MOST_GB = 1.0
 SCENARIOS = Path(__file__).parents[1] / "data" / "scenarios"
@@ -20,7 +20,7 @@ SCENARIOS = Path(__file__).parents[1] / "data" / "scenarios"
 
 def saved_in(cohort: sb.Cohort, folder: Path) -> list[float]:
     """Return the seconds after which each batch was on disk."""
-    moments, original = [], store.BATCH
+    moments, original = [], saving.BATCH
     start = time.perf_counter()
 
     def batches(rows: list[int]):
@@ -28,7 +28,7 @@ def saved_in(cohort: sb.Cohort, folder: Path) -> list[float]:
             yield rows[first : first + original]
             moments.append(time.perf_counter() - start)
 
-    store._batches = batches
+    saving._batches = batches
     sb.save_cohort(cohort, folder)
     return moments
 

@@ -14,9 +14,10 @@ from .interpretation.probes.ease import learning_curve
 from .interpretation.probes.probing import probe
 from .interpretation.recording import record
 from .interpretation.similarity import cka
-from .scans.bids import export_bids
-from .scans.stores import open_cohort, save_cohort
-from .scans.tables import read_bids
+from .scans.bids_export import export_bids
+from .scans.readers import read_bids
+from .scans.saving import save_cohort
+from .scans.stores import open_cohort
 from .synthesis.anatomy.template import load_template
 from .synthesis.effects import Intensity, Morphology, Normal
 from .synthesis.observer import matched, salience

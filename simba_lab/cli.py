@@ -145,14 +145,14 @@ def _new(folder: Path) -> Path:
 
 
 def _synthesise(options: argparse.Namespace) -> None:
-    from simba_lab.scans.stores import save_cohort
+    from simba_lab.scans.saving import save_cohort
 
     cohort = save_cohort(_cohort(options), options.folder, n_jobs=options.jobs, progress=True)
     print(f"{len(cohort)} volumes in {options.folder}")
 
 
 def _export(options: argparse.Namespace) -> None:
-    from simba_lab.scans.bids import export_bids
+    from simba_lab.scans.bids_export import export_bids
 
     folder, cohort = _new(options.folder), _cohort(options)
     export_bids(cohort, folder, twins=cohort.biases, n_jobs=options.jobs, progress=True)

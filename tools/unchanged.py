@@ -333,7 +333,8 @@ def files():
     sb.export_bids(cohort, folder / "bids", twins=["bias"])
     for path in sorted((folder / "bids").rglob("*.nii.gz")):
         yield str(path.relative_to(folder)), path.read_bytes()
-    mine = sb.read_bids(folder / "bids", label="label", disease="disease", spacing_mm=8)
+    preparation = sb.scans.Preparation(spacing_mm=8)
+    mine = sb.read_bids(folder / "bids", label="label", disease="disease", preparation=preparation)
     yield "read", [mine.table, mine.array(0), mine.array(5)]
     scan = sorted((folder / "bids").rglob("*_T1w.nii.gz"))[0]
     planted = sb.scans.inject(scan, sb.Morphology("Putamen_L", 2.5))

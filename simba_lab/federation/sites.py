@@ -13,7 +13,8 @@ from scipy.stats import norm
 
 from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.core.rng import stream
-from simba_lab.scans.stores import open_cohort, save_cohort
+from simba_lab.scans.saving import save_cohort
+from simba_lab.scans.stores import open_cohort
 from simba_lab.synthesis.effects import Effect, Intensity
 from simba_lab.synthesis.scenario import Scenario
 from simba_lab.synthesis.synthetic_cohort import SyntheticCohort, synthesise

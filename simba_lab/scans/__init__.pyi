@@ -1,14 +1,20 @@
-from .bids import export_bids
+from .bids_export import export_bids
 from .datasets import CohortDataset
-from .injection import Injected, inject
+from .planting.injection import Injected, inject
+from .planting.placement import DisplacementField
+from .preparation import Preparation
+from .readers import read_bids, read_simba, read_table
+from .saving import save_cohort
 from .scan_cohort import ScanCohort
-from .stores import open_cohort, save_cohort
-from .tables import read_bids, read_simba, read_table
+from .stores import Store, open_cohort
 
 __all__ = [
     "CohortDataset",
+    "DisplacementField",
     "Injected",
+    "Preparation",
     "ScanCohort",
+    "Store",
     "export_bids",
     "inject",
     "open_cohort",

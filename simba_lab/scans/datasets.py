@@ -25,6 +25,14 @@ class CohortDataset(Dataset):
         Columns of the design table; by default the label and the group of each bias.
     transform : callable, optional
         Applied to each item, which is a dictionary: MONAI's dictionary transforms fit.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> scenario = sb.Scenario(64, sb.Morphology("Insula_L", 2.5), spacing_mm=8)
+    >>> dataset = sb.scans.CohortDataset(sb.synthesise(scenario))
+    >>> sorted(dataset[0]), tuple(dataset[0]["image"].shape)
+    (['image', 'label', 'subject'], (1, 20, 24, 20))
     """
 
     def __init__(
@@ -50,7 +58,9 @@ class CohortDataset(Dataset):
             raise IndexError(
                 f"index {index} of {len(self)} subjects"
             )  # what ends a loop over a dataset
-        item = {"image": torch.from_numpy(self.cohort.array(index % len(self)))[None]}
+        item: dict[str, Any] = {
+            "image": torch.from_numpy(self.cohort.array(index % len(self)))[None]
+        }
         item["subject"] = int(self.cohort.table.index[index])
         item |= {
             name: column[index].item() if hasattr(column[index], "item") else column[index]

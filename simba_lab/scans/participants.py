@@ -1,9 +1,10 @@
-"""Tables of people: who is in which class, group, split and fold."""
+"""Tables of people: classes, groups, splits and folds."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,19 @@ from simba_lab.synthesis.scenario import RESERVED, SPLITS
 # A random split in quarters: half to fit on, a quarter each to choose and to report on.
 QUARTERS = np.array(["train", "train", "validation", "test"])
 MISSING = ("", "n/a", "nan", "NaN", "NA")
+# Columns of a cohort's table that no group may be called.
+TAKEN = (*RESERVED, "participant")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of a table mean; the fields are those parameters of `read_bids`."""
+
+    label: str
+    disease: object
+    control: object = None
+    groups: Iterable[str] | Mapping[str, object] = ()
+    split: str | None = None
 
 
 def read_rows(path: Path) -> pd.DataFrame:
@@ -33,50 +47,34 @@ def read_rows(path: Path) -> pd.DataFrame:
         with path.open(newline="", encoding="utf-8-sig") as handle:
             header, *rows = csv.reader(handle, delimiter="\t" if path.suffix == ".tsv" else ",")
     except (OSError, ValueError, csv.Error) as error:
-        raise TemplateError(
-            "table",
-            str(path),
-            "a readable table with a header",
-            f"It is empty or damaged ({error}).",
-        ) from error
+        remedy = f"It is empty or damaged ({error})."
+        raise TemplateError("table", str(path), "a table with a header", remedy) from error
     rows = [row for row in rows if row]
     ragged = [row for row in rows if len(row) != len(header)]
     if not rows or ragged or len(set(header)) < len(header):
-        raise TemplateError(
-            "table",
-            str(path),
-            "a table with at least one row, as many cells in each as in the header, no column twice",
-            f"The header is {header}" + (f", a row is {ragged[0]}." if ragged else "."),
-        )
+        allowed = "a table with rows as long as its header, and no column twice"
+        remedy = f"The header is {header}" + (f", a row is {ragged[0]}." if ragged else ".")
+        raise TemplateError("table", str(path), allowed, remedy)
     return pd.DataFrame(rows, columns=header, dtype=str)
 
 
-def column(rows: pd.DataFrame, name: str, where: str) -> pd.Series:
-    """Return a column of a table that is called `where`, or say which there are."""
+def column(rows: pd.DataFrame, name: str, table: str) -> pd.Series:
+    """Return a column of the table that errors call `table`."""
     if name not in rows.columns:
-        raise UnknownNameError.among(f"a column of {where}", name, rows.columns)
+        raise UnknownNameError.among(f"a column of {table}", name, rows.columns)
     return rows[name]
 
 
-def assign(
-    rows: pd.DataFrame,
-    where: Path,
-    label: str,
-    disease: object,
-    control: object,
-    groups: Iterable[str] | Mapping,
-    split: str | None,
-) -> pd.DataFrame:
-    """Return the design of those who belong to one of two classes.
+def design_of(rows: pd.DataFrame, path: Path, columns: Columns) -> pd.DataFrame:
+    """Return the design of the subjects who belong to one of the two classes.
 
     Parameters
     ----------
     rows : pandas.DataFrame of str
         What `read_rows` returns.
-    where : path
+    path : path
         What errors call the table.
-    label, disease, control, groups, split
-        As in `simba_lab.synthesis.exchange.imports.read_bids`.
+    columns : Columns
 
     Returns
     -------
@@ -86,85 +84,76 @@ def assign(
     Raises
     ------
     SimbaError
-        If a column or value is not there, a class has too few subjects, or it is not clear who
-        belongs where.
+        If a column or value is missing, a class has too few subjects, or a class or group is not
+        clear.
     """
-    values, source = column(rows, label, where.name), f"column {label!r} of {where}"
-    present = sorted(set(values))
-    others = [value for value in present if value != str(disease)]
-    if len(present) < 2:
-        raise SimbaError(
-            source, present, "of at least two classes", "Nothing can be learnt from one."
-        )
-    if str(disease) not in present:
-        raise UnknownNameError.among("disease", disease, present[:20])
-    if control is None and (len(others) > 1 or others[0] in MISSING):
-        raise SimbaError(
-            "control",
-            None,
-            f"one of {others[:20]}",
-            f"{source[0].upper()}{source[1:]} has more than two classes.",
-        )
-    if control is not None and str(control) not in others:
-        raise UnknownNameError.among("control", control, others[:20])
-    rows = rows[values.isin([str(disease), others[0] if control is None else str(control)])]
-    table = pd.DataFrame({"label": (rows[label] == str(disease)).astype(int)})
+    values = column(rows, columns.label, path.name)
+    control = _control(values, path, columns)
+    rows = rows[values.isin([str(columns.disease), control])]
+    table = pd.DataFrame({"label": (rows[columns.label] == str(columns.disease)).astype(int)})
     least = int(table["label"].value_counts().min())
     if least < FOLDS:
-        raise SimbaError(
-            source, f"{least} of one class", f"at least {FOLDS} subjects of each class"
-        )
-    groups = [groups] if isinstance(groups, str) else groups
-    for name, one in (
-        groups.items() if isinstance(groups, Mapping) else ((name, None) for name in groups)
-    ):
-        table[name] = _group(rows, name, one, where)
-    classes, grouped = table["label"].astype(str), table.astype(str).agg("/".join, axis=1)
-    if split is None:
-        table.insert(0, "split", QUARTERS[_parts(len(QUARTERS), grouped, classes)])
+        allowed = f"at least {FOLDS} subjects of each class"
+        raise SimbaError(f"column {columns.label!r} of {path}", f"{least} of one class", allowed)
+    groups = [columns.groups] if isinstance(columns.groups, str) else columns.groups
+    members = dict(groups) if isinstance(groups, Mapping) else dict.fromkeys(groups)
+    for name, member in members.items():
+        table[name] = _membership(rows, name, member, path)
+    labels, cells = table["label"].astype(str), table.astype(str).agg("/".join, axis=1)
+    if columns.split is None:
+        table.insert(0, "split", QUARTERS[_dealt(len(QUARTERS), cells, labels)])
     else:
-        table.insert(0, "split", column(rows, split, where.name))
+        table.insert(0, "split", column(rows, columns.split, path.name))
         unknown = sorted(set(table["split"]) - set(SPLITS))
         if unknown:
-            raise UnknownNameError.among(f"column {split!r} of {where}", unknown[0], SPLITS)
-    table["fold"] = _parts(
-        FOLDS, table["split"] + "/" + grouped, table["split"] + "/" + classes, classes
-    )
+            raise UnknownNameError.among(f"column {columns.split!r} of {path}", unknown[0], SPLITS)
+    split = table["split"] + "/"
+    table["fold"] = _dealt(FOLDS, split + cells, split + labels, labels)
     return table
 
 
-def _group(rows: pd.DataFrame, name: str, one: object, where: Path) -> np.ndarray:
-    """Return a column as 0 and 1."""
-    if name in (*RESERVED, "participant"):
-        raise SimbaError(
-            "groups",
-            name,
-            f"called anything but {', '.join((*RESERVED, 'participant'))}",
-            "Rename the column.",
-        )
-    values = column(rows, name, where.name)
+def _control(values: pd.Series, path: Path, columns: Columns) -> str:
+    """Return the value of the controls; check that the classes are clear."""
+    present, disease = sorted(set(values)), str(columns.disease)
+    others = [value for value in present if value != disease]
+    field = f"Column {columns.label!r} of {path}"
+    if len(present) < 2:
+        remedy = "Nothing can be learnt from one."
+        raise SimbaError(field, present, "of at least two classes", remedy)
+    if disease not in present:
+        raise UnknownNameError.among("disease", columns.disease, present[:20])
+    if columns.control is not None:
+        if str(columns.control) not in others:
+            raise UnknownNameError.among("control", columns.control, others[:20])
+        return str(columns.control)
+    if len(others) > 1 or others[0] in MISSING:
+        remedy = f"{field} has more than two classes."
+        raise SimbaError("control", None, f"one of {others[:20]}", remedy)
+    return others[0]
+
+
+def _membership(rows: pd.DataFrame, name: str, member: object, path: Path) -> np.ndarray:
+    """Return a column as 0 and 1; `member` is the value that counts as 1, otherwise 1 itself."""
+    if name in TAKEN:
+        raise SimbaError("groups", name, f"none of {', '.join(TAKEN)}", "Rename the column.")
+    values, field = column(rows, name, path.name), f"column {name!r} of {path}"
     present = sorted(set(values))
     if set(present) & set(MISSING):
-        raise SimbaError(
-            f"column {name!r} of {where}",
-            present[:20],
-            "without missing values",
-            "Drop these subjects first.",
-        )
-    if one is None and not set(present) <= {"0", "1"}:
-        raise SimbaError(
-            f"column {name!r} of {where}",
-            present[:20],
-            "of 0 and 1",
-            f"Or say who counts: groups={{{name!r}: value}}.",
-        )
-    if one is not None and str(one) not in present:
-        raise UnknownNameError.among(f"groups[{name!r}]", one, present[:20])
-    return (values == ("1" if one is None else str(one))).astype(int).to_numpy()
+        remedy = "Drop these subjects first."
+        raise SimbaError(field, present[:20], "without missing values", remedy)
+    if member is None and not set(present) <= {"0", "1"}:
+        remedy = f"Or say which value counts as 1: groups={{{name!r}: value}}."
+        raise SimbaError(field, present[:20], "of 0 and 1", remedy)
+    if member is not None and str(member) not in present:
+        raise UnknownNameError.among(f"groups[{name!r}]", member, present[:20])
+    return (values == ("1" if member is None else str(member))).astype(int).to_numpy()
 
 
-def _parts(count: int, *keys: pd.Series) -> np.ndarray:
-    """Deal subjects into equal parts, stratified by the first key whose every value has enough subjects, else the last."""
+def _dealt(count: int, *keys: pd.Series) -> np.ndarray:
+    """Deal subjects into `count` equal sets.
+
+    They are stratified by the first key whose every value has enough subjects, else by the last.
+    """
     key = next((key for key in keys if key.value_counts().min() >= count), keys[-1])
     folds = StratifiedKFold(count, shuffle=True, random_state=0).split(np.zeros(len(key)), key)
     numbers = np.empty(len(key), int)

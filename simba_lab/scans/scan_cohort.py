@@ -1,4 +1,4 @@
-"""ScanCohort: somebody's images as a cohort. What was done to them is not known: they have no twins."""
+"""ScanCohort: somebody's images as a cohort, without a known truth and so without twins."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from simba_lab.synthesis.rendering.scanner import BACKGROUND
 
 @dataclass(frozen=True, eq=False)
 class ScanCohort(Cohort):
-    """People with images. Made by `read_bids`, `read_table` and `read_simba`, or opened from a store.
+    """People with images, without twins.
+
+    Made by `read_bids`, `read_table` and `read_simba`, or opened from a store.
 
     Parameters
     ----------
@@ -24,6 +26,15 @@ class ScanCohort(Cohort):
         groups that were read.
     source : Source
         Where the volumes are read: files, or a store.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import simba_lab as sb
+    >>> people = pd.DataFrame({"split": "test", "label": [0, 1], "fold": [0, 1]})
+    >>> scans = sb.scans.ScanCohort(people, source=None)
+    >>> len(scans.test), len(scans.train)
+    (2, 0)
     """
 
     table: pd.DataFrame

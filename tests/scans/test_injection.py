@@ -8,7 +8,7 @@ from scipy.ndimage import binary_erosion, distance_transform_edt, gaussian_filte
 from scipy.spatial.transform import Rotation
 
 import simba_lab as sb
-from simba_lab.scans.injection import inject
+from simba_lab.scans import DisplacementField, inject
 from simba_lab.synthesis.effects import Intensity, Morphology, Normal
 from simba_lab.synthesis.rendering import deformation
 from simba_lab.synthesis.rendering.flows import tabulate
@@ -130,16 +130,14 @@ def test_a_moved_scan_with_its_affine_gives_the_moved_result(
     """The scan's voxels stay and its world moves: every voxel of the result must stay too."""
     to_template = matrix = moved_affine(degrees, scale)
     scan = nib.Nifti1Image(data(smooth), np.linalg.inv(matrix) @ smooth.affine)
-    options = {}
     if kind != "affine":
         field, lattice = as_field(matrix, scan.shape, scan.affine)
-        if kind != "field":
-            field, options = field * np.reshape([-1, -1, 1], (3, 1, 1, 1)), {"vectors": "LPS"}
         vectors = np.moveaxis(field, 0, -1).astype(np.float32)
-        to_template = nib.Nifti1Image(
-            vectors if kind == "field" else vectors[:, :, :, None], lattice
-        )
-    result = inject(scan, PUTAMEN, to_template=to_template, **options)
+        to_template = nib.Nifti1Image(vectors, lattice)
+        if kind != "field":
+            flipped = nib.Nifti1Image(vectors[:, :, :, None] * np.float32([-1, -1, 1]), lattice)
+            to_template = DisplacementField(flipped, vectors="LPS")
+    result = inject(scan, PUTAMEN, to_template=to_template)
     assert errors(result.image, data(injected.image), data(smooth)) < 1e-3
 
 
@@ -450,7 +448,6 @@ def test_shape_first_then_the_scanner(own):
         (PUTAMEN, {"seed": -1}, "seed"),
         (PUTAMEN, {"template": "icbm"}, "icbm2009c"),
         (PUTAMEN, {"template": None}, "template"),
-        (PUTAMEN, {"vectors": "ras"}, "vectors"),
         (PUTAMEN, {"to_template": np.eye(3)}, r"shape \(4, 4\)"),
         (PUTAMEN, {"to_template": "affine.mat"}, "to_template"),
         (PUTAMEN, {"to_template": {"a": 1}}, r"shape \(4, 4\)"),
@@ -474,6 +471,11 @@ def test_shape_first_then_the_scanner(own):
 def test_bad_arguments(own, effects, options, says):
     with pytest.raises(sb.SimbaError, match=says):
         inject(own, effects, **options)
+
+
+def test_unknown_axes_of_vectors():
+    with pytest.raises(sb.SimbaError, match="vectors"):
+        DisplacementField("field.nii.gz", vectors="ras")
 
 
 def with_rows(image, affine):

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import simba_lab as sb
-from simba_lab.scans import stores as store
+from simba_lab.scans import saving, stores
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_manifest_says_what_the_bytes_follow_from(cohort, saved, tmp_path):
 
 def test_saving_again_reads_and_another_cohort_is_refused(cohort, saved, tmp_path):
     before = digest(tmp_path / "cohort")
-    for name in (store.LOCK, store.PROGRESS):
+    for name in (stores.LOCK, stores.PROGRESS):
         (
             tmp_path / "cohort" / name
         ).touch()  # as a process killed right after the manifest leaves them
@@ -93,7 +93,7 @@ def killed_after(seconds, cohort, folder):
 
 def test_twenty_kills_leave_the_bytes_of_an_uninterrupted_cohort(cohort, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        store, "BATCH", 2
+        saving, "BATCH", 2
     )  # many small steps, so that a kill falls between and into them
     sb.save_cohort(cohort, tmp_path / "whole", n_jobs=1)
     moments, kills, parts = random.Random(0), 0, []
@@ -114,7 +114,7 @@ def test_twenty_kills_leave_the_bytes_of_an_uninterrupted_cohort(cohort, tmp_pat
 
 
 def test_a_kill_resumes_instead_of_starting_again(cohort, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "BATCH", 1)
+    monkeypatch.setattr(saving, "BATCH", 1)
     rendered = []
 
     def until_the_fifth(self, index, **options):
@@ -152,8 +152,8 @@ def test_full_disk_is_one_clear_error_and_nothing_is_lost(cohort, tmp_path, monk
 
 
 def test_too_little_space_is_said_before_anything_is_written(cohort, tmp_path, monkeypatch):
-    usage = store.shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: usage)
+    usage = saving.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(saving.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(sb.SimbaError, match="GB of free space"):
         sb.save_cohort(cohort, tmp_path / "cohort")
     assert not (tmp_path / "cohort" / "volumes.npy").exists()
@@ -221,7 +221,7 @@ def test_strangers_are_not_overwritten(cohort, tmp_path):
 def test_one_writer_at_a_time(cohort, tmp_path):
     (tmp_path / "cohort").mkdir()
     with (
-        store.FileLock(tmp_path / "cohort" / store.LOCK),
+        saving.FileLock(tmp_path / "cohort" / stores.LOCK),
         pytest.raises(sb.SimbaError, match="one process at a time"),
     ):
         sb.save_cohort(cohort, tmp_path / "cohort")

@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 import subprocess
+from dataclasses import fields
 
 import nibabel as nib
 import numpy as np
@@ -12,10 +13,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 import simba_lab as sb
-from simba_lab.scans import bids
-from simba_lab.scans.bids import export_bids
-from simba_lab.scans.image_files import image_files
-from simba_lab.scans.tables import read_bids, read_simba, read_table
+from simba_lab.scans import Preparation, bids_export, export_bids, read_bids, read_simba, read_table
 from simba_lab.synthesis.anatomy.nifti import read_nifti
 
 SPACING_MM = 8.0
@@ -64,10 +62,13 @@ def people(tmp_path, template, lattice):
 
 
 def load(folder, **changes):
-    return read_table(
-        folder / "table.csv",
-        **({"label": "group", "disease": "patient", "spacing_mm": SPACING_MM} | changes),
-    )
+    """Read the table; changes are parameters of `read_table` or of `Preparation`."""
+    settings = {field.name for field in fields(Preparation)}
+    chosen = {name: value for name, value in changes.items() if name in settings}
+    preparation = Preparation(**({"spacing_mm": SPACING_MM} | chosen))
+    options = {name: value for name, value in changes.items() if name not in settings}
+    options = {"label": "group", "disease": "patient"} | options
+    return read_table(folder / "table.csv", preparation=preparation, **options)
 
 
 def edit(folder, **columns):
@@ -86,8 +87,7 @@ def test_round_trip_keeps_every_voxel_and_label(cohort, dataset):
         disease="disease",
         groups="bias",
         split="split",
-        spacing_mm=SPACING_MM,
-        rescale=False,
+        preparation=Preparation(SPACING_MM, rescale=False),
     )
     np.testing.assert_array_equal(back.arrays(), cohort.arrays())
     assert back.lattice == cohort.lattice
@@ -190,7 +190,7 @@ def test_failed_export_leaves_nothing(cohort, tmp_path, monkeypatch, code):
             raise OSError(code, "the reason")
         stem.with_suffix(".nii.gz").write_bytes(b"x")
 
-    monkeypatch.setattr(bids, "_write_image", failing)
+    monkeypatch.setattr(bids_export, "_write_image", failing)
     with pytest.raises(
         sb.SimbaError, match="enough space" if code == errno.ENOSPC else "the reason"
     ):
@@ -200,13 +200,13 @@ def test_failed_export_leaves_nothing(cohort, tmp_path, monkeypatch, code):
 
 def test_exports_that_are_refused(cohort, people, tmp_path):
     (tmp_path / "there").mkdir()
-    with pytest.raises(sb.SimbaError, match="nothing is yet"):
+    with pytest.raises(sb.SimbaError, match="nothing exists yet"):
         export_bids(cohort, tmp_path / "there")
     with pytest.raises(sb.SimbaError, match="in a folder that exists"):
         export_bids(cohort, tmp_path / "not" / "there")
     with pytest.raises(sb.core.UnknownNameError, match="Did you mean bias"):
         export_bids(cohort, tmp_path / "ds", twins="biass")
-    with pytest.raises(sb.SimbaError, match="imported images"):
+    with pytest.raises(sb.SimbaError, match="synthetic cohort, got 'ScanCohort'"):
         export_bids(load(people), tmp_path / "ds")
     with pytest.raises(sb.SimbaError, match="none of them twice"):
         export_bids(cohort.where(np.array([0, 0])), tmp_path / "ds")
@@ -239,7 +239,7 @@ def test_orientation_shape_and_type_of_voxels_do_not_matter(tmp_path, template, 
         affine = nib.affines.from_matvec(axes, centre - axes @ (shape - 1) / 2)
         image = resample_img(image, target_affine=affine, target_shape=tuple(shape.tolist()))
     nib.save(image, tmp_path / "image.nii.gz")
-    source = image_files({7: tmp_path / "image.nii.gz"}, template, spacing_mm=4.0)
+    source = Preparation(template=template).images({7: tmp_path / "image.nii.gz"})
     volume = source.array(7)
     brain = source.reference > 0.1
     tolerance = {"oblique": 0.01, "anisotropic": 0.015}.get(
@@ -256,9 +256,8 @@ def test_coarse_voxels_are_not_aliased(tmp_path, template, lattice):
     nib.save(
         nib.Nifti1Image(checks.astype(np.int16), template.lattice.affine), tmp_path / "c.nii.gz"
     )
-    volume = image_files(
-        {0: tmp_path / "c.nii.gz"}, template, spacing_mm=SPACING_MM, rescale=False
-    ).array(0)
+    preparation = Preparation(SPACING_MM, template, rescale=False)
+    volume = preparation.images({0: tmp_path / "c.nii.gz"}).array(0)
     assert volume.shape == lattice.shape
     assert volume.mean() == pytest.approx(0.5, abs=1e-3) and volume.std() < 0.01
 
@@ -272,8 +271,9 @@ def test_fine_volumes_read_coarsely_are_coarse_volumes(scenario, tmp_path):
     table = pd.read_csv(tmp_path / "ds" / "participants.tsv", sep="\t", dtype=str)
     table["label"] = ["disease", "control"] * 5  # reading needs five of either class
     table.to_csv(tmp_path / "ds" / "participants.tsv", sep="\t", index=False)
+    preparation = Preparation(spacing_mm=8, rescale=False)
     read = read_bids(
-        tmp_path / "ds", label="label", disease="disease", spacing_mm=8, rescale=False
+        tmp_path / "ds", label="label", disease="disease", preparation=preparation
     ).arrays()
     brain = coarse > 0.1
     own = np.abs(read - coarse)[brain].mean()
@@ -302,13 +302,13 @@ def test_images_elsewhere_are_refused_or_centred(tmp_path, template):
     with pytest.raises(
         sb.core.TemplateError, match=r"there.nii.*covers \d+% of the template's brain"
     ):
-        image_files({0: tmp_path / "there.nii"}, template)
-    source = image_files({0: tmp_path / "there.nii"}, template, align="centre")
+        Preparation(template=template).images({0: tmp_path / "there.nii"})
+    source = Preparation(template=template, align="centre").images({0: tmp_path / "there.nii"})
     assert np.abs(source.array(0) - source.reference).mean() < 1e-3
 
 
 def test_classes_groups_splits_and_folds(people):
-    cohort = load(people, groups={"sex": "F"}, subject="age")
+    cohort = load(people, groups={"sex": "F"})
     table = pd.read_csv(people / "table.csv")
     np.testing.assert_array_equal(cohort["label"], table["group"] == "patient")
     np.testing.assert_array_equal(cohort["sex"], table["sex"] == "F")
@@ -320,14 +320,21 @@ def test_classes_groups_splits_and_folds(people):
         .apply(lambda row: 0 < row["sum"] < row["size"], axis=1)
         .all()
     )
-    pd.testing.assert_frame_equal(
-        load(people, groups={"sex": "F"}, subject="age").table, cohort.table
-    )
+    pd.testing.assert_frame_equal(load(people, groups={"sex": "F"}).table, cohort.table)
     edit(people, split=["train", "test"] * 3 + ["validation", "train"] * 3)
     assert (
         load(people, split="split")["split"].tolist()
         == ["train", "test"] * 3 + ["validation", "train"] * 3
     )
+
+
+@pytest.mark.parametrize("name", ["subject", "participant_id"])
+def test_a_column_names_the_subjects_and_numbers_them(people, name):
+    assert load(people)["participant"][3] == "images/3.nii.gz"
+    edit(people, **{name: [f"sub-{number:03d}" for number in range(20, 32)]})
+    cohort = load(people)
+    assert cohort["participant"][3] == "sub-023"
+    assert cohort.table.index.tolist() == list(range(20, 32))
 
 
 def test_third_values_are_left_out_when_both_classes_are_named(people):
@@ -365,7 +372,7 @@ def test_sessions_and_runs_are_chosen_by_entities(people, template):
             )
             (folder / f"sub-p{person}_ses-{session}_T2w.nii.gz").touch()
     (people / "bids" / "participants.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    options = {"label": "group", "disease": "patient", "spacing_mm": SPACING_MM}
+    options = {"label": "group", "disease": "patient", "preparation": Preparation(SPACING_MM)}
     with pytest.raises(
         sb.core.TemplateError, match=r"sub-p0.*exactly one.*sub-p0_ses-1_T1w.nii.gz.*entities="
     ):
@@ -427,7 +434,7 @@ def test_tables_of_the_simba_papers(people, codes):
         ]
         table = pd.DataFrame(rows, columns=[*columns, "strat_col", "filepath", "filename"])
         table.to_csv(people / "exp" / f"{split}.csv", index=False)
-    cohort = read_simba(people / "exp", spacing_mm=SPACING_MM)
+    cohort = read_simba(people / "exp", preparation=Preparation(SPACING_MM, align="centre"))
     assert [len(part) for part in (cohort.train, cohort.validation, cohort.test)] == [12, 8, 8]
     np.testing.assert_array_equal(cohort["label"], cohort["disease_magnitude"] > 0)
     if len(codes) == 2:
@@ -547,11 +554,10 @@ def test_empty_images_have_no_centre(people):
         ({}, {"disease": "patents"}, "Did you mean patient"),
         ({}, {"control": "helthy"}, "Did you mean healthy"),
         ({}, {"files": "path"}, "a column of table.csv"),
-        ({}, {"subject": "name"}, "a column of table.csv"),
         ({}, {"groups": "sex"}, r"of 0 and 1.*groups=\{'sex': value\}"),
         ({}, {"groups": {"sex": "female"}}, r"groups\['sex'\]"),
         ({"sex": ["F"] * 11 + ["n/a"]}, {"groups": {"sex": "F"}}, "without missing values"),
-        ({"fold": "1"}, {"groups": "fold"}, "called anything but"),
+        ({"fold": "1"}, {"groups": "fold"}, "groups must be none of"),
         ({"group": ["patient"] * 12}, {}, "at least two classes"),
         (
             {"group": ["patient"] * 9 + ["healthy"] * 3},
@@ -559,7 +565,7 @@ def test_empty_images_have_no_centre(people):
             "3 of one class.*at least 5|at least 5.*3 of one class",
         ),
         ({"group": ["patient"] * 6 + ["n/a"] * 6}, {}, "control must be"),
-        ({"age": "7"}, {"subject": "age"}, "subject is in 12 rows"),
+        ({"subject": "7"}, {}, "subject is in 12 rows"),
         ({"file": "images/3.nii.gz"}, {}, "file is in 12 rows"),
         ({"split": "training"}, {"split": "split"}, "Did you mean train"),
         ({}, {"spacing_mm": 0.1}, "spacing_mm must be"),

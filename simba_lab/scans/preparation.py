@@ -1,0 +1,205 @@
+"""Preparation: how somebody's images are brought to the lattice and brightness of a template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nilearn.image import resample_img, smooth_img
+
+from simba_lab.core.checks import choice
+from simba_lab.core.errors import TemplateError
+from simba_lab.core.lattice import Lattice
+from simba_lab.synthesis.anatomy.nifti import open_nifti, read_nifti
+from simba_lab.synthesis.anatomy.template import Template, check_spacing, load_template
+from simba_lab.synthesis.rendering.scanner import BACKGROUND
+
+# An image whose voxels cover less of the template's brain than this is in another space.
+LEAST_COVER = 0.5
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How images are brought to the lattice and brightness of a template.
+
+    An image is smoothed as voxels of the lattice would blur it, less the blur that it has already
+    (as `Template.antialiased` does), sampled linearly at the points of the lattice through its
+    affine, clipped at 0 and scaled. Nothing is registered or skull-stripped: bring the images to
+    the space of the template first.
+
+    Parameters
+    ----------
+    spacing_mm : float
+        Voxel size of the volumes.
+    template : str or Template
+        Field of view, space and brain are taken from it.
+    align : {"world", "centre"}
+        Take positions as the affines state them, or move each image's centre of intensity to that
+        of the template.
+    rescale : bool
+        Whether to scale each image so that its 99th percentile in the template's brain is that of
+        the template, which is about 1. This removes differences in overall brightness, wanted or
+        not.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> sb.scans.Preparation(spacing_mm=8, align="centre")
+    Preparation(spacing_mm=8, template='icbm2009c', align='centre', rescale=True)
+    """
+
+    spacing_mm: float = 4.0
+    template: str | Template = "icbm2009c"
+    align: str = "world"
+    rescale: bool = True
+
+    def __post_init__(self) -> None:
+        check_spacing(self.spacing_mm)
+        choice("align", self.align, ("world", "centre"))
+
+    def images(self, paths: Mapping[int, Path], *, table: str = "") -> PreparedImages:
+        """Open every file without reading its voxels, and return the volumes to come.
+
+        Parameters
+        ----------
+        paths : mapping of int to path
+            The file of each subject.
+        table : str
+            The table of the subjects: another table makes another identity.
+
+        Raises
+        ------
+        TemplateError
+            If a file is missing, is damaged, or lies elsewhere than the template.
+        """
+        template = self.template
+        template = load_template(template) if isinstance(template, str) else template
+        lattice = template.output_lattice(check_spacing(self.spacing_mm))
+        reference = _reference(template, lattice)
+        brain_mm = nib.affines.apply_affine(lattice.affine, np.argwhere(reference > BACKGROUND))
+        digest = blake2b(table.encode(), digest_size=16)
+        for subject, path in paths.items():
+            name = f"image of subject {subject}"
+            cover = _cover(open_nifti(path, name), brain_mm)
+            if self.align == "world" and cover < LEAST_COVER:
+                allowed = f"in the space of the template {template.name!r}"
+                problem = f"It covers {cover:.0%} of the template's brain."
+                remedy = f"{problem} Register it first, or use align='centre'."
+                raise TemplateError(name, str(path), allowed, remedy)
+            status = path.stat()
+            facts = subject, path.name, status.st_size, status.st_mtime_ns
+            digest.update(repr(facts).encode())
+        identity = {
+            "files": digest.hexdigest(),
+            "template": template.name,
+            "spacing_mm": lattice.spacing_mm,
+            "align": self.align,
+            "rescale": bool(self.rescale),
+        }
+        centre = None
+        if self.align == "centre":
+            centre = _centre_mm(template.image(), template.name, "template")
+        rescale = bool(self.rescale)
+        return PreparedImages(dict(paths), lattice, reference, centre, rescale, identity)
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedImages:
+    """The `Source` of a `ScanCohort`: files, read when asked for. Made by `Preparation.images`.
+
+    Parameters
+    ----------
+    paths : mapping of int to path
+        The file of each subject.
+    lattice : Lattice
+        Where the voxels of the volumes are.
+    reference : ndarray of float32, shape (X, Y, Z)
+        The template's T1 on that lattice; its brain is where it exceeds the background.
+    centre_mm : ndarray, shape (3,), optional
+        Where the centre of intensity of each image is moved to; without it, positions are taken as
+        the affines state them.
+    rescale : bool
+        Whether each image's 99th percentile in the brain is scaled to that of the reference.
+    identity : dict
+        What the volumes follow from.
+    """
+
+    paths: Mapping[int, Path]
+    lattice: Lattice
+    reference: np.ndarray
+    centre_mm: np.ndarray | None
+    rescale: bool
+    identity: dict[str, Any]
+
+    def array(self, subject: int) -> np.ndarray:
+        """Return the volume of one subject: float32, shape (X, Y, Z).
+
+        Raises
+        ------
+        TemplateError
+            If the file is damaged or shows nothing where the template has its brain.
+        """
+        path, name = self.paths[int(subject)], f"image of subject {subject}"
+        image = read_nifti(path, name)
+        if self.centre_mm is not None:
+            offset = self.centre_mm - _centre_mm(image, path, name)
+            affine = nib.affines.from_matvec(np.eye(3), offset) @ image.affine
+            image = nib.Nifti1Image(image.dataobj, affine)
+        volume = np.maximum(_on_lattice(image, self.lattice), 0)
+        brain = self.reference > BACKGROUND
+        bright = brain & (volume > 0)
+        if not bright.any():
+            allowed = "an image that is brighter than 0 where the template has its brain"
+            remedy = "It is empty or in another space; align='centre' moves it to the template."
+            raise TemplateError(name, str(path), allowed, remedy)
+        if self.rescale:
+            volume *= np.percentile(self.reference[brain], 99) / np.percentile(volume[bright], 99)
+        return volume
+
+
+@lru_cache(maxsize=4)
+def _reference(template: Template, lattice: Lattice) -> np.ndarray:
+    reference = _on_lattice(template.image(), lattice)
+    reference.setflags(write=False)
+    return reference
+
+
+def _cover(image: nib.Nifti1Image, brain_mm: np.ndarray) -> float:
+    """Return the share of the template's brain, points of shape (N, 3), that an image covers."""
+    voxels = nib.affines.apply_affine(np.linalg.inv(image.affine), brain_mm)
+    covered = (voxels > -0.5) & (voxels < np.array(image.shape[:3]) - 0.5)
+    return float(covered.all(axis=1).mean())
+
+
+def _on_lattice(image: nib.Nifti1Image, lattice: Lattice) -> np.ndarray:
+    """Sample an image at the points of a lattice, smoothed first along axes with smaller voxels."""
+    edges = np.linalg.norm(image.affine[:3, :3], axis=0)
+    missing = lattice.spacing_mm**2 - edges**2
+    # Voxels that agree to a thousandth are the same: nothing is smoothed on a round trip.
+    fwhm = np.sqrt(np.where(missing > 1e-3 * lattice.spacing_mm**2, missing, 0.0))
+    if fwhm.any():
+        image = smooth_img(image, fwhm)
+    sampled = resample_img(
+        image,
+        target_affine=lattice.affine,
+        target_shape=lattice.shape,
+        interpolation="linear",
+        copy_header=True,
+    )
+    return np.array(sampled.dataobj, dtype=np.float32)
+
+
+def _centre_mm(image: nib.Nifti1Image, path: object, name: str) -> np.ndarray:
+    """Return the centre of intensity of an image, shape (3,)."""
+    weights = np.maximum(np.asarray(image.dataobj, dtype=np.float32), 0)
+    profiles = [weights.sum(axis=tuple({0, 1, 2} - {axis}), dtype=float) for axis in range(3)]
+    if not profiles[0].any():
+        raise TemplateError(name, str(path), "an image with voxels above 0", "It is empty.")
+    centre = [np.average(np.arange(len(profile)), weights=profile) for profile in profiles]
+    return nib.affines.apply_affine(image.affine, centre)
