@@ -123,8 +123,8 @@ def test_a_kill_resumes_instead_of_starting_again(cohort, tmp_path, monkeypatch)
             raise KeyboardInterrupt
         return original(self, index, **options)
 
-    original = sb.Cohort.array
-    monkeypatch.setattr(sb.Cohort, "array", until_the_fifth)
+    original = type(cohort).array
+    monkeypatch.setattr(type(cohort), "array", until_the_fifth)
     with pytest.raises(KeyboardInterrupt):
         sb.save_cohort(cohort, tmp_path / "cohort", n_jobs=1)
     assert not (tmp_path / "cohort" / "manifest.json").exists()
