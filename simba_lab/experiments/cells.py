@@ -177,7 +177,7 @@ def _look_inside(model: torch.nn.Module, cell: Cell, cohort: SyntheticCohort) ->
     columns = {}
     for bias in cohort.biases:
         table = encoding_and_use(
-            model, audience, test, bias=bias, untrained=untrained, seed=cell.seed
+            model, audience, test, effect=bias, untrained=untrained, seed=cell.seed
         )
         for layer, row in table.iterrows():
             columns |= {f"{bias}.{layer}.{name}": float(value) for name, value in row.items()}

@@ -1,24 +1,25 @@
-"""Encoding against use: what a probe reads from a layer, and how much of the answer hangs on what it reads."""
+"""Encoding against use: what a probe reads from a layer, and how much the answer depends on it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 
+from simba_lab.core.checks import choice
+from simba_lab.core.cohort import TwinCohort
 from simba_lab.core.compute import Compute
-from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.intervals import ENDS, bootstrap_rows, columns_of_mean
 from simba_lab.core.rng import stream
 from simba_lab.interpretation.hooks import edit
-from simba_lab.interpretation.interventions.erasure import leaces, twin_concepts
+from simba_lab.interpretation.interventions.erasure import leaces, twin_concept
 from simba_lab.interpretation.interventions.twin_pairs import (
+    check_disjoint,
     chosen_layers,
-    mean_with_interval,
     twins_of,
 )
 from simba_lab.interpretation.probes.probing import probe
@@ -26,50 +27,47 @@ from simba_lab.interpretation.recording import record
 from simba_lab.training.identity import sources_digest
 from simba_lab.training.predictions import logits
 
-if TYPE_CHECKING:
-    from simba_lab.core.cohort import Cohort
-
-BOOTSTRAPS = 2000
+# What a network does with the disease is zero below this (logit).
+NO_RESPONSE = 1e-6
 
 
 def encoding_and_use(
     model: torch.nn.Module,
-    audience: Cohort,
-    test: Cohort,
+    audience: TwinCohort,
+    test: TwinCohort,
     *,
-    bias: str = "bias",
+    effect: str = "bias",
     untrained: Sequence[torch.nn.Module] = (),
     layers: Sequence[str] | None = None,
-    memory_gb: float = 1.0,
-    device: str = "auto",
+    compute: Compute | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Return, for each layer, how well the bias is read there and how much of its effect passes through what is read.
+    """Return, for each layer, how well a bias is read and how much of its effect passes through it.
 
-    *Encoded*: the held-out, class-conditional AUC of a linear probe, above that of the same probe
+    *Encoded*: the held-out, class-conditional AUROC of a linear probe, above that of the same probe
     on untrained networks. *Used*: the difference of exact twins is erased from the layer by LEACE
     while the network runs, and the effect of the bias on the answer is measured again, on other
-    subjects. What the erasure takes away passed through what is linearly there; what it leaves
-    passed beside it. Exchanging a whole layer cannot tell layers apart in a network without
+    subjects. What the erasure takes away passed through what is linearly encoded; what it leaves
+    passed beside it. Exchanging a whole layer does not separate layers in a network without
     shortcut connections: everything passes through each of them.
 
     Parameters
     ----------
     model : torch.nn.Module
-    audience : Cohort
+    audience : TwinCohort
         Subjects that the network has not seen, with the bias as common in both classes: probes are
         fitted and judged on them, fold by fold, and the erasure is fitted to their twins.
-    test : Cohort
+    test : TwinCohort
         Other subjects, on whose twins the effects are measured.
-    bias : str
+    effect : str
+        The bias.
     untrained : sequence of torch.nn.Module
-        Networks of the same make with first weights; without any there is no floor.
+        Networks of the same architecture with first weights; without any there is no floor.
     layers : sequence of str, optional
         Names or patterns; by default the network's blocks.
-    memory_gb : float
-        For the activations of one layer for both twins of the audience.
-    device : str
-        As for `record`.
+    compute : Compute, optional
+        Device and memory (1 GB by default, which the activations of one layer for both twins of
+        the audience must fit into).
     seed : int
         Of the bootstrap over subjects, and of the random direction.
 
@@ -93,75 +91,85 @@ def encoding_and_use(
     Elazar et al. (2021), "Amnesic probing", TACL 9:160-175 (use as what erasure changes); Belrose
     et al. (2023), "LEACE", NeurIPS, theorem 4.3; Ravichander et al. (2021), "Probing the probing
     paradigm", EACL (encoded is not used).
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> bias = sb.Morphology("Putamen_L", 2.5)
+    >>> scenario = sb.Scenario(64, sb.Morphology("Insula_L", 2.5), bias, spacing_mm=8)
+    >>> audience, test = (sb.synthesise(scenario, seed=seed).test for seed in (1, 0))
+    >>> table = sb.encoding_and_use(sb.SimBANet((4, 8), seed=0), audience, test)
+    >>> table.index.tolist()
+    ['block1', 'block2']
     """
     names = chosen_layers(model, layers)
-    if bias not in test.biases:
-        raise UnknownNameError.among("bias", bias, test.biases)
-    if len(audience.shared_subjects(test)):
-        raise SimbaError(
-            "audience",
-            "subjects of the test",
-            "other subjects",
-            "Make them with another seed: synthesise(..., seed=1).",
-        )
-    compute = Compute(device, memory_gb=memory_gb)
-    settings = {"layers": names, "pixels": False, "compute": compute}
-    read = probe(
-        record(model, audience, **settings),
-        bias,
+    choice("effect", effect, test.biases)
+    check_disjoint(test, audience, "audience")
+    options = {"pixels": False, "compute": compute}
+    encoded = probe(
+        record(model, audience, layers=names, **options),
+        effect,
         given="label",
-        floors=[record(network, audience, **settings) for network in untrained],
+        floors=[record(network, audience, layers=names, **options) for network in untrained],
         permutations=0,
     )
-    pairs = {
-        effect: [twin.arrays() for twin in twins_of(test, effect)] for effect in (bias, "disease")
-    }
+    pairs = {name: [twin.arrays() for twin in twins_of(test, name)] for name in (effect, "disease")}
 
-    def response(effect: str) -> np.ndarray:
-        off, on = pairs[effect]
+    def response(name: str) -> np.ndarray:
+        off, on = pairs[name]
         return logits(model, on) - logits(model, off)
 
-    total, disease = response(bias), response("disease")
-    magnitudes = np.array(
-        [test.twin(carrying="disease").magnitudes(index)["disease"] for index in range(len(test))]
-    )
-    gap = float(np.diff([magnitudes[test["label"] == label].mean() for label in (0, 1)])[0])
-    draws = stream(seed, "encoding and use", bias).integers(0, len(test), (BOOTSTRAPS, len(test)))
-    # Least squares through zero: the response to one unit of the disease, times the distance
-    # between the classes.
-    scale = gap * (magnitudes * disease)[draws].mean(axis=1) / (magnitudes**2)[draws].mean(axis=1)
-    whole = gap * float(magnitudes @ disease / (magnitudes @ magnitudes))
-    if abs(whole) < 1e-6:  # nothing to compare with
-        scale, whole = np.full(BOOTSTRAPS, np.nan), np.nan
-    concepts = {concept: twin_concepts(audience, concept, seed) for concept in (bias, "random")}
-    twins = list(twins_of(audience, bias))
-    rows = []
-    for name in names:
-        features = record(model, twins, **settings | {"layers": [name]}, features=[name]).features[
-            name
-        ]
+    total = response(effect)
+    bootstrap = bootstrap_rows(stream(seed, "encoding and use", effect), len(test))
+    disease, disease_draws = _class_difference(test, response("disease"), bootstrap)
+    concepts = {name: twin_concept(audience, name, seed) for name in (effect, "random")}
+    twins, rows = list(twins_of(audience, effect)), []
+    for layer in names:
+        features = record(model, twins, layers=[layer], features=[layer], **options).features[layer]
         removed = {}
-        for concept, erasure in zip(
-            concepts, leaces(features, list(concepts.values())), strict=True
-        ):
-            with edit(model, {name: erasure}):
-                removed[concept] = total - response(bias)
+        for concept, erasure in zip(concepts, leaces(features, [*concepts.values()]), strict=True):
+            with edit(model, {layer: erasure}):
+                removed[concept] = total - response(effect)
         del features
-        use = np.quantile(removed[bias][draws].mean(axis=1) / scale, [0.025, 0.975])
+        low, high = np.quantile(removed[effect][bootstrap].mean(axis=1) / disease_draws, ENDS)
         rows.append(
-            {column: read.loc[name, column] for column in ("auc", "auc_low", "auc_high")}
-            | {"floor": read.loc[name, "floor_untrained"], "effect": total.mean()}
-            | dict(mean_with_interval("removed", removed[bias], draws))
-            | {
+            {
+                **_encoded_columns(encoded.loc[layer]),
+                "effect": total.mean(),
+                **columns_of_mean("removed", removed[effect], bootstrap),
                 "removed_random": removed["random"].mean(),
-                "disease": whole,
-                "use": removed[bias].mean() / whole,
+                "disease": disease,
+                "use": removed[effect].mean() / disease,
+                "use_low": low,
+                "use_high": high,
             }
-            | {"use_low": use[0], "use_high": use[1]}
         )
-    table = pd.DataFrame(rows, index=pd.Index(names, name="layer"))
-    table.insert(4, "above_floor", table["auc"] - table["floor"])
-    return table
+    return pd.DataFrame(rows, index=pd.Index(names, name="layer"))
+
+
+def _encoded_columns(scores: Mapping[str, float]) -> dict[str, float]:
+    columns = {name: scores[name] for name in ("auc", "auc_low", "auc_high")}
+    floor = scores["floor_untrained"]
+    return columns | {"floor": floor, "above_floor": columns["auc"] - floor}
+
+
+def _class_difference(
+    test: TwinCohort, response: np.ndarray, bootstrap: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """Return what the disease does to the logit between the classes, and that of bootstrap samples.
+
+    Least squares through zero give the response to one unit of the disease, which is multiplied by
+    the distance between the mean magnitudes of the classes. NaN if the network ignores the disease.
+    """
+    carrying = test.twin(carrying="disease")
+    magnitudes = np.array([carrying.magnitudes(index)["disease"] for index in range(len(test))])
+    control, patient = (magnitudes[test["label"] == label].mean() for label in (0, 1))
+    distance = float(patient - control)
+    difference = distance * float(magnitudes @ response / (magnitudes @ magnitudes))
+    if abs(difference) < NO_RESPONSE:
+        return np.nan, np.full(len(bootstrap), np.nan)
+    products, squares = (magnitudes * response)[bootstrap], (magnitudes**2)[bootstrap]
+    return difference, distance * products.mean(axis=1) / squares.mean(axis=1)
 
 
 @cache

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from concept_erasure import LeaceFitter
 from sklearn.covariance import ledoit_wolf
 
+from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import Compute
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.rng import stream
@@ -20,25 +19,33 @@ from simba_lab.interpretation.interventions.twin_pairs import chosen_layers, twi
 from simba_lab.interpretation.probes.kernel_ridge import means_within
 from simba_lab.interpretation.recording import record
 
-if TYPE_CHECKING:
-    from simba_lab.core.cohort import Cohort
-
 # Singular values of the features below this share of the largest are rounding of single precision.
 ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
 class Erasure:
-    """An edit that takes a concept out of the activations of a layer: ``x - left right (x - mean)``.
+    """An edit that takes a concept out of the activations of a layer.
+
+    It returns ``x - left right (x - mean)``.
 
     Parameters
     ----------
     left : tensor, shape (p, k)
-        Along which activations are moved.
+        The directions along which activations move.
     right : tensor, shape (k, p)
-        What is read to know how far.
+        What is read from activations to know how far they move.
     mean : tensor, shape (p,)
         Mean of the activations that it was fitted to, which does not move.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import simba_lab as sb
+    >>> axis = torch.eye(3, dtype=torch.float64)[:, :1]
+    >>> erasure = sb.interventions.Erasure(axis, axis.T, torch.zeros(3, dtype=torch.float64))
+    >>> erasure(torch.ones(1, 3)).tolist()
+    [[0.0, 1.0, 1.0]]
     """
 
     left: torch.Tensor
@@ -49,12 +56,9 @@ class Erasure:
         """Return the activations without the concept; shape (N, ...)."""
         flat = output.flatten(1)
         if flat.shape[1] != len(self.mean):
-            raise SimbaError(
-                "activations",
-                f"{flat.shape[1]} per volume",
-                f"{len(self.mean)} per volume",
-                "The concept was erased from another layer, or from volumes of another size.",
-            )
+            given, allowed = f"{flat.shape[1]} per volume", f"{len(self.mean)} per volume"
+            remedy = "The concept was erased from another layer, or volumes had another size."
+            raise SimbaError("activations", given, allowed, remedy)
         left, right, mean = (
             values.to(output.device, torch.float64) for values in (self.left, self.right, self.mean)
         )
@@ -74,12 +78,12 @@ def leace(
     given: np.ndarray | None = None,
     shrinkage: bool = True,
 ) -> Erasure:
-    """Return the erasure of a concept from features: the least change after which no linear probe reads it.
+    """Return the least change of features after which no linear probe reads a concept.
 
-    No matrix of features by features is made. All that the fitted volumes tell lies in their span,
-    of at most n - 1 dimensions: features are rotated into it (thin singular value decomposition),
-    erased there, and rotated back. Without shrinkage that equals LEACE on the features themselves,
-    where covariances are inverted in their own range.
+    No matrix of features by features is made. All that is known from the volumes lies in their
+    span, of at most n - 1 dimensions: features are rotated into it (thin singular value
+    decomposition), erased in it, and rotated back. Without shrinkage that equals LEACE on the
+    features themselves, with covariances inverted in their own range.
 
     Parameters
     ----------
@@ -87,19 +91,24 @@ def leace(
     concept : ndarray, shape (n,) or (n, k)
         Numbers, or 0 and 1.
     given : ndarray, shape (n,), optional
-        Features and concept are taken less their means within its values: the concept is erased
-        where it is not known already from `given`.
+        Features and concept are taken less their means within its values: what is known of the
+        concept from `given` is not erased.
     shrinkage : bool
         Shrink the covariance towards that of a sphere, as far as Ledoit and Wolf estimate to be
-        best. Needed where features are more than volumes: without it the least change is fitted to
-        these volumes alone, and others keep the rest of the bias.
+        best. Needed if there are more features than volumes: without it the least change is fitted
+        to these volumes alone, and other volumes keep a part of the concept.
+
+    Raises
+    ------
+    SimbaError
+        If numbers of volumes differ, or the concept is not finite or has nothing to erase.
 
     Notes
     -----
     In the volumes that it was fitted to the covariance of features and concept is zero afterwards,
     with and without shrinkage (any whitening gives that; the true one changes features least), so
-    no linear probe beats a constant there. On other volumes that holds as far as the covariance is
-    known from n volumes. With more features than volumes it is not complete: measure it, as
+    no linear probe beats a constant. On other volumes that holds as far as the covariance is known
+    from n volumes. With more features than volumes it is not complete: measure it, as
     `erasure_audit` does.
 
     References
@@ -107,6 +116,14 @@ def leace(
     Belrose et al. (2023), "LEACE: perfect linear concept erasure in closed form", NeurIPS, theorem
     4.3; Ledoit and Wolf (2004), "A well-conditioned estimator for large-dimensional covariance
     matrices", J. Multivar. Anal. 88:365-411.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import simba_lab as sb
+    >>> features = np.random.default_rng(0).standard_normal((40, 3))
+    >>> sb.interventions.leace(features, features[:, 0] > 0).rank
+    1
     """
     return leaces(features, [concept], given=given, shrinkage=shrinkage)[0]
 
@@ -118,31 +135,29 @@ def leaces(
     given: np.ndarray | None = None,
     shrinkage: bool = True,
 ) -> list[Erasure]:
-    """Return the erasure of each of several concepts, each on its own; parameters are those of `leace`."""
+    """Return the erasure of each of several concepts alone; parameters are those of `leace`."""
     flat = np.asarray(features, np.float64).reshape(len(features), -1)
-    asked = [np.asarray(concept, np.float64).reshape(len(concept), -1) for concept in concepts]
-    for wanted in asked:
-        if len(flat) != len(wanted):
-            raise SimbaError(
-                "concept", f"{len(wanted)} values", f"one for each of the {len(flat)} volumes"
-            )
-        if not np.isfinite(wanted).all():
+    targets = [np.asarray(concept, np.float64).reshape(len(concept), -1) for concept in concepts]
+    for target in targets:
+        if len(flat) != len(target):
+            allowed = f"one for each of the {len(flat)} volumes"
+            raise SimbaError("concept", f"{len(target)} values", allowed)
+        if not np.isfinite(target).all():
             raise SimbaError("concept", "NaN or infinity", "finite")
-    mean, (centred, *asked) = torch.from_numpy(flat.mean(axis=0)), _centred(given, flat, *asked)
-    for wanted in asked:
-        if np.abs(wanted).max() < 1e-12:
-            what = "the same for everybody" if given is None else "known from `given`"
-            raise SimbaError(
-                "concept", what, "different between volumes", "There is nothing to erase."
-            )
+    mean = torch.from_numpy(flat.mean(axis=0))
+    centred, *targets = _centred(given, flat, *targets)
+    for target in targets:
+        if np.abs(target).max() < 1e-12:
+            reason = "is the same for all volumes" if given is None else "is known from `given`"
+            raise SimbaError.problem(f"concept {reason}.", "There is nothing to erase.")
     vectors, sizes, basis = _span(centred)
     if not len(sizes):  # all volumes look alike in this layer
-        return [Erasure(torch.zeros(len(mean), 0), torch.zeros(0, len(mean)), mean) for _ in asked]
+        count = len(mean)
+        return [Erasure(torch.zeros(count, 0), torch.zeros(0, count), mean) for _ in targets]
     # Unit variance in all, so that the tolerance of the fitter means the same in every layer.
-    scores = torch.from_numpy(
-        vectors * (sizes / np.sqrt((sizes**2).sum() / len(flat) / len(sizes)))
-    )
-    rotation, found = torch.from_numpy(np.ascontiguousarray(basis)), []
+    scale = np.sqrt((sizes**2).sum() / len(flat) / len(sizes))
+    scores = torch.from_numpy(vectors * (sizes / scale))
+    rotation = torch.from_numpy(np.ascontiguousarray(basis))
     # Ledoit and Wolf's covariance is positive definite however many features there are; the
     # fitter's own shrinkage is not.
     covariance = (
@@ -150,52 +165,57 @@ def leaces(
         if shrinkage
         else None
     )
-    for wanted in asked:
-        # A constraint of the trace would mix in a projection that leaves some of the concept.
-        fitter = LeaceFitter(
-            len(sizes),
-            wanted.shape[1],
-            dtype=torch.float64,
-            shrinkage=False,
-            constrain_cov_trace=False,
-            svd_tol=1e-9,
+    erasures = []
+    for target in targets:
+        left, right = _projection(
+            scores, torch.from_numpy(target / np.abs(target).max()), covariance
         )
-        fitter.update(scores, torch.from_numpy(wanted / np.abs(wanted).max()))
-        if covariance is not None:
-            fitter.sigma_xx_ = covariance * (len(flat) - 1)
-        eraser = fitter.eraser
-        kept = eraser.proj_left.norm(dim=0) > 0
-        found.append(
-            Erasure(
-                rotation @ eraser.proj_left[:, kept], eraser.proj_right[kept] @ rotation.T, mean
-            )
-        )
-    return found
+        erasures.append(Erasure(rotation @ left, right @ rotation.T, mean))
+    return erasures
+
+
+def _projection(
+    scores: torch.Tensor, target: torch.Tensor, covariance: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return LEACE's factors, shapes (r, k) and (k, r), given scores (n, r) and a target (n, k)."""
+    # A constraint of the trace would mix in a projection that leaves some of the concept.
+    fitter = LeaceFitter(
+        scores.shape[1],
+        target.shape[1],
+        dtype=torch.float64,
+        shrinkage=False,
+        constrain_cov_trace=False,
+        svd_tol=1e-9,
+    )
+    fitter.update(scores, target)
+    if covariance is not None:
+        fitter.sigma_xx_ = covariance * (len(scores) - 1)
+    eraser = fitter.eraser
+    kept = eraser.proj_left.norm(dim=0) > 0
+    return eraser.proj_left[:, kept], eraser.proj_right[kept]
 
 
 def _centred(given: np.ndarray | None, *values: np.ndarray) -> tuple[np.ndarray, ...]:
     """Return values less their means, within each value of `given`."""
-    context = (
-        np.zeros(len(values[0]), int)
-        if given is None
-        else np.unique(np.asarray(given), return_inverse=True)[1]
-    )
-    if len(context) != len(values[0]):
-        raise SimbaError(
-            "given", f"{len(context)} values", f"one for each of the {len(values[0])} volumes"
-        )
+    count = len(values[0])
+    context = np.zeros(count, int)
+    if given is not None:
+        context = np.unique(np.asarray(given), return_inverse=True)[1]
+    if len(context) != count:
+        allowed = f"one for each of the {count} volumes"
+        raise SimbaError("given", f"{len(context)} values", allowed)
     means = means_within(context, context)
     return tuple(value - means @ value for value in values)
 
 
 def _span(centred: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the thin singular value decomposition: vectors (n, r), sizes (r,) and basis (p, r), by the smaller side."""
+    """Return the thin singular value decomposition: vectors (n, r), sizes (r,), basis (p, r)."""
     if centred.shape[1] <= len(centred):
         vectors, sizes, basis = np.linalg.svd(centred, full_matrices=False)
         kept = sizes > ROUNDING * max(sizes[0], 1e-30)
         return vectors[:, kept], sizes[kept], basis[kept].T
     # From the inner products of volumes: several times faster than a decomposition of features,
-    # where these are many more.
+    # if these are many more.
     squares, vectors = np.linalg.eigh(centred @ centred.T)
     kept = squares > ROUNDING**2 * max(squares[-1], 1e-60)
     vectors, sizes = vectors[:, kept], np.sqrt(squares[kept])
@@ -209,10 +229,7 @@ def erase(
     *,
     layers: Sequence[str] | None = None,
     given: str | np.ndarray | None = None,
-    shrinkage: bool = True,
-    batch_size: int = 16,
-    memory_gb: float = 1.0,
-    device: str = "auto",
+    compute: Compute | None = None,
     seed: int = 0,
 ) -> dict[str, Erasure]:
     """Return edits that erase a concept from the activations of each layer, fitted to a cohort.
@@ -224,19 +241,17 @@ def erase(
         To fit to: usually ``cohort.train``. Judge on others.
     concept : str or ndarray, shape (n,)
         A bias, which is erased as the difference of exact twins, without it and with it: no
-        confounder is erased with it. ``"disease"``, or another column of the table, or numbers of
-        one's own: these are differences between subjects. ``"random"``: numbers drawn for each
-        volume, the control.
+        confounder is erased with it. ``"disease"``, another column of the table, or numbers: these
+        are differences between subjects. ``"random"``: numbers drawn for each volume, the control.
     layers : sequence of str, optional
         Names or patterns, in the order in which they run; by default the network's blocks. Each is
         fitted to what arrives after the concept was erased from those before it.
     given : str or ndarray, shape (n,), optional
         Column or values within which the concept is erased; not for twins, whose difference has no
         confounder.
-    shrinkage : bool
-        See `leace`.
-    batch_size, memory_gb, device
-        As for `record`; the features of a layer for all volumes must fit into `memory_gb`.
+    compute : Compute, optional
+        Device and memory (1 GB by default, which the features of a layer for all volumes must fit
+        into).
     seed : int
         Of the random concept.
 
@@ -244,51 +259,65 @@ def erase(
     -------
     dict of str to Erasure
         For `edit`: ``with edit(model, erase(model, cohort.train, layers=["block2"])): ...``
+
+    Raises
+    ------
+    SimbaError
+        If `given` is named for a bias, whose twins differ in nothing else.
+
+    References
+    ----------
+    Belrose et al. (2023), "LEACE: perfect linear concept erasure in closed form", NeurIPS, sec. 6
+    (concept scrubbing, layer by layer).
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> scenario = sb.Scenario(64, sb.Morphology("Insula_L", 2.5), spacing_mm=8)
+    >>> cohort = sb.synthesise(scenario)
+    >>> edits = sb.erase(sb.SimBANet((4, 8), seed=0), cohort.train, "disease", layers=["block2"])
+    >>> edits["block2"].rank
+    1
     """
-    names = chosen_layers(model, layers)
-    parts, wanted, inside = _asked(cohort, concept, given, seed)
-    edits: dict[str, Erasure] = {}
-    for name in names:
-        with edit(model, edits) if edits else nullcontext():
-            found = record(
-                model,
-                parts,
-                layers=[name],
-                features=[name],
-                pixels=False,
-                batch_size=batch_size,
-                compute=Compute("cpu" if edits else device, memory_gb=memory_gb),
-            )
-        edits[name] = leace(found.features[name], wanted, given=inside, shrinkage=shrinkage)
+    cohorts, target, context = _concept(cohort, concept, given, seed)
+    compute, edits = compute or Compute(), {}
+    for layer in chosen_layers(model, layers):
+        with edit(model, edits):
+            # The edits stay on the network that was given, which is on the processor.
+            placed = replace(compute, device="cpu") if edits else compute
+            options = {"layers": [layer], "features": [layer], "pixels": False}
+            recording = record(model, cohorts, **options, compute=placed)
+        edits[layer] = leace(recording.features[layer], target, given=context)
     return edits
 
 
-def _asked(
+def _concept(
     cohort: Cohort, concept: str | np.ndarray, given: str | np.ndarray | None, seed: int
 ) -> tuple[list[Cohort], np.ndarray, np.ndarray | None]:
-    """Return the cohorts to record, the concept of each of their volumes, and what it is conditioned on."""
-    inside = cohort[given] if isinstance(given, str) else given
+    """Return the cohorts to record, the concept of each of their volumes, and its context."""
+    context = cohort[given] if isinstance(given, str) else given
     if not isinstance(concept, str):
-        return [cohort], np.asarray(concept), inside
-    if concept in cohort.biases or concept == "random":
-        if given is not None:
-            remedy = "Twins differ in nothing else. Pass the column's values as the concept to erase differences of groups."
-            raise SimbaError("given", "a variable", f"None with concept={concept!r}", remedy)
-        bias = next(iter(cohort.biases), None) if concept == "random" else concept
-        if bias is None:
-            return (
-                [cohort],
-                stream(seed, "erasure", "random concept").standard_normal(len(cohort)),
-                None,
-            )
-        return list(twins_of(cohort, bias)), twin_concepts(cohort, concept, seed), None
-    return [cohort], cohort["label" if concept == "disease" else concept], inside
+        return [cohort], np.asarray(concept), context
+    if concept not in cohort.biases and concept != "random":
+        return [cohort], cohort["label" if concept == "disease" else concept], context
+    if given is not None:
+        remedy = "Twins differ in nothing else. To erase differences of groups pass the column."
+        raise SimbaError("given", "a variable", f"None with concept={concept!r}", remedy)
+    bias = next(iter(cohort.biases), None) if concept == "random" else concept
+    if bias is None:
+        return [cohort], random_concept(len(cohort), seed), None
+    return list(twins_of(cohort, bias)), twin_concept(cohort, concept, seed), None
 
 
-def twin_concepts(cohort: Cohort, concept: str, seed: int = 0) -> np.ndarray:
-    """Return the concept of twins, those without the effect first: 0 and 1, or any numbers (``"random"``); shape (2n,)."""
+def twin_concept(cohort: Cohort, concept: str, seed: int = 0) -> np.ndarray:
+    """Return the concept of twins, shape (2n,): 0 without the effect, then 1; or random numbers."""
     if concept == "random":
-        return stream(seed, "erasure", "random concept").standard_normal(2 * len(cohort))
+        return random_concept(2 * len(cohort), seed)
     # Half a step from the mean of the two twins: subjects differ by more than that, and it is known
     # exactly.
     return np.repeat([0.0, 1.0], len(cohort))
+
+
+def random_concept(count: int, seed: int) -> np.ndarray:
+    """Return normal numbers, shape (count,): a concept that means nothing."""
+    return stream(seed, "erasure", "random concept").standard_normal(count)

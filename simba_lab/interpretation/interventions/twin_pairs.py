@@ -1,39 +1,37 @@
-"""Twins side by side: the same subjects without an effect and with it, batch by batch, with their activations."""
+"""Twins side by side: the same subjects without an effect and with it, and their activations."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
-from simba_lab.core.cohort import effect_of, with_twins
-from simba_lab.core.compute import deterministic, evaluating
+from simba_lab.core.cohort import Cohort, TwinCohort, effect_of, with_twins
+from simba_lab.core.compute import Compute, deterministic, evaluating
 from simba_lab.core.errors import SimbaError
 from simba_lab.interpretation.hooks import edit, largest_call, layer_names
-from simba_lab.training.networks import GroupRouted
+from simba_lab.training.networks import GroupRouted, logit
 
-if TYPE_CHECKING:
-    from simba_lab.core.cohort import Cohort
-
+MEMORY_GB = 1.0
+# Most subjects that go through a network at a time.
+BATCH_SIZE = 16
 # Copies of the activations that are alive at a time: those of both twins, a mixture, and what
 # autograd or a copy needs.
 COPIES = 4
 
 
-def twins_of(cohort: Cohort | Sequence[Cohort], without: str) -> tuple[Cohort, Cohort]:
-    """Return the subjects without an effect and with it; twins that were given must differ in nothing else.
+def twins_of(cohort: Cohort | Sequence[Cohort], effect: str) -> tuple[TwinCohort, TwinCohort]:
+    """Return the subjects without an effect and with it.
 
     Parameters
     ----------
     cohort : Cohort, or two of them
-        Subjects, whose twins are made; or twins that somebody made: without the effect, and with
-        it.
-    without : str
+        Subjects, whose twins are made; or twins: without the effect, and with it.
+    effect : str
         The effect to switch.
 
     Raises
@@ -42,186 +40,151 @@ def twins_of(cohort: Cohort | Sequence[Cohort], without: str) -> tuple[Cohort, C
         If the twins are not of the same subjects in the same order, or differ in another effect
         too; it names the first subject and the effect.
     """
-    if not isinstance(cohort, list | tuple):
-        if len(cohort) < 2:
-            raise SimbaError("cohort", f"{len(cohort)} subjects", "at least 2 subjects")
-        cohort = effect_of(cohort, without)
-        return cohort.twin(without=without), cohort.twin(carrying=without)
-    if len(cohort) != 2:
-        raise SimbaError("twins", f"{len(cohort)} cohorts", "two: without the effect, and with it")
-    off, on = cohort
-    remedy = f"Pass one cohort; its twins are cohort.twin(without={without!r}) and cohort.twin(carrying={without!r})."
-    with_twins(on, "twins")
-    effect_of(with_twins(off, "twins"), without)
+    if isinstance(cohort, list | tuple):
+        if len(cohort) != 2:
+            allowed = "two: without the effect, and with it"
+            raise SimbaError("twins", f"{len(cohort)} cohorts", allowed)
+        off, on = (with_twins(twins, "twins") for twins in cohort)
+        _check_twins(off, on, effect)
+        return off, on
+    if len(cohort) < 2:
+        raise SimbaError("cohort", f"{len(cohort)} subjects", "at least 2 subjects")
+    twins = effect_of(cohort, effect)
+    return twins.twin(without=effect), twins.twin(carrying=effect)
+
+
+def _check_twins(off: TwinCohort, on: TwinCohort, effect: str) -> None:
+    remedy = (
+        "Pass one cohort, or its twins: "
+        f"cohort.twin(without={effect!r}) and cohort.twin(carrying={effect!r})."
+    )
+    effect_of(off, effect)
     if len(off) < 2:
         raise SimbaError("twins", f"{len(off)} subjects", "at least 2 subjects")
     if off.identity != on.identity or not off.table.equals(on.table):
-        raise SimbaError(
-            "twins", "different subjects", "the same subjects in the same order", remedy
-        )
-    for index in range(len(off)):
+        allowed = "the same subjects in the same order"
+        raise SimbaError("twins", "different subjects", allowed, remedy)
+    for index, subject in enumerate(off.table.index):
         before, after = off.magnitudes(index), on.magnitudes(index)
-        who = f"subject {off.table.index[index]}"
-        if before[without] != 0 or after[without] == 0:
-            shown = f"{who} with {without} at {before[without]:.3g} and at {after[without]:.3g}"
-            raise SimbaError(
-                "twins",
-                shown,
-                f"without {without} in the first cohort and with it in the second",
-                remedy,
-            )
-        others = [name for name in before if name != without and before[name] != after[name]]
+        if before[effect] != 0 or after[effect] == 0:
+            magnitudes = f"{before[effect]:.3g} and at {after[effect]:.3g}"
+            given = f"subject {subject} with {effect} at {magnitudes}"
+            allowed = f"without {effect} in the first cohort and with it in the second"
+            raise SimbaError("twins", given, allowed, remedy)
+        others = [name for name in before if name != effect and before[name] != after[name]]
         if others:
-            shown = f"{who} that differs in {', '.join(others)} too"
-            raise SimbaError("twins", shown, f"different in {without} only", remedy)
-    return off, on
+            given = f"subject {subject}, which differs in {', '.join(others)} too"
+            raise SimbaError("twins", given, f"different in {effect} only", remedy)
 
 
-@contextmanager
-def noting(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """Fill a dictionary with copies of the activations of each layer, while the network runs once, within a ``with``.
-
-    They are copies, since a later layer that works in place would write over what was noted.
-    """
-    found: dict[str, torch.Tensor] = {}
-
-    def note(name: str):
-        def call(output: torch.Tensor) -> torch.Tensor:
-            if name in found:
-                raise SimbaError(
-                    f"layer {name}",
-                    "called more than once per volume",
-                    "called once per volume",
-                    "What the network uses repeatedly cannot be replaced under one name: name a layer inside or after it.",
-                )
-            found[name] = output.detach().clone()
-            return output
-
-        return call
-
-    with edit(model, {name: note(name) for name in layers}):
-        yield found
-    missing = [name for name in layers if name not in found]
-    if missing:
-        raise SimbaError(
-            f"layer {missing[0]}",
-            "never run",
-            "run for each volume",
-            "The network does not use it.",
-        )
-
-
-@contextmanager
-def ready(model: nn.Module, device: str) -> Iterator[tuple[nn.Module, torch.device, torch.dtype]]:
-    """Yield the network in evaluation mode where it is to run, that device, and the precision of the network."""
-    if isinstance(model, GroupRouted):
-        raise SimbaError(
-            "model",
-            "GroupRouted",
-            "one network for everybody",
-            f"Twins that differ in {model.by} go through different networks: look at model.networks one by one.",
-        )
-    where = torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    )
-    there = model if where.type == "cpu" else copy.deepcopy(model).to(where)
-    kind = next(
-        (value.dtype for value in there.parameters() if value.is_floating_point()), torch.float32
-    )
-    with ExitStack() as stack:
-        for context in (evaluating(there), deterministic(), torch.no_grad()):
-            stack.enter_context(context)
-        yield there, where, kind
-
-
-def batch_that_fits(
-    model: nn.Module, volume: torch.Tensor, layers: Sequence[str], batch_size: int, memory_gb: float
-) -> tuple[int, dict[str, tuple[int, ...]]]:
-    """Return how many subjects fit in memory at a time, at most `batch_size`, and the shape of each layer's activations.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-    volume : tensor, shape (1, 1, X, Y, Z)
-    layers : sequence of str
-    batch_size : int
-    memory_gb : float
-
-    Raises
-    ------
-    SimbaError
-        If not even one subject fits; it says how much one needs.
-    """
-    if (
-        isinstance(batch_size, bool)
-        or not isinstance(batch_size, int | np.integer)
-        or batch_size < 1
-    ):
-        raise SimbaError("batch_size", batch_size, "an integer of at least 1")
-    with noting(model, layers) as found:
-        largest = largest_call(model, volume)
-    need = 2 * volume.nbytes + largest + COPIES * sum(value.nbytes for value in found.values())
-    if need > memory_gb * 1e9:
-        raise SimbaError(
-            "memory_gb",
-            memory_gb,
-            f"at least {float(f'{1.01 * need / 1e9:.3g}')}: one subject and its activations need it",
-            "Raise it, or name fewer layers.",
-        )
-    return int(min(batch_size, memory_gb * 1e9 // need)), {
-        name: tuple(value.shape[1:]) for name, value in found.items()
-    }
+def check_disjoint(train: Cohort, test: Cohort, field: str = "test") -> None:
+    """Refuse two cohorts that share a subject; `field` names the second in the message."""
+    shared = train.shared_subjects(test)
+    if len(shared):
+        remedy = "Take another split, or make subjects with another seed: synthesise(..., seed=1)."
+        given = f"with subject {shared[0]}, which is in both cohorts"
+        raise SimbaError(field, given, "other subjects", remedy)
 
 
 def chosen_layers(model: nn.Module, layers: Sequence[str] | None) -> list[str]:
     """Return the layers to look at; at least one."""
     names = layer_names(model, layers)
     if not names:
-        raise SimbaError(
-            "layers", layers, "at least one layer", "The network has no blocks: name its layers."
-        )
+        remedy = "The network has no blocks: name its layers."
+        raise SimbaError("layers", layers, "at least one layer", remedy)
     return names
 
 
-def batches(*cohorts: Cohort, size: int) -> Iterator[tuple[slice, tuple[torch.Tensor, ...]]]:
-    """Iterate over subjects: which, and a tensor (N, 1, X, Y, Z) of each cohort's volumes."""
-    sources, count = [cohort.volumes() for cohort in cohorts], len(cohorts[0])
-    for start in range(0, count, size):
-        rows = slice(start, min(start + size, count))
-        stacked = (
-            np.stack([next(source) for _ in range(rows.start, rows.stop)]) for source in sources
-        )
-        yield rows, tuple(torch.from_numpy(volumes)[:, None] for volumes in stacked)
-
-
-def share_with_interval(
-    values: np.ndarray, total: np.ndarray, draws: np.ndarray
-) -> dict[str, float]:
-    """Return mean(values) / mean(total) with its 95 % bootstrap interval over subjects; NaN where there is no total.
-
-    A ratio whose denominator may be zero has no bounded interval (Fieller 1954, J. R. Stat. Soc. B
-    16:175-185): where the interval of the total contains zero, the ends are NaN.
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A network in evaluation mode on its device.
 
     Parameters
     ----------
-    values, total : ndarray, shape (n,)
-    draws : ndarray of int, shape (b, n)
-        Rows of each bootstrap sample.
+    model : torch.nn.Module
+    device : torch.device
+    dtype : torch.dtype
+        The precision of its weights.
+    memory_gb : float
     """
-    nothing = {"share": np.nan, "share_low": np.nan, "share_high": np.nan}
-    if abs(total.mean()) <= 1e-6:
-        return nothing
-    below = total[draws].mean(axis=1)
-    low, high = np.quantile(below, [0.025, 0.975])
-    row = nothing | {"share": float(values.mean() / total.mean())}
-    if low * high > 0:
-        row["share_low"], row["share_high"] = np.quantile(
-            values[draws].mean(axis=1) / below, [0.025, 0.975]
+
+    model: nn.Module
+    device: torch.device
+    dtype: torch.dtype
+    memory_gb: float
+
+    def logits(self, volumes: torch.Tensor) -> np.ndarray:
+        """Return the logit of each volume, float64, shape (N,)."""
+        return logit(self.model(volumes)).double().cpu().numpy()
+
+    def placed(self, volumes: torch.Tensor) -> torch.Tensor:
+        """Return volumes on the device, in the precision of the network."""
+        return volumes.to(self.device, self.dtype)
+
+    def batch_size(
+        self, cohort: Cohort, layers: Sequence[str]
+    ) -> tuple[int, dict[str, tuple[int, ...]]]:
+        """Return how many subjects fit in memory at a time, and each layer's shape of activations.
+
+        Raises
+        ------
+        SimbaError
+            If not even one subject fits; it says how much one needs.
+        """
+        volume = self.placed(torch.from_numpy(cohort.array(0))[None, None])
+        with noting(self.model, layers) as activations:
+            largest = largest_call(self.model, volume)
+        noted = sum(output.nbytes for output in activations.values())
+        needed = 2 * volume.nbytes + largest + COPIES * noted
+        if needed > self.memory_gb * 1e9:
+            least = float(f"{1.01 * needed / 1e9:.3g}")
+            allowed = f"at least {least}, which one subject and its activations need"
+            remedy = "Raise it, or name fewer layers."
+            raise SimbaError("memory_gb", self.memory_gb, allowed, remedy)
+        shapes = {layer: tuple(output.shape[1:]) for layer, output in activations.items()}
+        return int(min(BATCH_SIZE, self.memory_gb * 1e9 // needed)), shapes
+
+
+@contextmanager
+def running(model: nn.Module, compute: Compute | None) -> Iterator[Network]:
+    """Yield a network ready to run, without gradients and with fixed threads, within a ``with``."""
+    if isinstance(model, GroupRouted):
+        raise SimbaError(
+            "model",
+            "GroupRouted",
+            "one network for all subjects",
+            f"It has one for each value of {model.by}: look at model.networks one by one.",
         )
-    return row
+    compute = compute or Compute()
+    placed, device, dtype = compute.placed(model)
+    with ExitStack() as stack:
+        for context in (evaluating(placed), deterministic(compute.threads), torch.no_grad()):
+            stack.enter_context(context)
+        yield Network(placed, device, dtype, compute.memory(MEMORY_GB))
 
 
-def mean_with_interval(name: str, values: np.ndarray, draws: np.ndarray) -> Mapping[str, float]:
-    """Return the mean of some values with its 95 % bootstrap interval over subjects, as three columns."""
-    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
-    return {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
+@contextmanager
+def noting(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """Fill a dictionary with the activations of layers while the network runs once.
+
+    They are copies, since a later layer that works in place would overwrite them.
+    """
+    activations: dict[str, torch.Tensor] = {}
+
+    def note(layer: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        def call(output: torch.Tensor) -> torch.Tensor:
+            if layer in activations:
+                remedy = "Name a layer inside or after it."
+                allowed = "called once per volume"
+                raise SimbaError(f"layer {layer}", "called more than once", allowed, remedy)
+            activations[layer] = output.detach().clone()
+            return output
+
+        return call
+
+    with edit(model, {layer: note(layer) for layer in layers}):
+        yield activations
+    for layer in layers:
+        if layer not in activations:
+            remedy = "The network does not use it."
+            raise SimbaError(f"layer {layer}", "never called", "called for each volume", remedy)

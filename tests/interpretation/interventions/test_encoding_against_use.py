@@ -53,7 +53,7 @@ def test_audience_and_test_must_be_other_people(far):
     with pytest.raises(sb.SimbaError, match="audience"):
         sb.encoding_and_use(sb.SimBANet((4, 8), seed=0), far, far.test)
     with pytest.raises(sb.core.UnknownNameError, match="bias"):
-        sb.encoding_and_use(sb.SimBANet((4, 8), seed=0), far, far.test, bias="bais")
+        sb.encoding_and_use(sb.SimBANet((4, 8), seed=0), far, far.test, effect="bais")
 
 
 def test_a_sweep_that_looks_inside_notes_every_block_of_every_bias(tmp_path):

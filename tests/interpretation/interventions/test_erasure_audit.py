@@ -68,7 +68,7 @@ def test_hooks_are_removed_when_something_fails(far, reader, monkeypatch):
 
 
 def test_bad_audits_are_refused(far, reader):
-    with pytest.raises(sb.SimbaError, match="who is in train too"):
+    with pytest.raises(sb.SimbaError, match="which is in both cohorts"):
         erasure_audit(reader, far, far.test)
     with pytest.raises(sb.core.UnknownNameError, match="bias"):
         erasure_audit(reader, far.train, far.test, "biass")

@@ -6,6 +6,7 @@ import torch
 from planted import Planted, centred, far_scenario, masks_of
 
 import simba_lab as sb
+from simba_lab.interpretation.interventions import Channels, Regions
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def test_patching_a_block_gives_the_output_of_the_twin(far, trained):
 def test_patching_nothing_changes_nothing(far, trained):
     nothing = np.zeros(far.lattice.shape, bool)
     table = sb.interchange(
-        trained, far.where(range(12)), by="region", regions={"nothing": nothing}, layers=["block1"]
+        trained, far.where(range(12)), by=Regions({"nothing": nothing}), layers=["block1"]
     )
     row = table.loc[("block1", "nothing")]
     assert row["cells"] == 0 and abs(row["effect"]) < 1e-9
@@ -46,9 +47,7 @@ def test_patching_nothing_changes_nothing(far, trained):
 
 
 def test_effects_of_a_part_and_of_the_rest_add_up_to_the_total(far, trained):
-    table = sb.interchange(
-        trained, far.where(range(12)), by="channels", groups=2, layers=["block2"]
-    )
+    table = sb.interchange(trained, far.where(range(12)), by=Channels(2), layers=["block2"])
     total = table["total"].iloc[0]
     assert table["effect"].sum() == pytest.approx(total, rel=1e-5)
     twin = sb.twin_effect(trained, far.where(range(12)))["logit"].item()
@@ -68,7 +67,7 @@ def test_a_reader_of_the_bias_and_a_reader_of_the_disease_are_told_apart(far, pl
 
 
 def test_the_channel_of_the_bias_carries_its_effect(far, planted):
-    table = sb.interchange(planted["bias"], far.test, by="channels", groups=None, layers=["block2"])
+    table = sb.interchange(planted["bias"], far.test, by=Channels(None), layers=["block2"])
     assert table.loc[("block2", "0"), "share"] == pytest.approx(1, abs=1e-4)
     assert table.loc[("block2", "1"), "share"] == pytest.approx(0, abs=1e-4)
 
@@ -76,9 +75,7 @@ def test_the_channel_of_the_bias_carries_its_effect(far, planted):
 def test_the_network_is_left_as_it_was(far, trained):
     before = sb.logits(trained, far.where(range(4)))
     with pytest.raises(sb.SimbaError, match="shape"):
-        sb.interchange(
-            trained, far.where(range(4)), by="region", regions={"x": np.zeros((2, 2, 2), bool)}
-        )
+        sb.interchange(trained, far.where(range(4)), by=Regions({"x": np.zeros((2, 2, 2), bool)}))
     sb.interchange(trained, far.where(range(4)))
     assert not any(module._forward_hooks for module in trained.modules())
     np.testing.assert_array_equal(sb.logits(trained, far.where(range(4))), before)
@@ -99,11 +96,11 @@ def test_bad_requests_are_refused(far, trained):
     with pytest.raises(sb.core.UnknownNameError, match="region"):
         sb.interchange(trained, few, by="regions")
     with pytest.raises(sb.SimbaError, match="memory_gb"):
-        sb.interchange(trained, few, memory_gb=1e-6)
+        sb.interchange(trained, few, compute=sb.Compute(memory_gb=1e-6))
     with pytest.raises(sb.SimbaError, match="lattice"):
         sb.interchange(trained, few, by="region", layers=["readout"])
     with pytest.raises(sb.SimbaError, match="groups"):
-        sb.interchange(trained, few, by="channels", groups=0)
+        sb.interchange(trained, few, by=Channels(0))
 
 
 def test_half_precision_and_tuples_are_handled(far):

@@ -3,7 +3,7 @@ import pytest
 from planted import Planted, centred, far_scenario, masks_of
 
 import simba_lab as sb
-from simba_lab.interpretation.interventions.concepts import _directions, tcav
+from simba_lab.interpretation.interventions.concept_activation import _directions, tcav
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +39,7 @@ def test_a_reader_of_the_bias_is_told_from_a_reader_of_the_disease(far):
 def test_weights_of_a_probe_may_miss_what_the_network_reads(far):
     reader = planted(far, [1.0, 0.0])
     pattern, weights = (
-        tcav(reader, far.train, far.test, layers=["block2"], direction=direction, random=5).loc[
-            "block2"
-        ]
+        tcav(reader, far.train, far.test, layers=["block2"], direction=direction).loc["block2"]
         for direction in ("pattern", "filter")
     )
     assert pattern["told"] == weights["told"] == 1
@@ -49,20 +47,20 @@ def test_weights_of_a_probe_may_miss_what_the_network_reads(far):
 
 
 def test_a_network_that_reads_the_bias_backwards_scores_zero(far):
-    table = tcav(planted(far, [-1.0, 0.0]), far.train, far.test, layers=["block2"], random=5)
+    table = tcav(planted(far, [-1.0, 0.0]), far.train, far.test, layers=["block2"])
     assert table.loc["block2", "score"] == 0 and table.loc["block2", "effect_high"] < 0
 
 
 def test_scores_lie_between_in_a_network_whose_gradients_differ(far):
     model = sb.SimBANet((4, 8), seed=1)
-    table = tcav(model, far.train, far.test, random=20)
+    table = tcav(model, far.train, far.test)
     assert table.index.tolist() == ["block1", "block2"]
-    assert table["score"].between(0, 1).all() and table["p"].between(1 / 21, 1).all()
+    assert table["score"].between(0, 1).all() and table["p"].between(1 / 51, 1).all()
     assert (table["null_low"] <= table["null_high"]).all()
     assert model.training and not any(
         part._forward_hooks or part._forward_pre_hooks for part in model.modules()
     )
-    again = tcav(model, far.train, far.test, random=20, batch_size=5)
+    again = tcav(model, far.train, far.test, compute=sb.Compute(memory_gb=0.003))
     np.testing.assert_allclose(again["effect"], table["effect"], atol=1e-6)
 
 
@@ -80,9 +78,7 @@ def test_the_direction_is_that_of_a_planted_difference(direction):
 
 def test_bad_concepts_are_refused(far):
     model = sb.SimBANet((4, 8), seed=0)
-    with pytest.raises(sb.SimbaError, match="random must be an integer"):
-        tcav(model, far.train, far.test, random=0)
-    with pytest.raises(sb.SimbaError, match="who is in train too"):
+    with pytest.raises(sb.SimbaError, match="which is in both cohorts"):
         tcav(model, far, far.test)
     with pytest.raises(sb.core.UnknownNameError, match="bias"):
         tcav(model, far.train, far.test, "biass")
