@@ -1,4 +1,4 @@
-"""The command line: ``simba-lab regions | synthesise | export | fit | probe | sweep | federate``."""
+"""The command line ``simba-lab``: arguments, and the verbs of the lab for each command."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from simba_lab.core.errors import SimbaError
+
+if TYPE_CHECKING:
+    from simba_lab.core.cohort import Cohort
+    from simba_lab.federation.study import Study
+
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,98 +31,112 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="simba-lab", description=sys.modules["simba_lab"].__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
+    _add_regions(commands)
+    _add_synthesise(commands)
+    _add_export(commands)
+    _add_fit(commands)
+    _add_probe(commands)
+    _add_sweep(commands)
+    _add_compare(commands)
+    _add_federate(commands)
+    return parser
+
+
+def _add_regions(commands: Commands) -> None:
     regions = commands.add_parser("regions", help="list the regions of a template")
     regions.add_argument("--template", default="icbm2009c")
     regions.set_defaults(command=_regions)
-    for name, command, text in (
-        (
-            "synthesise",
-            _synthesise,
-            "write the volumes of a scenario to a folder; an interrupted call resumes",
-        ),
-        (
-            "export",
-            _export,
-            "write the volumes of a scenario as a BIDS dataset, with twins and masks of its biases",
-        ),
-        ("fit", _fit, "train a network on a scenario and judge it"),
-        ("probe", _probe, "read the biases from every block of a fitted network"),
-    ):
-        sub = commands.add_parser(name, help=text)
-        sub.add_argument(
-            "scenario",
-            type=Path,
-            help="YAML file (examples: data/scenarios/) or folder of `synthesise`",
-        )
-        sub.add_argument(
-            "folder", type=Path, help="run to read" if name == "probe" else "folder to write"
-        )
-        sub.add_argument("--seed", type=int, default=0, help="seed of the cohort")
-        sub.set_defaults(command=command)
-        if name in ("fit", "probe"):
-            sub.add_argument(
-                "--network-seed",
-                type=int,
-                default=0,
-                help="seed of the initial weights and batch order",
-            )
-        else:
-            sub.add_argument("--jobs", type=int, default=-1, help="threads; -1 is one per core")
-        if name == "fit":
-            sub.add_argument("--epochs", type=int, default=8)
-            sub.add_argument(
-                "--mitigation",
-                default="none",
-                help="what to do against a shortcut, such as reweighing",
-            )
-    sweep = commands.add_parser(
-        "sweep", help="run a factorial experiment and write its table; an interrupted call resumes"
-    )
+
+
+def _add_synthesise(commands: Commands) -> None:
+    text = "write the volumes of a scenario to a folder; an interrupted call resumes"
+    synthesise = commands.add_parser("synthesise", help=text)
+    _add_scenario(synthesise, "folder to write")
+    _add_jobs(synthesise, "threads")
+    synthesise.set_defaults(command=_synthesise)
+
+
+def _add_export(commands: Commands) -> None:
+    text = "write the volumes of a scenario as a BIDS dataset, with twins and masks of its biases"
+    export = commands.add_parser("export", help=text)
+    _add_scenario(export, "folder to write")
+    _add_jobs(export, "threads")
+    export.set_defaults(command=_export)
+
+
+def _add_fit(commands: Commands) -> None:
+    fit = commands.add_parser("fit", help="train a network on a scenario and judge it")
+    _add_scenario(fit, "folder to write")
+    _add_network_seed(fit)
+    fit.add_argument("--epochs", type=int, default=8)
+    text = "what to do against a shortcut, such as reweighing"
+    fit.add_argument("--mitigation", default="none", help=text)
+    fit.set_defaults(command=_fit)
+
+
+def _add_probe(commands: Commands) -> None:
+    text = "read the biases from every block of a fitted network"
+    probe = commands.add_parser("probe", help=text)
+    _add_scenario(probe, "run to read")
+    _add_network_seed(probe)
+    probe.set_defaults(command=_probe)
+
+
+def _add_sweep(commands: Commands) -> None:
+    text = "run a factorial experiment and write its table; an interrupted call resumes"
+    sweep = commands.add_parser("sweep", help=text)
     sweep.add_argument("sweep", type=Path, help="YAML file (examples: data/sweeps/)")
     sweep.add_argument("folder", type=Path, help="folder to write cells.csv and manifest.json to")
-    sweep.add_argument("--jobs", type=int, default=-1, help="processes; -1 is one per core")
-    sweep.add_argument(
-        "--memory-gb",
-        type=float,
-        default=4.0,
-        help="for the volumes of each process; beyond it they stream",
-    )
+    _add_jobs(sweep, "processes")
+    text = "for the volumes of each process; beyond it they stream"
+    sweep.add_argument("--memory-gb", type=float, default=4.0, help=text)
     sweep.set_defaults(command=_sweep)
-    compare = commands.add_parser(
-        "compare", help="compare strategies over sizes of sites; an interrupted call resumes"
-    )
-    compare.add_argument(
-        "comparison", type=Path, help="YAML file (example: data/comparisons/samples_per_site.yaml)"
-    )
+
+
+def _add_compare(commands: Commands) -> None:
+    text = "compare strategies over sizes of sites; an interrupted call resumes"
+    compare = commands.add_parser("compare", help=text)
+    text = "YAML file (example: data/comparisons/samples_per_site.yaml)"
+    compare.add_argument("comparison", type=Path, help=text)
     compare.add_argument("folder", type=Path, help="folder to write cells.csv and manifest.json to")
-    compare.add_argument("--jobs", type=int, default=-1, help="processes; -1 is one per core")
+    _add_jobs(compare, "processes")
     compare.set_defaults(command=_compare)
-    federate = commands.add_parser(
-        "federate", help="train over hospitals: here, or deployed; an interrupted call resumes"
-    )
+
+
+def _add_federate(commands: Commands) -> None:
+    text = "train over hospitals: here, or deployed; an interrupted call resumes"
+    federate = commands.add_parser("federate", help=text)
     federate.add_argument("study", type=Path, help="YAML file (examples: data/federations/)")
-    federate.add_argument(
-        "folder", type=Path, help="folder for steps and weights, or for stores and start-up kits"
-    )
-    how = federate.add_mutually_exclusive_group(required=True)
-    how.add_argument("--local", action="store_true", help="all sites in this process")
-    how.add_argument(
-        "--provision",
-        action="store_true",
-        help="write stores and start-up kits, and say who starts what",
-    )
-    how.add_argument("--submit", action="store_true", help="start the training once all roles run")
-    federate.add_argument(
-        "--host", default="localhost", help="name under which sites reach the server"
-    )
-    federate.add_argument(
-        "--port", type=int, default=8002, help="of the server; the next one is the administrator's"
-    )
-    federate.add_argument(
-        "--timeout", type=float, default=3600, help="seconds that one visit may take"
-    )
+    text = "folder for steps and weights, or for stores and start-up kits"
+    federate.add_argument("folder", type=Path, help=text)
+    mode = federate.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--local", action="store_true", help="all sites in this process")
+    text = "write stores and start-up kits, and the command that starts each role"
+    mode.add_argument("--provision", action="store_true", help=text)
+    mode.add_argument("--submit", action="store_true", help="start the training once all roles run")
+    text = "name under which sites reach the server"
+    federate.add_argument("--host", default="localhost", help=text)
+    text = "of the server; the next one is the administrator's"
+    federate.add_argument("--port", type=int, default=8002, help=text)
+    text = "seconds that one visit may take"
+    federate.add_argument("--timeout", type=float, default=3600, help=text)
     federate.set_defaults(command=_federate)
-    return parser
+
+
+def _add_scenario(command: argparse.ArgumentParser, folder: str) -> None:
+    text = "YAML file (examples: data/scenarios/) or folder of `synthesise`"
+    command.add_argument("scenario", type=Path, help=text)
+    command.add_argument("folder", type=Path, help=folder)
+    command.add_argument("--seed", type=int, default=0, help="seed of the cohort")
+
+
+def _add_network_seed(command: argparse.ArgumentParser) -> None:
+    text = "seed of the initial weights and batch order"
+    command.add_argument("--network-seed", type=int, default=0, help=text)
+
+
+def _add_jobs(command: argparse.ArgumentParser, workers: str) -> None:
+    command.add_argument("--jobs", type=int, default=-1, help=f"{workers}; -1 is one per core")
 
 
 def _regions(options: argparse.Namespace) -> None:
@@ -124,7 +145,7 @@ def _regions(options: argparse.Namespace) -> None:
     print("\n".join(load_template(options.template).regions))
 
 
-def _cohort(options: argparse.Namespace):
+def _cohort(options: argparse.Namespace) -> Cohort:
     from simba_lab.scans.stores import open_cohort
     from simba_lab.synthesis.scenario import Scenario
     from simba_lab.synthesis.synthetic_cohort import synthesise
@@ -135,10 +156,10 @@ def _cohort(options: argparse.Namespace):
 
 
 def _new(folder: Path) -> Path:
+    """Return a folder that can be made; said before anything is computed."""
     if folder.exists():
-        raise SimbaError(
-            "folder", str(folder), "a folder that does not exist yet", "Nothing is overwritten."
-        )
+        allowed = "a folder that does not exist yet"
+        raise SimbaError("folder", str(folder), allowed, "Nothing is overwritten.")
     if not folder.absolute().parent.is_dir():
         raise SimbaError("folder", str(folder), "inside an existing folder")
     return folder
@@ -160,6 +181,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _fit(options: argparse.Namespace) -> None:
+    from simba_lab.core.cohort import with_twins
     from simba_lab.training.config import FitConfig
     from simba_lab.training.fitting import fit
     from simba_lab.training.metrics import evaluate
@@ -167,19 +189,14 @@ def _fit(options: argparse.Namespace) -> None:
     from simba_lab.training.twins import twin_effect
 
     folder, cohort = _new(options.folder), _cohort(options)
+    model = SimBANet(seed=options.network_seed)
     config = FitConfig(epochs=options.epochs, seed=options.network_seed)
-    run = fit(
-        SimBANet(seed=options.network_seed),
-        cohort,
-        config,
-        mitigation=options.mitigation,
-        progress=True,
-    )
+    run = fit(model, cohort, config, mitigation=options.mitigation, progress=True)
     run.save(folder)
     for by in cohort.biases or [None]:
         print(evaluate(run.model, cohort.test, by=by).round(3).to_string())
     for effect in cohort.effects:
-        print(twin_effect(run.model, cohort.test, effect=effect).round(3).to_string())
+        print(twin_effect(run.model, with_twins(cohort.test), effect=effect).round(3).to_string())
 
 
 def _probe(options: argparse.Namespace) -> None:
@@ -193,16 +210,7 @@ def _probe(options: argparse.Namespace) -> None:
         raise SimbaError("scenario.bias", None, "an effect", "There is no bias to probe for.")
     untrained = SimBANet(seed=options.network_seed)
     run, test = Run.load(options.folder, untrained), cohort.test
-    mine, yours = run.provenance["cohort"], cohort.identity
-    if mine != yours:
-        changed = [
-            name
-            for name, value in yours["scenario"].items()
-            if mine.get("scenario", {}).get(name) != value
-        ]
-        raise SimbaError(
-            "scenario", changed or f"seed {cohort.seed}", "the one that the run was fitted on"
-        )
+    run.check_fitted_on(cohort)
     recording, floors = record(run.model, test), [record(untrained, test)]
     for bias in cohort.biases:
         table = probe(recording, bias, given="label", floors=floors)
@@ -231,12 +239,11 @@ def _federate(options: argparse.Namespace) -> None:
     from simba_lab.federation.study import Study
 
     study = Study.from_yaml(options.study)
-    (_federate_here if options.local else _provision if options.provision else _submit)(
-        study, options
-    )
+    action = _federate_here if options.local else _provision if options.provision else _submit
+    action(study, options)
 
 
-def _federate_here(study, options: argparse.Namespace) -> None:
+def _federate_here(study: Study, options: argparse.Namespace) -> None:
     from tqdm.auto import tqdm
 
     from simba_lab.federation.clients import LocalClient
@@ -255,7 +262,7 @@ def _federate_here(study, options: argparse.Namespace) -> None:
         print(twin_effect(model, federation.test, effect=effect).round(3).to_string())
 
 
-def _engine():
+def _engine() -> Any:
     try:
         from simba_lab.federation import engine
     except ModuleNotFoundError as error:
@@ -266,7 +273,7 @@ def _engine():
     return engine
 
 
-def _provision(study, options: argparse.Namespace) -> None:
+def _provision(study: Study, options: argparse.Namespace) -> None:
     from simba_lab.federation.sites import save_sites
 
     engine = _engine()
@@ -282,7 +289,7 @@ def _provision(study, options: argparse.Namespace) -> None:
     print(f"admin:  simba-lab federate {options.study} {options.folder} --submit")
 
 
-def _submit(study, options: argparse.Namespace) -> None:
+def _submit(study: Study, options: argparse.Namespace) -> None:
     engine = _engine()
     ended = engine.submit(
         engine.kits(options.folder / "kits")["admin"], study.plan, timeout=options.timeout

@@ -13,6 +13,7 @@ from joblib import effective_n_jobs
 from tqdm.auto import tqdm
 
 from simba_lab.core.checks import choice
+from simba_lab.core.cohort import Cohort
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.files import new_folder
 from simba_lab.scans.bids_description import (
@@ -31,7 +32,7 @@ from simba_lab.synthesis.synthetic_cohort import SyntheticCohort
 
 
 def export_bids(
-    cohort: SyntheticCohort,
+    cohort: Cohort,
     folder: str | Path,
     *,
     twins: Iterable[str] = (),
@@ -96,7 +97,7 @@ def export_bids(
     >>> sorted(path.name for path in folder.glob("derivatives/simba-lab/sub-0001/anat/*.nii.gz"))
     ['sub-0001_desc-disease_mask.nii.gz', 'sub-0001_desc-withoutDisease_T1w.nii.gz']
     """
-    _check_cohort(cohort)
+    cohort = _exportable(cohort)
     authors = [authors] if isinstance(authors, str) else list(authors)
     twins = [twins] if isinstance(twins, str) else list(dict.fromkeys(twins))
     for effect in twins:
@@ -123,7 +124,7 @@ def export_bids(
     return Path(folder)
 
 
-def _check_cohort(cohort: SyntheticCohort) -> None:
+def _exportable(cohort: Cohort) -> SyntheticCohort:
     if not isinstance(cohort, SyntheticCohort):
         remedy = "Somebody's images stay as they are."
         raise SimbaError("cohort", type(cohort).__name__, "a synthetic cohort", remedy)
@@ -134,6 +135,7 @@ def _check_cohort(cohort: SyntheticCohort) -> None:
     if "" in labels or len(set(labels)) < len(labels) or "participant_id" in cohort.effects:
         allowed = "of effects whose names differ in the letters a-z and digits"
         raise SimbaError("cohort.scenario", list(cohort.effects), allowed)
+    return cohort
 
 
 def _write_subject(

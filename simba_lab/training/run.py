@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from simba_lab.core.cohort import Cohort
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.files import new_folder, read_json, write_json
 from simba_lab.training import checkpoints
@@ -54,6 +55,19 @@ class Run:
         model = copy.deepcopy(self.model)
         model.load_state_dict(self.snapshots[epoch])
         return model.eval()
+
+    def check_fitted_on(self, cohort: Cohort) -> None:
+        """Raise unless the network was fitted on the cohort that these subjects belong to."""
+        fitted, asked = self.provenance["cohort"], cohort.identity
+        if fitted == asked:
+            return
+        changed = [name for name, value in asked.items() if fitted.get(name) != value]
+        if isinstance(asked.get("scenario"), dict) and "scenario" in changed:
+            scenario = fitted.get("scenario", {})
+            fields = asked["scenario"].items()
+            changed = [f"scenario.{name}" for name, value in fields if scenario.get(name) != value]
+        remedy = f"These differ: {', '.join(changed)}."
+        raise SimbaError.problem("The run was fitted on another cohort.", remedy)
 
     def save(self, folder: str | Path) -> None:
         """Write weights (safetensors), history (CSV) and provenance (JSON) to a folder, all of it or nothing."""

@@ -1,11 +1,16 @@
 """The command line: what it writes, and what it says to bad input."""
 
+import subprocess
+import sys
+
 import nibabel as nib
 import numpy as np
 import pytest
 
 import simba_lab as sb
 from simba_lab import cli
+
+HEAVY = ("torch", "captum", "matplotlib", "numba", "scipy.stats", "sklearn", "nvflare")
 
 
 @pytest.fixture
@@ -26,15 +31,26 @@ def test_commands_from_scenario_to_probe(tmp_path, scenario_file, capsys):
     assert list((tmp_path / "bids" / "derivatives").rglob("*mask.nii.gz"))
     assert cli.main(["fit", str(scenario_file), str(tmp_path / "run"), "--epochs", "1"]) == 0
     assert "ceiling" in capsys.readouterr().out
-    assert (
-        cli.main(["synthesise", str(scenario_file), str(tmp_path / "volumes")]) == 0
-    )  # it is there already
-    assert (
-        cli.main(["synthesise", str(scenario_file), str(tmp_path / "volumes"), "--seed", "1"]) == 2
-    )
+    again = ["synthesise", str(scenario_file), str(tmp_path / "volumes")]
+    assert cli.main(again) == 0  # the store is complete already
+    assert cli.main([*again, "--seed", "1"]) == 2
     assert "nothing is overwritten" in capsys.readouterr().err
     assert cli.main(["probe", str(scenario_file), str(tmp_path / "run"), "--seed", "1"]) == 2
-    assert "fitted on" in capsys.readouterr().err
+    assert "fitted on another cohort. These differ: seed." in capsys.readouterr().err
+    scenario.replace(noise=0.01).to_yaml(tmp_path / "noisier.yaml")
+    assert cli.main(["probe", str(tmp_path / "noisier.yaml"), str(tmp_path / "run")]) == 2
+    assert "These differ: scenario.noise." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], ["fit"], ["federate"]], ids=["all", "fit", "federate"])
+def test_help_imports_nothing_heavy(command):
+    code = (
+        f"import sys\nfrom simba_lab import cli\ntry:\n    cli.main([*{command!r}, '--help'])\n"
+        f"except SystemExit:\n    print(sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stderr.strip() == "[]"
+    assert "usage: simba-lab" in run.stdout
 
 
 def test_regions_are_listed(capsys):
