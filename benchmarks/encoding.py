@@ -149,7 +149,7 @@ def main() -> None:
     print(Figure("lab, its share of recording included", found["ours"], "s"))
     print(Figure("scikit-learn", found["theirs"], "s"))
     print(Figure("scikit-learn / lab", found["theirs"] / found["ours"], at_least=10.0))
-    print(Figure("largest difference of AUC", found["apart"], at_most=0.005), flush=True)
+    print(Figure("largest difference of AUROC", found["apart"], at_most=0.005), flush=True)
     print("The published five blocks at 1 mm")
     found = alone(at_one_millimetre, 3 if quick else 12)
     print(Figure("peak memory", found["memory"], "GB", at_most=3.0))

@@ -163,6 +163,11 @@ def _network(cohort):
     return sb.fit(sb.SimBANet((4, 8), seed=0), cohort, CONFIG).model
 
 
+def _with_old_names(table):
+    """Return a table with ``auc`` in the place of ``auroc``, as when its digest was stored."""
+    return table.rename(columns=lambda name: name.replace("auroc", "auc"))
+
+
 def encoding():
     """Gram matrices and every kind of probe."""
     cohort = sb.synthesise(_scenario(subjects=160), seed=0)
@@ -170,23 +175,18 @@ def encoding():
     grams = sb.record(model, test, features=["block2"])
     yield "grams", dict(grams)
     yield "features", grams.features
-    spooled = (
-        sb.record(model, test, memory_gb=1e-4)
-        if "memory_gb" in _parameters(sb.record)
-        else sb.record(model, test, compute=sb.Compute(memory_gb=1e-4))
-    )
-    yield "spooled", dict(spooled)
+    yield "spooled", dict(sb.record(model, test, compute=sb.Compute(memory_gb=1e-4)))
     untrained = [sb.record(sb.SimBANet((4, 8), seed=seed), test) for seed in (1, 2)]
     design = {"given": "label"}
     probes = sb.probes
     types = probes.octants(test.table[["anatomy_1", "anatomy_2"]].to_numpy())
-    floors = untrained
-    yield ("probe", sb.probe(grams, "bias", **design, floors=floors, types=types, permutations=20))
-    yield "probe plain", sb.probe(grams, "label", folds=5, permutations=5)
+    controls = {"floors": untrained, "types": types}
+    yield ("probe", _with_old_names(sb.probe(grams, "bias", **design, **controls, permutations=20)))
+    yield "probe plain", _with_old_names(sb.probe(grams, "label", folds=5, permutations=5))
     yield "probe number", sb.probe(grams, "anatomy_1", permutations=5)
-    yield "probe classes", sb.probe(grams, types, permutations=5, folds=4)
+    yield "probe classes", _with_old_names(sb.probe(grams, types, permutations=5, folds=4))
     curve = sb.learning_curve(grams, "bias", **design)
-    yield "learning curve", curve
+    yield "learning curve", _with_old_names(curve)
     yield "code length", probes.code_length(curve)
     yield "prominence", probes.prominence(grams, "bias", **design)
     geometry = sb.interpretation
@@ -206,13 +206,7 @@ def encoding():
     )
     twins = sb.record(model, [test.twin(without="bias"), test.twin(carrying="bias")])
     yield "twins", dict(twins)
-    yield "probe twins", sb.probe(twins, "cohort", folds=5, permutations=5)
-
-
-def _parameters(function):
-    import inspect
-
-    return inspect.signature(function).parameters
+    yield "probe twins", _with_old_names(sb.probe(twins, "cohort", folds=5, permutations=5))
 
 
 def attribution():
@@ -282,7 +276,9 @@ def use():
     audience = sb.synthesise(_scenario().unbiased(), seed=1)
     yield (
         "encoding and use",
-        sb.encoding_and_use(model, audience, test, untrained=[sb.SimBANet((4, 8), seed=1)]),
+        _with_old_names(
+            sb.encoding_and_use(model, audience, test, untrained=[sb.SimBANet((4, 8), seed=1)])
+        ),
     )
 
 

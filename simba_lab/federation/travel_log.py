@@ -55,7 +55,7 @@ class TravelLog:
         ``number``, ``phase``, ``sites``; ``auroc`` of the disease with interval; for each bias
         ``BIAS.effect``, the twin effect in logits, with interval.
     layers : pandas.DataFrame
-        ``number``, ``layer``, ``target`` (``disease``, each bias, ``site``) and the ``auc`` of a
+        ``number``, ``layer``, ``target`` (``disease``, each bias, ``site``) and the ``auroc`` of a
         linear probe there, with interval; within classes of the disease for all but itself. The
         site is left out where it has fewer subjects than there are folds.
     sites : pandas.DataFrame
@@ -160,7 +160,7 @@ class TravelLog:
             given = None if target == "disease" else "label"
             table = probe(recording, column, given=given, permutations=0)
             for layer, entry in table.iterrows():
-                scores = {name: float(entry[name]) for name in ("auc", "auc_low", "auc_high")}
+                scores = {name: float(entry[name]) for name in ("auroc", "auroc_low", "auroc_high")}
                 self._rows["layers"].append(
                     {"number": step.number, "layer": layer, "target": target} | scores
                 )

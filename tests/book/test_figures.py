@@ -56,7 +56,7 @@ def test_every_figure_has_a_title_and_labels_and_draws(cohort, template):
         figures.learning(history, title="Loss"),
         figures.probes(probe, title="Probes", floors={"floor_same": "same"}),
         figures.per_layer(
-            over_seeds, title="Seeds", label="AUC", names={"biased": "biased"}, reference=0.5
+            over_seeds, title="Seeds", label="AUROC", names={"biased": "biased"}, reference=0.5
         ),
         figures.learning_curves(
             {"this": sb.learning_curve(grams, half, folds=3)}, "block1", title="Curve"

@@ -66,7 +66,7 @@ def test_use_and_encoding_of_a_planted_reader_are_found_and_a_blind_network_has_
     assert set(log.layers["target"]) == {"disease", "plant", "site"}
     assert set(log.layers["layer"]) == {"mean"}
     assert (
-        log.layers[["auc_low", "auc", "auc_high"]]
+        log.layers[["auroc_low", "auroc", "auroc_high"]]
         .apply(lambda row: row.is_monotonic_increasing, axis=1)
         .all()
     )

@@ -30,7 +30,7 @@ def test_a_densenet_of_monai_is_fitted_recorded_probed_compared_and_edited(cohor
     assert set(names) <= set(grams)
     table = sb.probe(grams, test["bias"], given=test["label"], folds=2, permutations=5)
     assert (
-        table[["auc", "balanced_accuracy"]]
+        table[["auroc", "balanced_accuracy"]]
         .apply(lambda column: column.between(0, 1))
         .all(axis=None)
     )

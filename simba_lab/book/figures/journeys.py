@@ -144,7 +144,7 @@ def travel(
             text = "the mark" if target == bias else target
             bottom.plot(
                 part["number"],
-                part["auc"],
+                part["auroc"],
                 style,
                 color=COLOURS[colour],
                 markersize=3,
@@ -153,7 +153,7 @@ def travel(
     bottom.axhline(0.5, color="0.6", linewidth=1)
     first, last = steps["number"].iloc[0], steps["number"].iloc[-1]
     bottom.set(
-        xlabel=words, ylabel="encoded: AUC", ylim=(0.3, 1.03), xlim=(first - 0.5, last + 0.5)
+        xlabel=words, ylabel="encoded: AUROC", ylim=(0.3, 1.03), xlim=(first - 0.5, last + 0.5)
     )
     top.fill_between([], [], color=COLOURS["orange"], alpha=0.3, label=f"at {planter}")
     legend(top)

@@ -23,7 +23,7 @@ CORNERS = (
 
 
 def probes(table: pd.DataFrame, *, title: str, floors: Mapping[str, str]) -> Figure:
-    """Return the AUC of a probe per layer with its interval, the permutation null and named floors, from `probe`.
+    """Return the AUROC of a probe per layer with its interval, the permutation null and named floors, from `probe`.
 
     Parameters
     ----------
@@ -34,10 +34,10 @@ def probes(table: pd.DataFrame, *, title: str, floors: Mapping[str, str]) -> Fig
     figure = new(figsize=(7.2, 3.8), layout="constrained")
     axes = figure.subplots()
     place = np.arange(len(table))
-    errors = [table["auc"] - table["auc_low"], table["auc_high"] - table["auc"]]
+    errors = [table["auroc"] - table["auroc_low"], table["auroc_high"] - table["auroc"]]
     axes.errorbar(
         place,
-        table["auc"],
+        table["auroc"],
         errors,
         fmt="o-",
         capsize=4,
@@ -63,7 +63,7 @@ def probes(table: pd.DataFrame, *, title: str, floors: Mapping[str, str]) -> Fig
         xticks=place,
         xticklabels=table.index,
         ylim=(0.35, 1.0),
-        ylabel="held-out AUC of the probe",
+        ylabel="held-out AUROC of the probe",
         title=title,
     )
     legend(axes)
@@ -122,7 +122,7 @@ def arrival(tables: Mapping[str, pd.DataFrame], *, title: str) -> Figure:
     Parameters
     ----------
     tables : mapping of network to DataFrame
-        Indexed by layer, a column of AUCs for each thing that is read.
+        Indexed by layer, a column of AUROCs for each thing that is read.
     title : str
     """
     figure = new(figsize=(7.2, 3.6), layout="constrained")
@@ -133,7 +133,7 @@ def arrival(tables: Mapping[str, pd.DataFrame], *, title: str) -> Figure:
             axes.plot(place, table[what], style, color=COLOURS[colour], label=f"{what}, {network}")
         axes.set(xticks=place, xticklabels=table.index)
     axes.axhline(0.5, color="0.6", linewidth=1)
-    axes.set(ylim=(0.4, 1.0), ylabel="held-out AUC of the probe", title=title)
+    axes.set(ylim=(0.4, 1.0), ylabel="held-out AUROC of the probe", title=title)
     legend(axes)
     return figure
 
@@ -154,11 +154,11 @@ def learning_curves(curves: Mapping[str, pd.DataFrame], layer: str, *, title: st
     for (text, table), (colour, style) in zip(curves.items(), STYLES, strict=False):
         part = table.loc[layer]
         ticks = part.index.tolist()
-        axes.plot(part.index, part["auc"], style, color=COLOURS[colour], label=text)
+        axes.plot(part.index, part["auroc"], style, color=COLOURS[colour], label=text)
         axes.fill_between(
             part.index,
-            part["auc_low"],
-            part["auc_high"],
+            part["auroc_low"],
+            part["auroc_high"],
             color=COLOURS[colour],
             alpha=0.15,
             linewidth=0,
@@ -166,7 +166,7 @@ def learning_curves(curves: Mapping[str, pd.DataFrame], layer: str, *, title: st
     axes.axhline(0.5, color="0.6", linewidth=1)
     axes.set(xscale="log", ylim=(0.4, 1.0), title=title)
     axes.set(
-        xlabel="training subjects of the probe (log scale)", ylabel="held-out AUC of the probe"
+        xlabel="training subjects of the probe (log scale)", ylabel="held-out AUROC of the probe"
     )
     axes.set_xticks(ticks, [str(number) for number in ticks])
     axes.set_xticks([], minor=True)
@@ -317,7 +317,7 @@ def encoding_and_use(
                 color=COLOURS[colour],
             )
     axes.set(
-        xlabel="encoded: AUC of the probe, above untrained networks",
+        xlabel="encoded: AUROC of the probe, above untrained networks",
         ylabel="used: effect on the answer that goes\nwith what is erased here (logit)",
         title=title,
     )

@@ -136,4 +136,4 @@ def _auroc(recording: Recording, name: str, target: str, given: str, seed: int) 
     """Return the held-out AUROC of a probe of the only layer, with its interval, as columns."""
     settings = ProbeSettings(seed=seed)
     scores = probe(recording, target, given=given, permutations=0, settings=settings).iloc[0]
-    return {name + end: scores["auc" + end] for end in ("", "_low", "_high")}
+    return {name + end: scores["auroc" + end] for end in ("", "_low", "_high")}

@@ -74,7 +74,7 @@ def encoding_and_use(
     Returns
     -------
     pandas.DataFrame
-        Indexed by layer: ``auc`` with 95 % interval, ``floor`` (mean of the untrained networks) and
+        Indexed by layer: ``auroc`` with 95 % interval, ``floor`` (mean of the untrained networks) and
         ``above_floor``; ``effect``, the change of the logit that the bias makes; ``removed``, by
         how much it falls when the bias is erased in this layer, with a 95 % interval over subjects,
         and ``removed_random``, the same for a random direction; ``disease``, the change of the
@@ -148,9 +148,9 @@ def encoding_and_use(
 
 
 def _encoded_columns(scores: Mapping[str, float]) -> dict[str, float]:
-    columns = {name: scores[name] for name in ("auc", "auc_low", "auc_high")}
+    columns = {name: scores[name] for name in ("auroc", "auroc_low", "auroc_high")}
     floor = scores["floor_untrained"]
-    return columns | {"floor": floor, "above_floor": columns["auc"] - floor}
+    return columns | {"floor": floor, "above_floor": columns["auroc"] - floor}
 
 
 def _class_difference(

@@ -51,7 +51,7 @@ def learning_curve(
     Returns
     -------
     pandas.DataFrame
-        Indexed by layer and ``n`` (training subjects), with ``auc`` and ``bits`` (mean code length
+        Indexed by layer and ``n`` (training subjects), with ``auroc`` and ``bits`` (mean code length
         of a held-out subject's group, in bits), with 95 % bootstrap intervals ``_low``, ``_high``,
         and ``bits_known`` (the same by the frequencies of the groups, within `given`, alone).
 
@@ -68,7 +68,7 @@ def learning_curve(
     >>> recording = sb.record(sb.SimBANet((4, 8), seed=0), sb.synthesise(scenario))
     >>> curve = sb.learning_curve(recording, "bias", given="label")
     >>> curve.columns.tolist()
-    ['auc', 'auc_low', 'auc_high', 'bits', 'bits_low', 'bits_high', 'bits_known']
+    ['auroc', 'auroc_low', 'auroc_high', 'bits', 'bits_low', 'bits_high', 'bits_known']
     """
     if not len(shares) or min(shares) <= 0 or max(shares) > 1:
         raise SimbaError("shares", list(shares), "shares above 0 and at most 1")
@@ -87,8 +87,8 @@ def learning_curve(
             per_subject = bits.mean(axis=0)
             means = [per_subject[sample].mean() for sample in samples]
             entry = {"layer": layer, "n": size}
-            entry["auc"] = np.mean([question.score(values, column) for column in columns])
-            entry |= columns_of_central("auc", np.mean(drawn, axis=0))
+            entry["auroc"] = np.mean([question.score(values, column) for column in columns])
+            entry |= columns_of_central("auroc", np.mean(drawn, axis=0))
             entry["bits"] = per_subject.mean()
             entry |= columns_of_central("bits", means)
             entry["bits_known"] = known.mean()

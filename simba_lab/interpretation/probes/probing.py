@@ -98,12 +98,12 @@ def probe(
     Returns
     -------
     pandas.DataFrame
-        Indexed by layer. With SCORE being ``auc`` (mean over one-against-rest for several
+        Indexed by layer. With SCORE being ``auroc`` (mean over one-against-rest for several
         classes) or ``r2``: ``SCORE`` (class-conditional if `given`) with its 95 % interval
         ``SCORE_low``, ``SCORE_high`` (bootstrap over subjects); ``null_high``, the 95th percentile
         of the permutation null, and ``p``; ``balanced_accuracy`` with interval (not for numbers);
         ``SCORE_plain``, not conditioned on anything; ``SCORE_leak``, what knowing `given` alone
-        would score there; ``auc_leak_here``, what this layer scores there through what it knows
+        would score there; ``auroc_leak_here``, what this layer scores there through what it knows
         of `given` (both of two groups); ``control`` and ``selectivity`` (score less control) with
         `types`; ``floor_<name>`` for each floor, with ``_min`` and ``_max`` for several networks;
         and ``floor_pixels`` if pixels were recorded.
@@ -264,5 +264,5 @@ def _leaks(
         leak = roc_auc_score(values, context)
         given = read(Question("binary", context, np.zeros_like(context)))[:, 0]
         through = roc_auc_score(values, given * (1 if leak >= 0.5 else -1))
-        return entry | {"auc_leak": max(leak, 1 - leak), "auc_leak_here": through}
+        return entry | {"auroc_leak": max(leak, 1 - leak), "auroc_leak_here": through}
     return entry

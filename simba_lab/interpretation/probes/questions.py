@@ -33,8 +33,8 @@ class Question:
 
     @property
     def score_name(self) -> str:
-        """``r2`` for numbers, else ``auc``."""
-        return "r2" if self.kind == "regression" else "auc"
+        """``r2`` for numbers, else ``auroc``."""
+        return "r2" if self.kind == "regression" else "auroc"
 
     @property
     def cells(self) -> np.ndarray:

@@ -33,7 +33,7 @@ def tables(far, audience):
 
 def test_networks_that_hold_the_same_are_told_apart_by_use(tables):
     uses, ignores = (tables[name].loc["block2"] for name in ("bias", "disease"))
-    assert uses["auc"] == pytest.approx(ignores["auc"], abs=1e-6)
+    assert uses["auroc"] == pytest.approx(ignores["auroc"], abs=1e-6)
     assert uses["above_floor"] == pytest.approx(0, abs=1e-6)  # the first weights hold it too
     assert uses["removed_low"] > 0 or uses["removed_high"] < 0
     assert abs(uses["removed"]) > 0.75 * abs(uses["effect"])
@@ -70,7 +70,7 @@ def test_a_sweep_that_looks_inside_notes_every_block_of_every_bias(tmp_path):
     table = sweep.run(n_jobs=1, cache=tmp_path)
     layers = sb.experiments.layers_of(table)
     assert len(layers) == 4 and set(layers["layer"]) == {"block1", "block2"}
-    assert np.isfinite(layers[["auc", "floor", "effect", "removed"]]).all(axis=None)
+    assert np.isfinite(layers[["auroc", "floor", "effect", "removed"]]).all(axis=None)
     with pytest.raises(sb.SimbaError, match="inside"):
         sb.experiments.layers_of(
             dataclasses.replace(sweep, inside=False, seeds=[1]).run(n_jobs=1, cache=tmp_path)

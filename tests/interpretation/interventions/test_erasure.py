@@ -107,9 +107,9 @@ def test_after_erasure_in_a_block_a_probe_there_is_at_its_floor_and_a_random_dir
             gone = sb.record(model, far, layers=["block2"], pixels=False)
         erased[str(concept)[:6]] = sb.probe(gone, far["bias"], **settings).loc["block2"]
     bias, random = erased.values()
-    assert plain["auc_low"] > 0.5
-    assert bias["auc_low"] < 0.55
-    assert random["auc"] == pytest.approx(plain["auc"], abs=0.05)
+    assert plain["auroc_low"] > 0.5
+    assert bias["auroc_low"] < 0.55
+    assert random["auroc"] == pytest.approx(plain["auroc"], abs=0.05)
 
 
 def test_erasing_the_bias_takes_its_effect_from_the_network_that_uses_it(far, planted):

@@ -47,7 +47,7 @@ def test_erasing_the_bias_takes_the_twin_effect_of_its_reader_and_erasing_noise_
     probe = sb.probe(
         grams, far.test["bias"], given=far.test["label"], folds=far.test["fold"], permutations=0
     )
-    assert row["nothing"]["bias"] == probe.loc["block2", "auc"]
+    assert row["nothing"]["bias"] == probe.loc["block2", "auroc"]
     assert hooks(reader) == 0
 
 
