@@ -46,9 +46,9 @@ def cohort_of(
 
 def onto(cohort: sb.Cohort, lattice: sb.core.Lattice) -> sb.Cohort:
     """Return the same subjects on another lattice than the template's own, none of them rendered yet."""
-    moved, studio = replace(cohort), cohort._studio
-    shelf = type(studio.shelf)(studio.shelf.left)
-    moved.__dict__["_studio"] = replace(studio, output=lattice, shelf=shelf)
+    moved, renderer = replace(cohort), cohort.renderer
+    cache = type(renderer.cache)(renderer.cache.size)
+    moved.__dict__["renderer"] = replace(renderer, lattice=lattice, cache=cache)
     return moved
 
 
@@ -200,10 +200,7 @@ def displacement_error(quick: bool) -> list[Figure]:
             near |= ((points >= ends[0]) & (points <= ends[1])).all(axis=0)
         errors = {"brain": [], "brain in the boxes of the effects": []}
         for index in range(2 if quick else 6):
-            sampled = [
-                cohort._studio.sampled(ramp, wide, *cohort._person(index), cohort.magnitudes(index))
-                for ramp in ramps
-            ]
+            sampled = [cohort.renderer.warped(ramp, wide, cohort.subject(index)) for ramp in ramps]
             brain = cohort.brain(index)
             for name, mask in zip(errors, (brain, brain & near), strict=True):
                 voxels = np.flatnonzero(mask)
@@ -277,21 +274,18 @@ def against_scipy(quick: bool) -> list[Figure]:
     figures = []
     for spacing in (4.0,) if quick else (4.0, 2.0, 1.0):
         cohort = cohort_of(FEWEST, spacing)
-        studio, shown = cohort._studio, cohort.magnitudes(0)
-        coarse = studio.displacement(*cohort._person(0))
-        local = [
-            (studio.flows[name].at(shown[name]), studio.flows[name].lattice)
-            for name in ("bias", "disease")
-        ]
+        renderer, subject = cohort.renderer, cohort.subject(0)
+        coarse = renderer.displacement(subject)
+        local = renderer.effect_displacements(subject)
         arguments = (
             *cohort.template.antialiased(spacing),
             coarse,
-            studio.subject,
+            renderer.subject_lattice,
             local,
-            studio.output,
+            renderer.lattice,
         )
-        difference = np.abs(deformation.render(*arguments) - with_scipy(*arguments)).max()
-        ours = best_of(5, lambda a=arguments: deformation.render(*a))
+        difference = np.abs(deformation.warp_once(*arguments) - with_scipy(*arguments)).max()
+        ours = best_of(5, lambda a=arguments: deformation.warp_once(*a))
         theirs = best_of(1 if spacing == 1 else 3, lambda a=arguments: with_scipy(*a))
         figures += [
             Figure(f"fused, {spacing:g} mm", 1e3 * ours, "ms"),
@@ -305,7 +299,7 @@ def against_scipy(quick: bool) -> list[Figure]:
 
 
 def with_scipy(image, image_lattice, coarse, coarse_lattice, local, output):
-    """Compose and interpolate with map_coordinates, one array a step; parameters of `deformation.render`."""
+    """Compose and interpolate with map_coordinates, one array a step; parameters of `deformation.warp_once`."""
 
     def voxels(points, lattice):
         return [(points[axis] - lattice.origin_mm[axis]) / lattice.spacing_mm for axis in range(3)]

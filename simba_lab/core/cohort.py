@@ -158,9 +158,9 @@ class Cohort(ABC):
         """
         size = 4 * math.prod(self.lattice.shape)
         ahead = max(1, min(AHEAD, AHEAD_BYTES // size))
-        return _ahead(self._renderer(device, keep), len(self), n_jobs, ahead)
+        return _ahead(self._array_function(device, keep), len(self), n_jobs, ahead)
 
-    def _renderer(self, device: str, keep: bool | None) -> Callable[[int], np.ndarray]:
+    def _array_function(self, device: str, keep: bool | None) -> Callable[[int], np.ndarray]:
         return partial(self.array, keep=bool(keep))
 
     def arrays(self, *, n_jobs: int = -1, device: str = "cpu") -> np.ndarray:

@@ -24,7 +24,7 @@ from simba_lab.interpretation.interventions.encoding_against_use import (
 )
 from simba_lab.synthesis.effects import Effect, Morphology
 from simba_lab.synthesis.observer import matched
-from simba_lab.synthesis.rendering.studio import studio
+from simba_lab.synthesis.rendering.cpu import clear_cache
 from simba_lab.synthesis.scenario import Scenario
 from simba_lab.synthesis.synthetic_cohort import SyntheticCohort, synthesise
 from simba_lab.training.config import FitConfig
@@ -136,7 +136,7 @@ def row_of(
         return str(error)
     finally:
         # No other cell needs these volumes, and joblib replaces workers whose memory grows.
-        studio.cache_clear()
+        clear_cache()
 
 
 def _run(

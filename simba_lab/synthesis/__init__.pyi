@@ -1,27 +1,40 @@
-from . import rendering
 from .anatomy.gaussian_process import GaussianProcessSubjects
+from .anatomy.modes import subject_lattice
 from .anatomy.pca import PCASubjects
 from .anatomy.template import Template, load_template
+from .design import design_table
 from .effects import Intensity, Morphology, Normal
-from .morphometry import region_volumes
+from .morphometry import population_volumes, region_volumes
 from .observer import Salience, matched, salience
+from .rendering import deformation
+from .rendering.cpu import clear_cache
+from .rendering.flows import local_flow
+from .rendering.scanner import Scanner, field_basis, noise_key
 from .scenario import Scenario
 from .synthetic_cohort import SyntheticCohort, synthesise
 
 __all__ = [
-    "SyntheticCohort",
     "GaussianProcessSubjects",
     "Intensity",
     "Morphology",
     "Normal",
     "PCASubjects",
     "Salience",
+    "Scanner",
     "Scenario",
+    "SyntheticCohort",
     "Template",
+    "clear_cache",
+    "deformation",
+    "design_table",
+    "field_basis",
     "load_template",
+    "local_flow",
     "matched",
+    "noise_key",
+    "population_volumes",
     "region_volumes",
-    "rendering",
     "salience",
+    "subject_lattice",
     "synthesise",
 ]

@@ -1,4 +1,4 @@
-"""What a scenario allows: the best accuracy of any classifier, and what a probe of a bias group scores by the disease alone."""
+"""Best accuracy that a scenario allows, and accuracy of a probe that knows the disease alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def best_accuracy(scenario: Scenario, *, shortcut: bool = False) -> float:
-    """Return the accuracy of the Bayes classifier that sees the disease and, with `shortcut`, the bias groups."""
+    """Return the accuracy of the Bayes classifier of disease and, with `shortcut`, bias groups."""
     weights = [(0.5, 0.5)]
     if shortcut and scenario.biases:
         control, disease = (scenario.memberships(name) for name in CLASSES)
@@ -43,7 +43,7 @@ def leakage_floor(scenario: Scenario, accuracy: float, bias: str | None = None) 
 
 @cache  # every evaluation asks for it
 def _bayes(control: Normal, disease: Normal, control_weight: float, disease_weight: float) -> float:
-    """Accuracy contributed by one group: the integral of the larger of the two weighted densities."""
+    """Accuracy contributed by one group: integral of the larger of two weighted densities."""
     spread = 10 * max(control.sd, disease.sd)
     if spread == 0:  # two points: they are told apart unless they coincide
         separable = control.mean != disease.mean

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.stats import norm, truncnorm
@@ -18,7 +18,7 @@ CLASSES = ("control", "disease")
 
 @dataclass(frozen=True)
 class Normal:
-    """A normal distribution of magnitudes (1 is the nominal strength of an effect); it may be truncated.
+    """A normal distribution of magnitudes, truncated if bounds are given; 1 is an effect as set.
 
     Parameters
     ----------
@@ -81,8 +81,8 @@ class Morphology:
 
     By default the velocity is the downhill gradient of the smoothed region mask: it points outwards
     at the region's surface and vanishes far from it. With `mode` it is one mode of the scenario's
-    healthy variability, multiplied by the smoothed mask (Stanley et al. 2023 use the first mode of a
-    principal component analysis).
+    healthy variability, multiplied by the smoothed mask (Stanley et al. 2023 use the first
+    principal component).
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ class Morphology:
         if the effect is the disease of a scenario, and N(2, 1) if it is a bias (Stanley et al.
         2023).
     prevalence : mapping of class to float, optional
-        P(bias group | class); for a bias only. The default, half of either class, is no bias at all.
+        P(bias group | class); for a bias only. The default, half of either class, is no bias.
     smoothness_mm : float
         Standard deviation of the Gaussian that smooths the mask.
     mode : int, optional
@@ -146,7 +146,7 @@ class Morphology:
         return replace(self, amplitude_mm=self.amplitude_mm * float(factor))
 
 
-# What `strength` means for each intensity effect, and its range.
+# Meaning and range of the strength of each kind of intensity effect.
 INTENSITIES = {
     "contrast": ("relative change of the distance from the mean tissue intensity", (-0.9, 4.0)),
     "gamma": ("relative change of the exponent of the intensity", (-0.9, 4.0)),
@@ -173,7 +173,7 @@ class Intensity:
         Strength at magnitude 1: relative for contrast and gamma (0.2 is 20 % more), a share for
         bias field and noise, mm (full width at half maximum) for blur.
     magnitude, prevalence
-        As for `Morphology`.
+        As for `Morphology`. `Intensity.KINDS` has the meaning and range of each strength.
 
     Raises
     ------
@@ -191,6 +191,8 @@ class Intensity:
     >>> sb.Intensity("contrast", 0.2, prevalence={"disease": 0.8, "control": 0.2}).prevalence
     {'control': 0.2, 'disease': 0.8}
     """
+
+    KINDS: ClassVar[dict[str, tuple[str, tuple[float, float]]]] = INTENSITIES
 
     kind: str
     strength: float

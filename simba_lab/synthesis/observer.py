@@ -33,7 +33,7 @@ MOST_BYTES = 4 * 2**30
 
 
 class Salience(NamedTuple):
-    """d' of an effect, and its 95 % interval over subjects (for this observer: its training is not repeated).
+    """d' of an effect, and its 95 % interval over subjects, for one trained observer.
 
     Examples
     --------
@@ -116,7 +116,7 @@ def salience(
 def matched(
     effect: Effect, *, d_prime: float, scenario: Scenario, subjects: int = SUBJECTS, seed: int = 0
 ) -> Effect:
-    """Return an effect at the amplitude (or strength) at which its salience in a scenario is `d_prime`.
+    """Return an effect at the amplitude (or strength) that has a given salience in a scenario.
 
     Parameters
     ----------
@@ -178,7 +178,7 @@ def matched(
 def _pair(
     effect: Effect | None, cohort: SyntheticCohort
 ) -> tuple[SyntheticCohort, SyntheticCohort]:
-    """Return the same subjects without and with an effect; for the disease (None), as controls and as patients."""
+    """Return subjects without and with an effect; for the disease, None, controls and patients."""
     scenario = cohort.scenario
     if effect is not None:
         effect = replace(effect, prevalence=dict.fromkeys(CLASSES, 1.0))
@@ -221,7 +221,7 @@ class _Population:
     noise: float
 
     def images(self, cohort: SyntheticCohort, *, known: bool) -> np.ndarray:
-        """Return images of twins of subjects that the observer knows, or does not know: (n, voxels)."""
+        """Return images of subjects that the observer knows, or does not know: (n, voxels)."""
         # Folds are matched by themselves, so subjects of other folds say nothing about the first.
         rows = np.flatnonzero((cohort["fold"] == 0) != known)[:TWINS]
         return np.stack([volume[self.voxels] for volume in cohort.where(rows).volumes(keep=False)])

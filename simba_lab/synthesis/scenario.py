@@ -134,7 +134,7 @@ class Scenario:
 
     @property
     def effects(self) -> dict[str, Effect]:
-        """The effects by name, in the order in which they are applied to the template: the disease first."""
+        """The effects by name, in the order in which they are applied: the disease first."""
         return {"disease": self.disease} | self.biases
 
     def replace(self, **changes: Any) -> Scenario:
@@ -143,7 +143,7 @@ class Scenario:
         return dataclasses.replace(self, **changes)
 
     def unbiased(self) -> Scenario:
-        """Return the control scenario: the same bias effects, as common in one class as in the other."""
+        """Return the control scenario: the same effects, as common in one class as in the other."""
         fair = {
             name: dataclasses.replace(
                 effect, prevalence=float(np.mean([*effect.prevalence.values()]))
@@ -187,7 +187,7 @@ class Scenario:
         return best_accuracy(self, shortcut=shortcut)
 
     def leakage_floor(self, accuracy: float, bias: str | None = None) -> float:
-        """Return how well a probe that knows only the disease, with some accuracy, predicts a bias group.
+        """Return how well a probe that knows only the disease predicts a bias group.
 
         With prevalence p in the disease class and 1 - p among controls, accuracy a gives ``a p + (1
         - a)(1 - p)``.

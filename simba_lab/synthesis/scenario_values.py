@@ -40,7 +40,7 @@ def plain(value: Any) -> Any:
 
 
 def scenario_fields(values: object, scenario_class: type) -> dict[str, Any]:
-    """Return the arguments of a scenario: plain values with effects and variability built from them."""
+    """Return the arguments of a scenario, with effects and variability built from plain values."""
     arguments = dict(known_fields("scenario", values, _names(scenario_class)))
     builders = {"disease": _effect, "bias": _biases, "variability": _variability}
     for name, builder in builders.items():

@@ -1,4 +1,4 @@
-"""SyntheticCohort: a stratified design, volumes rendered when asked for, and counterfactual twins."""
+"""SyntheticCohort: a stratified design, volumes rendered on demand, and counterfactual twins."""
 
 from __future__ import annotations
 
@@ -11,41 +11,95 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from simba_lab.core.checks import whole_number
+from simba_lab.core.checks import choice, whole_number
 from simba_lab.core.cohort import Source, TwinCohort
 from simba_lab.core.compute import torch_device
-from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.errors import SimbaError
 from simba_lab.core.lattice import Lattice
 from simba_lab.synthesis.anatomy.template import Template
-from simba_lab.synthesis.design import design
+from simba_lab.synthesis.design import MODES, design_table
 from simba_lab.synthesis.effects import Effect
+from simba_lab.synthesis.rendering.cpu import CACHE_BYTES, Renderer, Subject, renderer_of
 from simba_lab.synthesis.rendering.scanner import BACKGROUND
-from simba_lab.synthesis.rendering.studio import MODES, SHELF_BYTES, Studio, studio
 from simba_lab.synthesis.scenario import Scenario
 
 # The switch of a bias that is rendered in those outside its group.
 OTHER = "other"
 
 
+def synthesise(scenario: Scenario, *, seed: int = 0) -> SyntheticCohort:
+    """Return a cohort of a scenario: subjects in splits, classes and groups, all magnitudes drawn.
+
+    Bias groups and splits are matched by construction: within each cell of split x class x group x
+    fold, every magnitude and the leading anatomical modes take one value from each of n
+    equal-probability strata (a Latin hypercube; McKay et al. 1979), so the cells have the same
+    distributions up to one stratum and no subject is dropped.
+
+    Matching ties the subjects of a cell together: a value that is frequent in some of them is rare
+    in the others. A cross-validation over random folds would learn that backwards and score below
+    chance. Folds of the design (column ``fold``) are matched by themselves and independent of each
+    other: use those.
+
+    Parameters
+    ----------
+    scenario : Scenario
+    seed : int
+        Other seeds give other subjects.
+
+    Returns
+    -------
+    SyntheticCohort
+        With `scenario.subjects` rows. Nothing is rendered yet, but every effect has been checked.
+
+    Raises
+    ------
+    UnknownNameError
+        If a region is not in the template.
+    FoldingError
+        If an effect would fold a brain.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> scenario = sb.Scenario(64, sb.Morphology("Insula_L", 2.5), spacing_mm=8)
+    >>> cohort = sb.synthesise(scenario, seed=0)
+    >>> len(cohort), cohort.array(0).shape
+    (64, (20, 24, 20))
+    """
+    seed = whole_number("seed", seed, least=0)
+    cohort = SyntheticCohort(scenario, seed, design_table(scenario, seed))
+    _ = cohort.renderer  # raises now rather than at the first volume
+    return cohort
+
+
 @dataclass(frozen=True, eq=False)
 class SyntheticCohort(TwinCohort):
-    """Subjects of a scenario. Volumes are rendered on demand; their bytes depend on scenario, seed and subject alone.
+    """Subjects of a scenario; a volume's bytes depend on scenario, seed and subject alone.
 
-    Made by `synthesise`; parts and twins of a cohort are cohorts too.
+    Made by `synthesise`; subsets and twins of a cohort are cohorts too.
 
     Parameters
     ----------
     scenario : Scenario
     seed : int
     table : pandas.DataFrame
-        One row per subject: ``split``, ``label`` (1: disease), a column per bias (1: in its group),
-        ``fold`` (for cross-validation), the magnitude of each effect (that of a bias is drawn for
-        everybody, in the group or not) and the matched anatomical modes.
+        From `design_table`, all rows or some. The magnitude of a bias is drawn for every subject,
+        in the group or not.
     switches : mapping of effect name to bool or "other"
-        Effects that are rendered in everybody (True), nobody (False) or those outside the group
-        (``"other"``): twins have these.
+        Effects that are rendered in all subjects (True), in none (False) or in those outside the
+        group (``"other"``): twins have these.
     store : Source, optional
-        Where the volumes are read instead of rendered, unless a twin is wanted.
+        Stored volumes, read instead of rendered unless a twin is wanted.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> bias = sb.Morphology("Putamen_L", 2.5)
+    >>> scenario = sb.Scenario(64, sb.Morphology("Insula_L", 2.5), bias, spacing_mm=8)
+    >>> cohort = sb.synthesise(scenario)
+    >>> twin = cohort.twin(without="bias")
+    >>> twin.carriers("bias").any()
+    np.False_
     """
 
     scenario: Scenario
@@ -54,27 +108,25 @@ class SyntheticCohort(TwinCohort):
     switches: dict[str, bool | str] = field(default_factory=dict)
     store: Source | None = None
 
-    @cached_property
-    def _studio(self) -> Studio:
-        return studio(self.scenario, self.seed)
-
     def __getstate__(self) -> dict[str, Any]:
-        # A studio is large and holds a lock; another process makes its own.
+        # A renderer is large and holds a lock; another process makes its own.
         return {
             name: value
             for name, value in self.__dict__.items()
-            if name not in ("_studio", "_columns")
+            if name not in ("renderer", "_columns")
         }
+
+    # -- what is known --
 
     @property
     def lattice(self) -> Lattice:
         """Where the voxels of the volumes are."""
-        return self.store.lattice if self.store else self._studio.output
+        return self.store.lattice if self.store else self.renderer.lattice
 
     @property
     def template(self) -> Template:
         """The brain that the cohort is made from."""
-        return self._studio.template
+        return self.renderer.template
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -101,6 +153,8 @@ class SyntheticCohort(TwinCohort):
         """Best accuracy that any classifier can reach by the disease alone."""
         return self.scenario.ceiling()
 
+    # -- twins --
+
     def twin(
         self,
         *,
@@ -108,66 +162,41 @@ class SyntheticCohort(TwinCohort):
         carrying: str | Iterable[str] = (),
         flipped: str | Iterable[str] = (),
     ) -> SyntheticCohort:
-        """Return the same subjects (same anatomy, noise and other effects) with effects switched off, or on.
+        """Return the same subjects (anatomy, noise) with effects switched off, or on.
 
         The twins keep their group membership in the table: only the rendering changes.
 
         Parameters
         ----------
         without : str or several
-            Effects that nobody shows in the twins.
+            Effects that no subject shows in the twins.
         carrying : str or several
-            Effects that everybody shows, in the group or not, each with the magnitude of the table.
+            Effects that every subject shows, in the group or not, with the magnitude of the table.
         flipped : str or several
-            Biases that those in the group do not show, and those outside it do.
+            Biases that are shown outside the group instead of in it.
         """
         switches = dict(self.switches)
         for names, state in ((without, False), (carrying, True), (flipped, OTHER)):
             known = self.scenario.biases if state == OTHER else self.scenario.effects
             for name in [names] if isinstance(names, str) else names:
-                if name not in known:
-                    raise UnknownNameError.among("twin effect", name, known)
-                switches[name] = state
+                switches[choice("twin effect", name, known)] = state
         return replace(self, switches=switches)
 
     def unbiased(self) -> SyntheticCohort:
-        """Return the control cohort: the same effects, as common in one class as in the other, from the same seed.
+        """Return the control cohort: the same effects, as common in one class as in the other.
 
         Subjects with the same number have the same noise and the same unmatched anatomy in both. A
         cohort of some splits gives those splits.
         """
-        splits, whole = np.unique(self["split"]), design(self.scenario, self.seed)
+        splits, whole = np.unique(self["split"]), design_table(self.scenario, self.seed)
         if sorted(self.table.index) != sorted(whole.index[whole["split"].isin(splits)]):
-            raise SimbaError(
-                "cohort",
-                f"{len(self)} of its subjects",
-                "whole, or whole splits",
-                "Take its control first.",
-            )
+            value, remedy = f"{len(self)} of its subjects", "Call unbiased() first, then where()."
+            raise SimbaError("cohort", value, "whole, or whole splits", remedy)
         control = synthesise(self.scenario.unbiased(), seed=self.seed)
         return replace(control.where(np.isin(control["split"], splits)), switches=self.switches)
 
-    @cached_property
-    def _columns(self) -> dict[str, np.ndarray]:
-        columns = {
-            name: self.table[name].to_numpy() for name in self.table.columns if name not in MODES
-        }
-        modes = [name for name in MODES if name in self.table.columns]
-        return columns | {
-            "modes": self.table[modes].to_numpy(float),
-            "subject": self.table.index.to_numpy(),
-        }
-
-    def _person(self, index: int) -> tuple[int, np.ndarray]:
-        """Return who a subject is: its number and its matched modes."""
-        return int(self._columns["subject"][index]), self._columns["modes"][index]
-
-    def coefficients(self, index: int) -> np.ndarray:
-        """Return the coefficients of one subject's anatomy: standard normal over the population."""
-        return self._studio.coefficients(*self._person(index))
-
     def magnitudes(self, index: int) -> dict[str, float]:
-        """Return the magnitude at which each effect is rendered in a subject: 0 if it does not show."""
+        """Return the magnitude at which each effect shows in a subject: 0 if it does not."""
         columns = self._columns
         return {
             name: float(columns[f"{name}_magnitude"][index]) if self._shows(name, index) else 0.0
@@ -180,10 +209,36 @@ class SyntheticCohort(TwinCohort):
         return not member if state == OTHER else bool(state)
 
     def carriers(self, bias: str) -> np.ndarray:
-        """Return who shows a bias in these volumes, bool, shape (n,): in twins not who is in its group."""
-        if bias not in self.biases:
-            raise UnknownNameError.among("bias", bias, self.biases)
+        """Return which subjects show a bias in these volumes, bool, shape (n,)."""
+        choice("bias", bias, self.biases)
         return np.array([self._shows(bias, index) for index in range(len(self))])
+
+    # -- volumes --
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """What renders these subjects."""
+        return renderer_of(self.scenario, self.seed)
+
+    @cached_property
+    def _columns(self) -> dict[str, np.ndarray]:
+        """The table as arrays, which are faster to read one row at a time."""
+        modes = [name for name in MODES if name in self.table.columns]
+        columns = {
+            name: self.table[name].to_numpy() for name in self.table.columns if name not in modes
+        }
+        numbers = self.table.index.to_numpy()
+        return columns | {"modes": self.table[modes].to_numpy(float), "subject": numbers}
+
+    def subject(self, index: int) -> Subject:
+        """Return one subject for the renderer: number, matched modes, magnitudes that show."""
+        columns = self._columns
+        number, modes = int(columns["subject"][index]), columns["modes"][index]
+        return Subject(number, modes, self.magnitudes(index))
+
+    def coefficients(self, index: int) -> np.ndarray:
+        """Return the coefficients of one subject's anatomy: standard normal over the population."""
+        return self.renderer.coefficients(self.subject(index))
 
     def array(self, index: int, *, keep: bool = True) -> np.ndarray:
         """Return one subject: float32, shape (X, Y, Z), white matter about 1, background 0.
@@ -191,61 +246,55 @@ class SyntheticCohort(TwinCohort):
         Rendered volumes are kept in memory for a while, up to a limit, unless `keep` is false.
         """
         if self.store is not None and self.switches == self.store.switches:
-            return self.store.array(self._person(index)[0])
-        return self._studio.exposed(*self._person(index), self.magnitudes(index), keep=keep).copy()
+            return self.store.array(int(self.table.index[index]))
+        return self.renderer.volume(self.subject(index), keep=keep).copy()
 
-    def _renderer(self, device: str, keep: bool | None) -> Callable[[int], np.ndarray]:
+    def clean(self, index: int, *, keep: bool = True) -> np.ndarray:
+        """Return one subject without noise: float32, shape (X, Y, Z)."""
+        return self.renderer.volume(self.subject(index), noisy=False, keep=keep).copy()
+
+    def _array_function(self, device: str, keep: bool | None) -> Callable[[int], np.ndarray]:
         if keep is None:
-            keep = len(self) * 4 * math.prod(self.lattice.shape) <= SHELF_BYTES
+            keep = len(self) * 4 * math.prod(self.lattice.shape) <= CACHE_BYTES
         if device == "cpu" or self.store is not None:
-            _ = self.store or self._studio  # made once, before threads ask for it
+            _ = self.store or self.renderer  # made once, before threads ask for it
             return partial(self.array, keep=keep)
-        from simba_lab.synthesis.rendering.gpu import darkroom
+        from simba_lab.synthesis.rendering.gpu import gpu_renderer
 
-        room = darkroom(self._studio, torch_device(device))
+        renderer = gpu_renderer(self.renderer, torch_device(device))
+        return lambda index: renderer.volume(self.subject(index))
 
-        def render(index: int) -> np.ndarray:
-            return room.exposed(*self._person(index), self.magnitudes(index))
-
-        return render
+    # -- truth --
 
     def region(self, index: int, name: str) -> np.ndarray:
-        """Return the mask of a region as it lies in one subject, bool, shape (X, Y, Z): the warped template region."""
+        """Return the mask of a template region as it lies in one subject, bool, shape (X, Y, Z)."""
         mask, lattice = self.template.region(name).astype(np.float32), self.template.lattice
-        return (
-            self._studio.sampled(mask, lattice, *self._person(index), self.magnitudes(index)) > 0.5
-        )
+        return self.renderer.warped(mask, lattice, self.subject(index)) > 0.5
 
     def positions_mm(self, index: int) -> np.ndarray:
-        """Return where in the template the tissue of each voxel of a subject comes from: float32, shape (3, X, Y, Z), mm.
+        """Return the template position of each voxel of a subject, mm: float32, (3, X, Y, Z).
 
         With it anything of the template (a label, a mean map) is looked up for a voxel of the
         subject.
         """
-        return self._studio.positions(*self._person(index), self.magnitudes(index))
+        return self.renderer.positions(self.subject(index))
 
     def brain(self, index: int) -> np.ndarray:
         """Return the brain mask of one subject, bool, shape (X, Y, Z)."""
-        return self._studio.tissue(*self._person(index), self.magnitudes(index)) > BACKGROUND
-
-    def clean(self, index: int, *, keep: bool = True) -> np.ndarray:
-        """Return one subject without noise: float32, shape (X, Y, Z)."""
-        return self._studio.exposed(
-            *self._person(index), self.magnitudes(index), noisy=False, keep=keep
-        ).copy()
+        return self.renderer.tissue(self.subject(index)) > BACKGROUND
 
     def difference(self, index: int, effect: str, *, keep: bool = False) -> np.ndarray:
-        """Return what an effect does to the image of one subject, without noise: float32, shape (X, Y, Z)."""
+        """Return what an effect does to the image of one subject, without noise: (X, Y, Z)."""
         on, off = self.twin(carrying=effect), self.twin(without=effect)
         return on.clean(index, keep=keep) - off.clean(index, keep=keep)
 
     def region_of(self, index: int, effect: str) -> np.ndarray | None:
-        """Return the region of an effect in one subject, bool, shape (X, Y, Z); None if it has none."""
+        """Return the region of an effect in one subject, bool, (X, Y, Z); None if it has none."""
         name = getattr(self.effects[effect], "region", None)
         return None if name is None else self.region(index, name)
 
     def parcellation(self, index: int) -> tuple[np.ndarray, dict[int, str]]:
-        """Return the region number of each voxel (0: none), int, shape (X, Y, Z), and the names of numbers.
+        """Return the region number of each voxel (0: none), int, (X, Y, Z), and the names of numbers.
 
         The number is that of the nearest voxel of the template.
         """
@@ -256,40 +305,3 @@ class SyntheticCohort(TwinCohort):
         nearest = np.clip(nearest, 0, np.array(labels.shape) - 1)
         numbers = np.where(within, labels[tuple(np.moveaxis(nearest, -1, 0))], 0).astype(np.int64)
         return numbers, {number: name for name, number in self.template.regions.items()}
-
-
-def synthesise(scenario: Scenario, *, seed: int = 0) -> SyntheticCohort:
-    """Design a cohort: assign subjects to splits, classes and bias groups, draw all magnitudes, check all deformations.
-
-    Bias groups and splits are matched by construction: within each cell of split x class x group x
-    fold, every magnitude and the leading anatomical modes take one value from each of n
-    equal-probability strata (a Latin hypercube; McKay et al. 1979), so the cells have the same
-    distributions up to one stratum and no subject is dropped.
-
-    Matching ties the subjects of a cell together: what one group has more of in some of them, it
-    has less of in the others. A cross-validation over random folds would learn that backwards and
-    score below chance. Folds of the design (column ``fold``) are matched by themselves and
-    independent of each other: use those.
-
-    Parameters
-    ----------
-    scenario : Scenario
-    seed : int
-        Other seeds give other subjects.
-
-    Returns
-    -------
-    Cohort
-        With `scenario.subjects` rows. Nothing is rendered yet.
-
-    Raises
-    ------
-    UnknownNameError
-        If a region is not in the template.
-    FoldingError
-        If an effect would fold a brain.
-    """
-    seed = whole_number("seed", seed, least=0)
-    cohort = SyntheticCohort(scenario, seed, design(scenario, seed))
-    _ = cohort._studio  # raises now rather than at the first volume
-    return cohort

@@ -11,8 +11,8 @@ import simba_lab as sb
 from simba_lab.scans import DisplacementField, inject
 from simba_lab.synthesis.effects import Intensity, Morphology, Normal
 from simba_lab.synthesis.rendering import deformation
-from simba_lab.synthesis.rendering.flows import tabulate
-from simba_lab.synthesis.rendering.scanner import Scanner, expose, noise_key
+from simba_lab.synthesis.rendering.flows import local_flow
+from simba_lab.synthesis.rendering.scanner import Scanner, noise_key
 
 PUTAMEN = Morphology("Putamen_L", 2.5)
 
@@ -65,7 +65,7 @@ def errors(image, reference, twin):
 
 
 def test_identity_equals_warp_by_the_displacement_of_the_effect(template, smooth, injected):
-    flow = tabulate(PUTAMEN, template, np.array([1.0]))
+    flow = local_flow(PUTAMEN, template, np.array([1.0]))
     fine, lattice = (
         gaussian_filter(template.t1, 2.5),
         sb.core.Lattice(smooth.shape, 2.0, tuple(smooth.affine[:3, 3])),
@@ -175,7 +175,7 @@ def test_the_region_grows_by_the_amplitude(template):
     """A region that shines is measured in the scan: its volume by the warped mask, its surface by the amplitude."""
     region = template.region("Putamen_L")
     scan = nib.Nifti1Image(np.where(region, np.float32(3), template.t1), template.lattice.affine)
-    flow = tabulate(PUTAMEN, template, np.array([-1.0, 1.0]))
+    flow = local_flow(PUTAMEN, template, np.array([-1.0, 1.0]))
     for magnitude, low, high in ((1.0, 1.2, 2.0), (-1.0, 0.4, 0.85)):
         result = data(inject(scan, PUTAMEN, magnitudes=magnitude).image) > 1.9
         displacement = np.moveaxis(flow.at(magnitude), -1, 0)
@@ -222,7 +222,7 @@ def test_interpolation_keeps_most_of_the_noise(template):
         for part in (np.zeros_like(noise), noise)
     ]
     clean, noisy = (data(inject(scan, PUTAMEN).image) for scan in scans)
-    flow = tabulate(PUTAMEN, template, np.array([1.0]))
+    flow = local_flow(PUTAMEN, template, np.array([1.0]))
     size = map_coordinates(
         np.linalg.norm(flow.at(1.0), axis=-1),
         (template.lattice.points_mm() - np.reshape(flow.lattice.origin_mm, (3, 1, 1, 1)))
@@ -381,8 +381,8 @@ def test_contrast_turns_about_the_mean_of_the_brain(template, own):
 def test_a_bias_field_is_that_of_a_scenario(template):
     lattice = template.lattice
     white = np.percentile(template.t1[template.brain], 99)
-    scanner = Scanner(pivot=0.5).carrying(Intensity("bias_field", 0.2), 1.0, template)
-    expected = expose(template.t1 / white, lattice, scanner, noise_key(0, 0)) * white
+    scanner = Scanner(pivot=0.5).with_effect(Intensity("bias_field", 0.2), 1.0, template)
+    expected = scanner.signal(template.t1 / white, lattice, noise_key(0, 0)) * white
     result = data(
         inject(nib.Nifti1Image(template.t1, lattice.affine), Intensity("bias_field", 0.2)).image
     )

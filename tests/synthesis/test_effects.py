@@ -4,12 +4,12 @@ from scipy.ndimage import map_coordinates
 
 import simba_lab as sb
 from simba_lab.synthesis.rendering import deformation
-from simba_lab.synthesis.rendering.flows import local_velocity, tabulate
+from simba_lab.synthesis.rendering.flows import local_flow, local_velocity
 
 
 @pytest.fixture(scope="module")
 def flow(template):
-    return tabulate(sb.Morphology("Putamen_L", 2.5), template, np.array([-2.0, 4.0]))
+    return local_flow(sb.Morphology("Putamen_L", 2.5), template, np.array([-2.0, 4.0]))
 
 
 def planar(field):
@@ -22,14 +22,14 @@ def size(flow, template, region, magnitude):
     mask = template.region(region).astype(np.float32)
     local = [(flow.at(magnitude), flow.lattice)]
     return (
-        deformation.render(mask, template.lattice, still, whole, local, template.lattice).sum()
+        deformation.warp_once(mask, template.lattice, still, whole, local, template.lattice).sum()
         / mask.sum()
     )
 
 
 @pytest.mark.parametrize("amplitude", [0.7, 2.5, -2.0])
 def test_amplitude_set_is_amplitude_measured(template, amplitude):
-    flow = tabulate(sb.Morphology("Hippocampus_R", amplitude), template, np.array([-1.0, 1.0]))
+    flow = local_flow(sb.Morphology("Hippocampus_R", amplitude), template, np.array([-1.0, 1.0]))
     anywhere = np.random.default_rng(0).random((3, 200_000)) * (
         np.array(flow.lattice.shape)[:, None] - 1
     )
@@ -41,7 +41,7 @@ def test_amplitude_set_is_amplitude_measured(template, amplitude):
 def test_positive_amplitudes_grow_and_negative_ones_shrink(template, flow):
     grown, shrunk = (size(flow, template, "Putamen_L", magnitude) for magnitude in (1.0, -1.0))
     assert shrunk < 0.85 < 1.15 < grown
-    opposite = tabulate(sb.Morphology("Putamen_L", -2.0), template, np.array([1.0]))
+    opposite = local_flow(sb.Morphology("Putamen_L", -2.0), template, np.array([1.0]))
     assert size(opposite, template, "Putamen_L", 1.0) < 0.85
 
 
@@ -77,10 +77,10 @@ def test_no_magnitude_of_the_table_folds(flow):
 def test_a_mode_moves_the_region_along_the_variability(template):
     """The effect follows the mode inside the region, and nothing moves far from it."""
     effect = sb.Morphology("Putamen_L", 2.0, mode=3)
-    flow = tabulate(effect, template, np.array([-1.0, 1.0]))
+    flow = local_flow(effect, template, np.array([-1.0, 1.0]))
     assert np.linalg.norm(flow.at(1.0), axis=-1).max() == pytest.approx(2.0, abs=0.1)
     assert not np.allclose(
-        flow.at(1.0), tabulate(sb.Morphology("Putamen_L", 2.0), template, np.array([1.0])).at(1.0)
+        flow.at(1.0), local_flow(sb.Morphology("Putamen_L", 2.0), template, np.array([1.0])).at(1.0)
     )
     edge = np.ones(flow.lattice.shape, bool)
     edge[2:-2, 2:-2, 2:-2] = False
@@ -93,16 +93,12 @@ def test_folding_amplitude_names_subject_and_limit(template):
     effect = sb.Morphology("Insula_L", 9.0)
     magnitudes = np.array([0.5, 3.0, -1.0])
     with pytest.raises(sb.core.FoldingError, match="subject 8") as caught:
-        tabulate(
-            effect,
-            template,
-            magnitudes,
-            field_name="scenario.disease",
-            subjects=np.array([7, 8, 9]),
+        local_flow(
+            effect, template, magnitudes, field="scenario.disease", subjects=np.array([7, 8, 9])
         )
     limit = float(caught.value.allowed.split()[2])
     assert "scenario.disease.amplitude_mm" in str(caught.value)
-    works = tabulate(sb.Morphology("Insula_L", limit), template, magnitudes)
+    works = local_flow(sb.Morphology("Insula_L", limit), template, magnitudes)
     assert deformation.least_jacobian(planar(works.at(3.0)), works.lattice) > 0
 
 

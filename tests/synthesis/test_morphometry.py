@@ -29,7 +29,7 @@ def everybody(scenario, template, matrix, shift=(0.0, 0.0, 0.0)):
 
 
 def test_linear_growth_multiplies_every_volume(scenario, template):
-    """The flow of v = A x multiplies volumes by exp(trace A) (Liouville), wherever a region lies."""
+    """The flow of v = A x multiplies all volumes by exp(trace A) (Liouville)."""
     growth = np.array([[0.04, 0.02, 0.0], [-0.03, 0.05, 0.01], [0.0, 0.02, -0.02]])
     cohort = everybody(scenario, template, growth, shift=(2.0, 0.0, -1.0))
     volumes, still = region_volumes(cohort), template_volumes(template)
@@ -41,7 +41,7 @@ def test_linear_growth_multiplies_every_volume(scenario, template):
 
 
 def test_volumes_are_those_of_the_rendered_regions(scenario):
-    """Masks rendered at 1 mm, voxels counted: the same volumes, to what counting voxels can tell."""
+    """Masks rendered at 1 mm, voxels counted: the same volumes, to the error of counting."""
     cohort = (
         sb.synthesise(scenario.replace(spacing_mm=1.0), seed=1)
         .where(np.arange(4))
@@ -117,7 +117,7 @@ def test_ventricles_are_two_dark_bodies_inside_the_brain(name):
 
 
 def test_a_template_without_dark_ventricles_is_refused(template):
-    with pytest.raises(sb.SimbaError, match="lateral ventricles are dark"):
+    with pytest.raises(sb.SimbaError, match="dark lateral ventricles"):
         lateral_ventricles(
             replace(template, t1=np.where(template.brain, np.float32(1), np.float32(0)))
         )

@@ -10,7 +10,7 @@ FEW = {"subjects": 200}
 
 @pytest.fixture(scope="module")
 def quiet(scenario):
-    """One anatomy for everybody and no disease to speak of: only the effect and the noise differ."""
+    """One anatomy and almost no disease: only the effect and the noise differ."""
     still = sb.synthesis.GaussianProcessSubjects((60.0,), (0.0,))
     faint = sb.Morphology("Insula_L", 1e-6, magnitude=sb.Normal(1.0, 0.0))
     return scenario.replace(variability=still, disease=faint, bias=None, bias_field=0, noise=0.1)

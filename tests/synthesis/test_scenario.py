@@ -25,7 +25,7 @@ def test_yaml_round_trip(path, tmp_path):
 
 @pytest.mark.parametrize("path", sorted(SCENARIOS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_scenarios_that_come_with_the_lab_work(path):
-    """All deformations that their subjects need are possible; a volume is rendered where that is quick."""
+    """All deformations of their subjects are possible; a volume is rendered if that is quick."""
     cohort = sb.synthesise(sb.Scenario.from_yaml(path), seed=0)
     assert cohort.scenario.spacing_mm == 1 or cohort.array(0).max() > 0.5
 

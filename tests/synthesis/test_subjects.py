@@ -53,7 +53,7 @@ def asked():
 
 
 def test_covariance_is_that_of_the_process_without_rigid_motion(asked):
-    """Fields are linear in independent coefficients, so the unit coefficients tell the whole covariance."""
+    """Fields are linear in independent coefficients: unit coefficients give the covariance."""
     count = SMALL_MODEL.coefficient_count(SMALL)
     units = np.stack([SMALL_MODEL.velocity(unit, SMALL).ravel() for unit in np.eye(count)]).astype(
         float
@@ -64,7 +64,7 @@ def test_covariance_is_that_of_the_process_without_rigid_motion(asked):
 
 
 def test_draws_fill_the_space_that_was_asked_for(asked):
-    """Projected on the eigenvectors of the covariance, draws are uncorrelated and have its eigenvalues as variances."""
+    """Along eigenvectors of the covariance, draws are independent with its eigenvalues."""
     values, vectors = np.linalg.eigh(asked)
     values, vectors = values[:-21:-1], vectors[:, :-21:-1]  # those that no truncation touches
     scores = drawn(SMALL_MODEL, SMALL, 600).reshape(600, -1) @ vectors / np.sqrt(values)
@@ -134,7 +134,7 @@ def test_wrong_number_of_coefficients():
         MODEL.velocity(np.zeros(3), LATTICE)
 
 
-# --- principal components -------------------------------------------------------------------------------------------
+# -- principal components --
 
 
 def as_image(field, lattice, *, itk=False):
@@ -145,7 +145,7 @@ def as_image(field, lattice, *, itk=False):
 
 @pytest.fixture(scope="module")
 def people(template):
-    """Velocity fields of 24 "people": a process whose covariance is known, on the lattice of the subjects."""
+    """Velocity fields of 24 "people": draws of a process whose covariance is known."""
     return drawn(
         sb.synthesis.GaussianProcessSubjects((60.0,), (3.0,)), subject_lattice(template), 24, seed=2
     )
@@ -162,7 +162,7 @@ def fitted(people, template):
 
 
 def test_components_span_the_people_that_they_were_fitted_to(people, fitted):
-    """Twenty-three directions and a mean hold 24 people exactly, and what a person's coefficients say is that person."""
+    """Twenty-three directions and a mean hold 24 people exactly: coefficients give the person."""
     assert len(fitted.variance_mm2) == 23
     assert fitted.variance_ratio.sum() == pytest.approx(1)
     points = np.prod(fitted.lattice.shape)
@@ -178,7 +178,7 @@ def test_components_span_the_people_that_they_were_fitted_to(people, fitted):
 
 
 def test_draws_of_components_have_the_covariance_of_the_people(fitted):
-    """Coefficients that are projected back from drawn fields are those that were drawn: full rank, nothing else added."""
+    """Coefficients projected back from drawn fields are those that were drawn."""
     rng = np.random.default_rng(3)
     coefficients = rng.standard_normal((40, 23))
     fields = np.stack([fitted.velocity(row, fitted.lattice) for row in coefficients])
@@ -208,7 +208,7 @@ def test_variance_along_true_directions_is_recovered(fitted, template):
 
 
 def test_fields_in_any_orientation_say_the_same(template):
-    """A smooth field on an oblique, left-handed, anisotropic grid, as ITK writes it: the component is that field."""
+    """A smooth field on an oblique, left-handed, anisotropic grid: the component is that field."""
 
     def field(x, y, z):
         return np.stack([3 + 0.05 * y, 2 * np.sin(x / 40), -0.04 * z + 0.02 * x], axis=-1)

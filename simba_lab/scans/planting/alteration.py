@@ -13,7 +13,7 @@ from simba_lab.core.lattice import FWHM_PER_SIGMA
 from simba_lab.core.rng import stream
 from simba_lab.scans.planting.placed_scan import PlacedScan
 from simba_lab.synthesis.rendering.flows import LocalFlow
-from simba_lab.synthesis.rendering.scanner import Scanner, expose_points
+from simba_lab.synthesis.rendering.scanner import Scanner
 
 # Order of the interpolating spline. Where tissue moves by more than half a voxel, white noise keeps
 # 54 % of its standard deviation with order 1, 81 % with 3 and 86 % with 5: a region that is
@@ -74,7 +74,7 @@ def exposed(placed: PlacedScan, stored: np.ndarray, scanner: Scanner, seed: int)
         points = np.clip(placed.placement.template_mm(voxels), low, high)
         index = tuple(voxels)
         with np.errstate(over="ignore"):  # `Scan.cast` brings what overflows back into range
-            after[index] = expose_points(blurred[index], points, scanner, generator)
+            after[index] = scanner.signal_at(blurred[index], points, generator)
     differs = after != before
     result = stored.copy()
     result[differs] = scan.cast((after[differs] * white - scan.inter) / scan.slope)

@@ -18,7 +18,7 @@ from simba_lab.scans.planting.scan import open_scan, save_as_stored
 from simba_lab.synthesis.anatomy.template import Template, load_template
 from simba_lab.synthesis.anatomy.variability import Variability
 from simba_lab.synthesis.effects import EXAMPLE, Effect, Intensity, Morphology
-from simba_lab.synthesis.rendering.flows import tabulate
+from simba_lab.synthesis.rendering.flows import local_flow
 from simba_lab.synthesis.rendering.scanner import Scanner
 
 # Beyond this magnitude an effect should have another amplitude or strength.
@@ -152,11 +152,11 @@ def inject(
     template = template if isinstance(template, Template) else load_template(template)
     shapes = {name: value for name, value in named.items() if isinstance(value, Morphology)}
     flows = {
-        name: tabulate(
+        name: local_flow(
             effect,
             template,
             np.array([amounts[name]]),
-            field_name=f"effects[{name!r}]",
+            field=f"effects[{name!r}]",
             variability=variability,
         )
         for name, effect in shapes.items()
@@ -171,7 +171,7 @@ def inject(
     scanner = usual = Scanner(pivot=placed.brain_mean)
     for name, effect in named.items():
         if isinstance(effect, Intensity):
-            scanner = scanner.carrying(effect, amounts[name], template)
+            scanner = scanner.with_effect(effect, amounts[name], template)
     if scanner != usual:
         stored = exposed(placed, stored, scanner, seed)
     # In float64: differences of unsigned integers would wrap around.

@@ -6,15 +6,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from simba_lab.core.checks import of_shape
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.lattice import Lattice
-from simba_lab.synthesis.anatomy.modes import checked_coefficients, modes, open_mesh
-from simba_lab.synthesis.kernels import fields as _kernels
+from simba_lab.synthesis.anatomy.modes import Modes, modes, open_mesh
+from simba_lab.synthesis.kernels import modes as _kernels
 
 
 @dataclass(frozen=True)
 class GaussianProcessSubjects:
-    """Velocity fields drawn from a Gaussian process with a mixture of squared-exponential covariances.
+    """Velocity fields drawn from a Gaussian process: broad and local smooth displacements.
 
     Each component of the field is an independent zero-mean process whose covariance is the sum over
     scales of ``deviation^2 exp(-|x - y|^2 / (2 length_scale^2))``. The covariance is separable, so
@@ -27,14 +28,14 @@ class GaussianProcessSubjects:
     projection onto translations and rotations, fields have the covariance ``(1 - P) K (1 - P)'``.
     `P` weighs the ellipsoid that fits into the lattice, which is about where the brain is.
 
-    The defaults make the volumes of brain and deep grey nuclei vary as among healthy adults, by
-    about 9 and 10 to 12 %. Those of the ventricles vary as little, where those of people, who
-    differ in age, vary by half (`population_volumes`).
+    With the defaults the volumes of brain and deep grey nuclei vary as among healthy adults, by
+    about 9 and 10 to 12 %. The ventricles vary by as little; those of people of different ages vary
+    by half (`population_volumes`).
 
     Parameters
     ----------
     length_scales_mm : tuple of float
-        How far neighbouring tissue moves together, one per scale.
+        Distance over which neighbouring tissue moves together, one per scale.
     deviations_mm : tuple of float
         Standard deviation of each velocity component in mm before the rigid part is taken out, one
         per scale.
@@ -43,6 +44,15 @@ class GaussianProcessSubjects:
     ----------
     Rasmussen and Williams (2006), "Gaussian processes for machine learning", eq. 4.9 (covariance);
     Ghanem and Spanos (1991), "Stochastic finite elements", sec. 2.3 (Karhunen-Loeve expansion).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import simba_lab as sb
+    >>> model = sb.synthesis.GaussianProcessSubjects((120.0, 40.0), (5.0, 1.5))
+    >>> lattice = sb.core.Lattice((9, 11, 9), 20.0, (0.0, 0.0, 0.0))
+    >>> model.velocity(np.zeros(model.coefficient_count(lattice)), lattice).shape
+    (9, 11, 9, 3)
     """
 
     length_scales_mm: tuple[float, ...] = (200.0, 20.0)
@@ -54,26 +64,19 @@ class GaussianProcessSubjects:
             try:
                 object.__setattr__(self, name, tuple(float(value) for value in values))
             except (TypeError, ValueError) as error:
-                raise SimbaError(
-                    f"variability.{name}", values, "a list of numbers, one a scale"
-                ) from error
+                allowed = "a list of numbers, one per scale"
+                raise SimbaError(f"variability.{name}", values, allowed) from error
             if not np.isfinite(getattr(self, name)).all():
                 raise SimbaError(f"variability.{name}", values, "finite")
-        if len(self.length_scales_mm) != len(self.deviations_mm) or not self.length_scales_mm:
-            raise SimbaError(
-                "variability.deviations_mm",
-                self.deviations_mm,
-                f"{len(self.length_scales_mm)} numbers (one a scale)",
-            )
-        if min(self.length_scales_mm) < 10:
-            raise SimbaError(
-                "variability.length_scales_mm",
-                self.length_scales_mm,
-                "at least 10 mm each",
-                "Shorter scales are not resolved by the lattice of the subject fields.",
-            )
-        if min(self.deviations_mm) < 0:
-            raise SimbaError("variability.deviations_mm", self.deviations_mm, "at least 0")
+        lengths, deviations = self.length_scales_mm, self.deviations_mm
+        if len(lengths) != len(deviations) or not lengths:
+            allowed = f"{len(lengths)} numbers (one per scale)"
+            raise SimbaError("variability.deviations_mm", deviations, allowed)
+        if min(lengths) < 10:
+            remedy = "The lattice of the subject fields does not resolve shorter scales."
+            raise SimbaError("variability.length_scales_mm", lengths, "at least 10 mm each", remedy)
+        if min(deviations) < 0:
+            raise SimbaError("variability.deviations_mm", deviations, "at least 0")
 
     @property
     def summary(self) -> str:
@@ -91,11 +94,14 @@ class GaussianProcessSubjects:
 
     def coefficient_count(self, lattice: Lattice) -> int:
         """Return the number of independent coefficients of a subject on a lattice."""
-        return modes(self.length_scales_mm, self.deviations_mm, lattice).order.size
+        return self._modes(lattice).order.size
 
     def leading(self, lattice: Lattice, count: int) -> np.ndarray:
-        """Return the indices of the `count` coefficients that carry most variance, largest first."""
-        return modes(self.length_scales_mm, self.deviations_mm, lattice).order[:count].copy()
+        """Return the indices of the `count` coefficients with most variance, largest first."""
+        return self._modes(lattice).order[:count].copy()
+
+    def _modes(self, lattice: Lattice) -> Modes:
+        return modes(self.length_scales_mm, self.deviations_mm, lattice)
 
     def velocity(self, coefficients: np.ndarray, lattice: Lattice) -> np.ndarray:
         """Return the velocity field of a subject in mm, interleaved float32, shape (X, Y, Z, 3).
@@ -105,16 +111,16 @@ class GaussianProcessSubjects:
         coefficients : ndarray, shape (coefficient_count,)
             Standard normal for a subject of the population.
         """
-        own = modes(self.length_scales_mm, self.deviations_mm, lattice)
-        coefficients = checked_coefficients(coefficients, own.order.size)
-        shift, turn = np.float32(own.rigid @ coefficients).reshape(2, 3)
+        basis = self._modes(lattice)
+        coefficients = of_shape("coefficients", coefficients, basis.order.shape).astype(float)
+        shift, turn = np.float32(basis.rigid @ coefficients).reshape(2, 3)
         x, y, z = open_mesh(lattice)
         field = np.empty((*lattice.shape, 3), np.float32)
         field[..., 0] = turn[2] * y - turn[1] * z - shift[0]
         field[..., 1] = turn[0] * z - turn[2] * x - shift[1]
         field[..., 2] = turn[1] * x - turn[0] * y - shift[2]
         start = 0
-        for basis_x, basis_y, basis_z, scale in own.scales:
+        for basis_x, basis_y, basis_z, scale in basis.scales:
             stop = start + 3 * scale.size
             block = np.float32(coefficients[start:stop].reshape(3, *scale.shape) * scale)
             _kernels.separable_sum(block, basis_x, basis_y, basis_z, field)

@@ -1,4 +1,4 @@
-"""Karhunen-Loeve modes of smooth random vector fields on a lattice, and the rigid motion in each of them."""
+"""Karhunen-Loeve modes of smooth random vector fields, and the rigid motion in each of them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,15 @@ from functools import lru_cache
 
 import numpy as np
 
-from simba_lab.core.errors import SimbaError
 from simba_lab.core.lattice import Lattice
 from simba_lab.synthesis.anatomy.template import Template
 
 # Subject fields are smooth (length scales of at least 10 mm): this lattice holds them whatever the
 # output spacing.
 SUBJECT_SPACING_MM = 4.0
-# Share of the variance of each axis that the kept modes carry ...
-VARIANCE_KEPT = 0.995
-# ... and at least so many: of long scales the rigid part is taken out, which leaves little of the
-# first.
-LEAST_MODES = 3
+# Share of the variance of each axis that the kept modes carry, and their least number: of long
+# scales the rigid part is taken out, which leaves little of the first modes.
+VARIANCE_KEPT, LEAST_MODES = 0.995, 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,10 +27,10 @@ class Modes:
     scales : list of (basis_x, basis_y, basis_z, scale)
         The one-dimensional modes of each axis (points x modes) and the deviation of each 3D mode.
     rigid : ndarray, shape (6, coefficients)
-        Translation in mm and rotation about the centre, in radians, that each coefficient would
-        bring.
+        Translation in mm and rotation about the centre, in radians, of the field of each
+        coefficient.
     order : ndarray of int, shape (coefficients,)
-        Coefficients by their variance in the ellipsoid, the rigid part left out, largest first.
+        Coefficients by their variance in the ellipsoid without the rigid part, largest first.
     """
 
     scales: list[tuple[np.ndarray, ...]]
@@ -59,9 +56,9 @@ def modes(
     """
     scales, rigid, variance = [], [], []
     x, y, z = open_mesh(lattice)
-    inside = (x / x.max()) ** 2 + (y / y.max()) ** 2 + (z / z.max()) ** 2 <= 1
-    inside = inside / inside.sum()
-    squares = np.array([(inside * axis**2).sum() for axis in (x, y, z)])
+    ellipsoid = (x / x.max()) ** 2 + (y / y.max()) ** 2 + (z / z.max()) ** 2 <= 1
+    weights = ellipsoid / ellipsoid.sum()
+    squares = np.array([(weights * axis**2).sum() for axis in (x, y, z)])
     for length, deviation in zip(length_scales_mm, deviations_mm, strict=True):
         bases, spectra = [], []
         for axis in range(3):
@@ -75,8 +72,7 @@ def modes(
                 int(np.searchsorted(np.cumsum(values) / values.sum(), VARIANCE_KEPT)) + 1,
             )
             # The sign of an eigenvector is arbitrary: fix it, so that a seed means the same brain
-            # on every machine. The peak of an odd mode would not do, for there is one at either
-            # end.
+            # on every machine. By the first point, as an odd mode has two peaks.
             bases.append((vectors * np.where(vectors[0] < 0, -1, 1))[:, :kept])
             spectra.append(np.sqrt(values[:kept]))
         scale = deviation * np.einsum("a,b,c->abc", *spectra)
@@ -84,21 +80,19 @@ def modes(
         def mean(weights: np.ndarray, bases: list[np.ndarray] = bases) -> np.ndarray:
             return np.einsum("xyz,xa,yb,zc->abc", weights, *bases, optimize=True).ravel()
 
-        shift, (mx, my, mz) = (
-            mean(inside) * scale.ravel(),
-            (mean(inside * axis) * scale.ravel() for axis in (x, y, z)),
-        )
-        none = np.zeros_like(shift)
+        shift = mean(weights) * scale.ravel()
+        mx, my, mz = (mean(weights * axis) * scale.ravel() for axis in (x, y, z))
+        zero = np.zeros_like(shift)
         # A rotation w moves x by w cross x: the w nearest to a field v is the mean of x cross v
         # over that of |x|^2 - x_i^2.
-        moment = np.array([[none, -mz, my], [mz, none, -mx], [-my, mx, none]])
+        moment = np.array([[zero, -mz, my], [mz, zero, -mx], [-my, mx, zero]])
         turn = moment / (squares.sum() - squares)[:, None, None]
         shifts = np.einsum("ij,k->ijk", np.eye(3), shift)
         rigid.append(np.concatenate([shifts, turn]).reshape(6, -1))
-        energy = mean(inside, [basis**2 for basis in bases]) * scale.ravel() ** 2
+        energy = mean(weights, [basis**2 for basis in bases]) * scale.ravel() ** 2
         variance.append((energy - shift**2 - (moment * turn).sum(axis=0)).ravel())
         scales.append((*(np.ascontiguousarray(basis, dtype=np.float32) for basis in bases), scale))
-    # Axes of the same length give modes of the same variance: rounding errors must not decide on
+    # Axes of the same length give modes of the same variance: rounding errors must not decide
     # their order.
     rank = np.concatenate(variance)
     order = np.argsort(-np.round(rank / rank.max(initial=np.finfo(float).tiny), 9), kind="stable")
@@ -114,12 +108,12 @@ def open_mesh(lattice: Lattice) -> list[np.ndarray]:
 
 
 def subject_lattice(template: Template) -> Lattice:
-    """Return the coarse lattice of the subject fields: it spans the template's field of view from face to face."""
+    """Return the 4 mm lattice of subjects' velocity fields, over the template's field of view.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> sb.synthesis.subject_lattice(sb.load_template()).spacing_mm
+    4.0
+    """
     return Lattice.spanning(*template.box_mm, SUBJECT_SPACING_MM, centred=False)
-
-
-def checked_coefficients(coefficients: np.ndarray, expected: int) -> np.ndarray:
-    """Return the coefficients of a subject as floats, or say how many there have to be."""
-    if np.shape(coefficients) != (expected,):
-        raise SimbaError("coefficients", np.shape(coefficients), f"of shape ({expected},)")
-    return np.asarray(coefficients, float)

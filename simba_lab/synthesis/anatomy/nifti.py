@@ -1,4 +1,4 @@
-"""Read NIfTI images with care: the header is checked before any voxel is read, and each fault gives one clear error."""
+"""Read NIfTI images with care: the header is checked before any voxel is read."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from simba_lab.core.errors import TemplateError
 
-# Deflate cannot make data more than this many times smaller, so a gzip file that claims more is
-# lying.
+# Deflate cannot make data more than this many times smaller: a gzip file that claims more is
+# damaged.
 GZIP_RATIO = 1032
 # 1 GiB as float32; a head at 0.35 mm has fewer.
 MOST_VOXELS = 2**28
@@ -38,15 +38,15 @@ DAMAGE = (
 
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")
-def open_nifti(path: str | Path, field_name: str = "image") -> nib.Nifti1Image:
-    """Open an image without reading its voxels, and check everything that can be checked before that.
+def open_nifti(path: str | Path, field: str = "image") -> nib.Nifti1Image:
+    """Open an image without reading its voxels, and check its header.
 
     Parameters
     ----------
     path : path
         A NIfTI-1 or NIfTI-2 file, ``.nii`` or ``.nii.gz``.
-    field_name : str
-        What errors call the image.
+    field : str
+        Name of the image in errors.
 
     Returns
     -------
@@ -60,73 +60,68 @@ def open_nifti(path: str | Path, field_name: str = "image") -> nib.Nifti1Image:
         file can hold, or has no usable orientation.
     """
     path = Path(path)
+    allowed, remedy = "a NIfTI file (.nii or .nii.gz)", "Convert the image first."
     if not path.name.lower().endswith((".nii", ".nii.gz")):
-        raise TemplateError(
-            field_name, str(path), "a NIfTI file (.nii or .nii.gz)", "Convert the image first."
-        )
+        raise TemplateError(field, str(path), allowed, remedy)
     if not path.is_file():
-        raise TemplateError(field_name, str(path), "an existing NIfTI file", "Check the path.")
+        raise TemplateError(field, str(path), "an existing NIfTI file", "Check the path.")
     try:
         image = nib.load(path)
         affine, shape = np.array(image.affine, float), tuple(int(n) for n in image.shape)
         codes = int(image.header["sform_code"]), int(image.header["qform_code"])
-        kind, size = image.get_data_dtype().kind, image.get_data_dtype().itemsize
-        claimed = int(image.dataobj.offset) + size * int(np.prod(shape, dtype=object))
+        dtype = image.get_data_dtype()
+        claimed = int(image.dataobj.offset) + dtype.itemsize * int(np.prod(shape, dtype=object))
     except DAMAGE as error:
-        raise _damaged(field_name, path, error) from error
-    if not isinstance(image, nib.Nifti1Image):  # Nifti2Image is one too
-        raise TemplateError(
-            field_name, str(path), "a NIfTI file (.nii or .nii.gz)", "Convert the image first."
-        )
+        raise _damaged(field, path, error) from error
+    if not isinstance(image, nib.Nifti1Image):  # Nifti2Image is a subclass
+        raise TemplateError(field, str(path), allowed, remedy)
     if len(shape) < 3 or min(shape) < 1 or any(n != 1 for n in shape[3:]):
-        raise TemplateError(
-            field_name,
-            str(path),
-            "a three-dimensional image",
-            f"Its shape is {shape}: pick or make one volume.",
-        )
-    if kind not in "biuf":
-        raise TemplateError(
-            field_name, str(path), "an image of real numbers", f"It holds {image.get_data_dtype()}."
-        )
-    on_disk = path.stat().st_size
-    possible = on_disk * GZIP_RATIO if _zipped(path) else on_disk
-    if claimed > possible:
-        raise TemplateError(
-            field_name,
-            str(path),
-            "a NIfTI file that holds what its header claims",
-            f"It is truncated or corrupt: {on_disk:,} bytes cannot hold the {claimed:,} that it claims. Fetch it again.",
-        )
-    if np.prod(shape, dtype=object) > MOST_VOXELS:
-        raise TemplateError(
-            field_name,
-            str(path),
-            f"an image of at most {MOST_VOXELS:,} voxels",
-            f"Its shape is {shape}.",
-        )
-    if not any(code > 0 for code in codes) or not _usable(affine):
-        raise TemplateError(
-            field_name,
-            str(path),
-            "an image with an orientation (sform or qform)",
-            f"Voxels must be {VOXEL_RANGE_MM[0]:g} to {VOXEL_RANGE_MM[1]:g} mm large and their axes independent, but the "
-            f"affine is {np.array2string(affine[:3], precision=3, separator=', ').replace(chr(10), '')} "
-            f"with the codes {codes}. Repair the header first.",
-        )
+        remedy = f"Its shape is {shape}: choose or make one volume."
+        raise TemplateError(field, str(path), "a three-dimensional image", remedy)
+    if dtype.kind not in "biuf":
+        raise TemplateError(field, str(path), "an image of real numbers", f"It holds {dtype}.")
+    _check_size(field, path, claimed, shape)
+    _check_orientation(field, path, affine, codes)
     return image
 
 
+def _check_size(field: str, path: Path, claimed: int, shape: tuple[int, ...]) -> None:
+    on_disk = path.stat().st_size
+    if claimed > (on_disk * GZIP_RATIO if _zipped(path) else on_disk):
+        remedy = (
+            f"It is truncated or corrupt: {on_disk:,} bytes cannot hold the {claimed:,} that it "
+            "claims. Fetch it again."
+        )
+        allowed = "a NIfTI file that holds what its header claims"
+        raise TemplateError(field, str(path), allowed, remedy)
+    if np.prod(shape, dtype=object) > MOST_VOXELS:
+        allowed = f"an image of at most {MOST_VOXELS:,} voxels"
+        raise TemplateError(field, str(path), allowed, f"Its shape is {shape}.")
+
+
+def _check_orientation(field: str, path: Path, affine: np.ndarray, codes: tuple[int, int]) -> None:
+    if any(code > 0 for code in codes) and _usable(affine):
+        return
+    low, high = VOXEL_RANGE_MM
+    rows = np.array2string(affine[:3], precision=3, separator=", ").replace("\n", "")
+    remedy = (
+        f"Voxels must be {low:g} to {high:g} mm large, their axes independent, but the affine is "
+        f"{rows} with the codes {codes}. Repair the header first."
+    )
+    allowed = "an image with an orientation (sform or qform)"
+    raise TemplateError(field, str(path), allowed, remedy)
+
+
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")
-def read_nifti(path: str | Path, field_name: str = "image") -> nib.Nifti1Image:
-    """Read an image as float32, its axes ordered and directed as near to RAS+ as can be without resampling.
+def read_nifti(path: str | Path, field: str = "image") -> nib.Nifti1Image:
+    """Read an image as float32, its axes ordered and directed as near to RAS+ as possible.
 
     Parameters
     ----------
     path : path
         A NIfTI-1 or NIfTI-2 file, ``.nii`` or ``.nii.gz``.
-    field_name : str
-        What errors call the image.
+    field : str
+        Name of the image in errors.
 
     Returns
     -------
@@ -138,18 +133,16 @@ def read_nifti(path: str | Path, field_name: str = "image") -> nib.Nifti1Image:
     TemplateError
         As `open_nifti`, and if the data are truncated, corrupt, NaN or infinite.
     """
-    path, image = Path(path), open_nifti(path, field_name)
+    path, image = Path(path), open_nifti(path, field)
     try:
-        data = np.asarray(
-            (_unzipped(path, image) if _zipped(path) else image).dataobj, dtype=np.float32
-        )
+        readable = _unzipped(path, image) if _zipped(path) else image
+        data = np.asarray(readable.dataobj, dtype=np.float32)
         data = data.reshape(data.shape[:3])
     except DAMAGE as error:
-        raise _damaged(field_name, path, error) from error
+        raise _damaged(field, path, error) from error
     if not np.isfinite(data).all():
-        raise TemplateError(
-            field_name, str(path), "an image without NaN or infinity", "Repair the image first."
-        )
+        allowed = "an image without NaN or infinity"
+        raise TemplateError(field, str(path), allowed, "Repair the image first.")
     return nib.as_closest_canonical(nib.Nifti1Image(data, image.affine))
 
 
@@ -158,10 +151,9 @@ def _zipped(path: Path) -> bool:
 
 
 def _unzipped(path: Path, image: nib.Nifti1Image) -> nib.Nifti1Image:
-    """Return the image with its bytes in memory; nibabel alone would not notice a wrong checksum at the end."""
-    claimed = int(image.dataobj.offset) + image.get_data_dtype().itemsize * int(
-        np.prod(image.shape)
-    )
+    """Return the image with its bytes in memory; unlike nibabel, compare its checksum."""
+    voxels = int(np.prod(image.shape))
+    claimed = int(image.dataobj.offset) + image.get_data_dtype().itemsize * voxels
     with gzip.open(path) as handle:
         content = handle.read(claimed)
         handle.read(1)  # the checksum is compared when the end is reached
@@ -178,11 +170,7 @@ def _usable(affine: np.ndarray) -> bool:
     return abs(np.linalg.det(affine[:3, :3] / edges)) >= LEAST_VOLUME
 
 
-def _damaged(field_name: str, path: Path, error: BaseException) -> TemplateError:
+def _damaged(field: str, path: Path, error: BaseException) -> TemplateError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return TemplateError(
-        field_name,
-        str(path),
-        "a readable NIfTI file",
-        f"It is truncated or corrupt ({reason}); fetch it again.",
-    )
+    remedy = f"It is truncated or corrupt ({reason}); fetch it again."
+    return TemplateError(field, str(path), "a readable NIfTI file", remedy)

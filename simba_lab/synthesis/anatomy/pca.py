@@ -14,9 +14,10 @@ import nibabel as nib
 import numpy as np
 from sklearn.decomposition import PCA
 
+from simba_lab.core.checks import of_shape
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.lattice import Lattice
-from simba_lab.synthesis.anatomy.modes import checked_coefficients, subject_lattice
+from simba_lab.synthesis.anatomy.modes import subject_lattice
 from simba_lab.synthesis.anatomy.template import Template, load_template
 from simba_lab.synthesis.anatomy.velocity_files import (
     read_model,
@@ -30,11 +31,11 @@ FORMAT = "simba-lab velocity components 1"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PCASubjects:
-    """Velocity fields drawn from the principal components of those of real people (log-Euclidean statistics).
+    """Velocity fields drawn from the principal components of those of real people.
 
     Stationary velocity fields are the logarithms of deformations, and a vector space: the mean and
     the components of a registered cohort are velocity fields too, and all that they span is
-    diffeomorphic. Models compare and hash by content.
+    diffeomorphic (log-Euclidean statistics). Models compare and hash by content.
 
     Parameters
     ----------
@@ -60,6 +61,17 @@ class PCASubjects:
     diffeomorphisms", MICCAI (statistics on logarithms); Vercauteren, Pennec, Perchant, Ayache
     (2008), "Symmetric log-domain diffeomorphic registration: a demons-based approach", MICCAI (a
     registration that yields such fields).
+
+    Examples
+    --------
+    >>> import nibabel as nib
+    >>> import numpy as np
+    >>> import simba_lab as sb
+    >>> lattice = sb.synthesis.subject_lattice(sb.load_template())
+    >>> field = np.ones((*lattice.shape, 3), np.float32)  # registration programs write such fields
+    >>> images = [nib.Nifti1Image(size * field, lattice.affine) for size in (-1, 0, 1)]
+    >>> sb.synthesis.PCASubjects.fit(images).summary
+    '1 components of 3 people, 100% of the variance'
     """
 
     mean: np.ndarray
@@ -71,9 +83,9 @@ class PCASubjects:
     file: str | None = None
 
     def __post_init__(self) -> None:
-        kinds = {"mean": np.float32, "components": np.float32, "variance_mm2": np.float64}
-        for name, kind in kinds.items():
-            array = np.array(getattr(self, name), dtype=kind, order="C")
+        types = {"mean": np.float32, "components": np.float32, "variance_mm2": np.float64}
+        for name, dtype in types.items():
+            array = np.array(getattr(self, name), dtype=dtype, order="C")
             if not np.isfinite(array).all():
                 raise SimbaError(f"variability.{name}", "NaN or infinity", "finite")
             array.setflags(write=False)
@@ -81,18 +93,11 @@ class PCASubjects:
         shape, count = (*self.lattice.shape, 3), len(self.variance_mm2)
         if self.mean.shape != shape or self.components.shape != (count, *shape):
             shapes = self.mean.shape, self.components.shape
-            raise SimbaError(
-                "variability",
-                shapes,
-                f"a mean of shape {shape} and components of shape {(count, *shape)}",
-            )
-        if (
-            self.variance_mm2.ndim != 1
-            or (np.diff(self.variance_mm2, prepend=np.inf, append=0) > 0).any()
-        ):
-            raise SimbaError(
-                "variability.variance_mm2", self.variance_mm2, "falling, and at least 0"
-            )
+            allowed = f"a mean of shape {shape} and components of shape {(count, *shape)}"
+            raise SimbaError("variability", shapes, allowed)
+        variance = self.variance_mm2
+        if variance.ndim != 1 or (np.diff(variance, prepend=np.inf, append=0) > 0).any():
+            raise SimbaError("variability.variance_mm2", variance, "falling, and at least 0")
 
     @classmethod
     def fit(
@@ -112,9 +117,9 @@ class PCASubjects:
         fields : iterable of paths or nibabel images
             Stationary velocity fields in the space of the template, (X, Y, Z, 3) or (X, Y, Z, 1,
             3), in mm. Their exponentials map points of the template to points of the person, as
-            programs do that resample people onto it.
+            in programs that resample people onto the template.
         components : int, optional
-            How many to keep; as many as `variance_kept` needs by default.
+            Number of components to keep; by default as many as `variance_kept` needs.
         variance_kept : float
             Share of the variance that the kept components carry, in (0, 1].
         convention : {"ras", "lps"}
@@ -133,17 +138,13 @@ class PCASubjects:
         matrix = read_velocities(fields, template, lattice, convention, progress=progress)
         most = len(matrix) - 1
         if most < 1:
-            raise SimbaError(
-                "fields", f"{len(matrix)} fields", "at least two fields", "A hundred tell more."
-            )
-        if components is not None and (
-            not isinstance(components, int | np.integer) or not 0 <= components <= most
+            value, remedy = f"{len(matrix)} fields", "A hundred are better."
+            raise SimbaError("fields", value, "at least two fields", remedy)
+        if components is not None and not (
+            isinstance(components, int | np.integer) and 0 <= components <= most
         ):
-            raise SimbaError(
-                "components",
-                components,
-                f"an integer from 0 to {most}, one less than there are fields",
-            )
+            allowed = f"an integer from 0 to {most}, one less than the number of fields"
+            raise SimbaError("components", components, allowed)
         if not isinstance(variance_kept, int | float) or not 0 < variance_kept <= 1:
             raise SimbaError("variance_kept", variance_kept, "in (0, 1]")
         with np.errstate(invalid="ignore"):  # fields that are all alike have no ratios of variance
@@ -155,10 +156,8 @@ class PCASubjects:
         if components is None:
             share = np.cumsum(variance) / max(variance.sum(), np.finfo(float).tiny)
             components = int(np.searchsorted(share, variance_kept - 1e-9)) + 1
-        # Below this there is nothing but rounding errors.
-        components = min(
-            components, int((variance > 1e-9 * max(1.0, np.square(pca.mean_).sum() / points)).sum())
-        )
+        rounding = 1e-9 * max(1.0, np.square(pca.mean_).sum() / points)
+        components = min(components, int((variance > rounding).sum()))
         shape = (*lattice.shape, 3)
         directions = (pca.components_[:components] * np.sqrt(points)).reshape(-1, *shape)
         return cls(
@@ -172,7 +171,7 @@ class PCASubjects:
 
     @cached_property
     def sha256(self) -> str:
-        """Digest of the model's content; where it is saved does not matter."""
+        """Digest of the model's content, whatever file it is saved in."""
         digest = hashlib.sha256(json.dumps(self._header(), sort_keys=True).encode())
         for array in (self.mean, self.components, self.variance_mm2):
             digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
@@ -195,11 +194,11 @@ class PCASubjects:
     @property
     def summary(self) -> str:
         """The model in a few words, for errors and captions."""
-        share = self.variance_ratio.sum()
-        return f"{len(self.variance_mm2)} components of {self.people} people, {share:.0%} of the variance"
+        count, share = len(self.variance_mm2), self.variance_ratio.sum()
+        return f"{count} components of {self.people} people, {share:.0%} of the variance"
 
     def scaled(self, share: float) -> PCASubjects:
-        """Return the model with all velocities multiplied by a number, that of the mean person too."""
+        """Return the model with all velocities, the mean included, multiplied by a number."""
         squared = share**2
         return replace(
             self,
@@ -212,16 +211,12 @@ class PCASubjects:
     def coefficient_count(self, lattice: Lattice) -> int:
         """Return the number of independent coefficients of a subject: one per component."""
         if lattice != self.lattice:
-            raise SimbaError(
-                "variability",
-                str(self.lattice),
-                f"on {lattice}",
-                "Fit it with the template of the scenario.",
-            )
+            remedy = "Fit it with the template of the scenario."
+            raise SimbaError("variability", str(self.lattice), f"on {lattice}", remedy)
         return len(self.variance_mm2)
 
     def leading(self, lattice: Lattice, count: int) -> np.ndarray:
-        """Return the indices of the `count` coefficients that carry most variance, largest first."""
+        """Return the indices of the `count` coefficients with most variance, largest first."""
         return np.arange(self.coefficient_count(lattice))[:count]
 
     def velocity(self, coefficients: np.ndarray, lattice: Lattice) -> np.ndarray:
@@ -232,18 +227,15 @@ class PCASubjects:
         coefficients : ndarray, shape (coefficient_count,)
             Standard normal for a subject of the population.
         """
-        weights = checked_coefficients(coefficients, self.coefficient_count(lattice)) * np.sqrt(
-            self.variance_mm2
-        )
-        # Not a matrix product: how that adds up is left to the machine.
+        shape = (self.coefficient_count(lattice),)
+        weights = of_shape("coefficients", coefficients, shape) * np.sqrt(self.variance_mm2)
+        # Not a matrix product: the order of its sums depends on the machine.
         return self.mean + np.einsum("k,kxyzd->xyzd", weights.astype(np.float32), self.components)
 
     def save(self, path: str | Path) -> PCASubjects:
-        """Write ``<path>.safetensors`` and ``<path>.json``; return the model that knows where it is saved."""
-        stem = stem_of(path)
-        arrays = {
-            name: np.array(getattr(self, name)) for name in ("mean", "components", "variance_mm2")
-        }
+        """Write ``<path>.safetensors`` and ``<path>.json``; return the model with its `file`."""
+        stem, names = stem_of(path), ("mean", "components", "variance_mm2")
+        arrays = {name: np.array(getattr(self, name)) for name in names}
         write_model(stem, arrays, self._header() | {"sha256": self.sha256})
         return replace(self, file=str(stem))
 
@@ -261,33 +253,22 @@ class PCASubjects:
         try:
             grid = header["lattice"]
             lattice = Lattice(tuple(grid["shape"]), grid["spacing_mm"], tuple(grid["origin_mm"]))
-            model = cls(
-                **arrays,
-                total_mm2=header["total_mm2"],
-                people=header["people"],
-                lattice=lattice,
-                file=str(stem),
-            )
+            total, people = header["total_mm2"], header["people"]
+            model = cls(**arrays, total_mm2=total, people=people, lattice=lattice, file=str(stem))
             intact = model.sha256 == header["sha256"]
         except (KeyError, TypeError, ValueError) as error:
-            raise SimbaError(
-                "file", str(stem), "a complete model", f"It is corrupt ({error})."
-            ) from error
+            remedy = f"It is corrupt ({error})."
+            raise SimbaError("file", str(stem), "a complete model", remedy) from error
         if not intact:
-            raise SimbaError(
-                "file",
-                str(stem),
-                "what was saved",
-                "Content and digest differ: fit or fetch it again.",
-            )
+            remedy = "Content and digest differ: fit or fetch it again."
+            raise SimbaError("file", str(stem), "what was saved", remedy)
         return model
 
     def to_dict(self) -> dict[str, str]:
-        """Return where the model is saved, and its digest: what a scenario's YAML says of it."""
+        """Return the model's file and its digest, as a scenario's YAML has them."""
         if self.file is None:
-            raise SimbaError(
-                "variability.file", None, "a file", "Save the model and use what `save` returns."
-            )
+            remedy = "Save the model and use the model that `save` returns."
+            raise SimbaError("variability.file", None, "a file", remedy)
         return {"file": self.file, "sha256": self.sha256}
 
     @classmethod
@@ -297,19 +278,11 @@ class PCASubjects:
             raise SimbaError("variability", values, "a mapping with file and sha256")
         model = cls.load(values["file"])
         if model.sha256 != values["sha256"]:
-            raise SimbaError(
-                "variability.sha256",
-                values["sha256"],
-                repr(model.sha256),
-                f"{values['file']} holds another model by now.",
-            )
+            remedy = f"{values['file']} holds another model by now."
+            raise SimbaError("variability.sha256", values["sha256"], repr(model.sha256), remedy)
         return model
 
     def _header(self) -> dict[str, Any]:
         grid = {name: getattr(self.lattice, name) for name in ("shape", "spacing_mm", "origin_mm")}
-        return {
-            "format": FORMAT,
-            "lattice": grid,
-            "people": self.people,
-            "total_mm2": self.total_mm2,
-        }
+        sizes = {"people": self.people, "total_mm2": self.total_mm2}
+        return {"format": FORMAT, "lattice": grid} | sizes

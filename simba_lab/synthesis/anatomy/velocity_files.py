@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 from scipy.ndimage import map_coordinates
 from tqdm.auto import tqdm
 
-from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.checks import choice
+from simba_lab.core.errors import SimbaError
 from simba_lab.core.files import new_file, read_json, write_json
 from simba_lab.core.lattice import Lattice
 from simba_lab.synthesis.anatomy.nifti import DAMAGE, MOST_VOXELS
@@ -20,7 +21,7 @@ from simba_lab.synthesis.anatomy.template import Template
 
 # Signs that turn the x, y and z of a vector to the right, to the front and up.
 CONVENTIONS = {"ras": (1, 1, 1), "lps": (-1, -1, 1)}
-# A field that holds less of the brain than this is in another space.
+# A field that covers less of the brain than this is in another space.
 LEAST_COVER = 0.5
 
 
@@ -36,16 +37,15 @@ def read_velocities(
     if isinstance(sources, str | Path | nib.Nifti1Image) or not isinstance(sources, Iterable):
         raise SimbaError("fields", type(sources).__name__, "a list of paths or images")
     sources = list(sources)
-    nodes = (
-        lattice.points_mm() - np.reshape(template.lattice.origin_mm, (3, 1, 1, 1))
-    ) / template.lattice.spacing_mm
-    brain = (
-        map_coordinates(template.brain.astype(np.float32), nodes, order=1, mode="constant") > 0.5
-    )
-    out = np.empty((len(sources), 3 * brain.size), np.float32)
+    origin = np.reshape(template.lattice.origin_mm, (3, 1, 1, 1))
+    voxels = (lattice.points_mm() - origin) / template.lattice.spacing_mm
+    share = map_coordinates(template.brain.astype(np.float32), voxels, order=1, mode="constant")
+    brain = share > 0.5
+    fields = np.empty((len(sources), 3 * brain.size), np.float32)
     for number, source in enumerate(tqdm(sources, disable=not progress, unit="field")):
-        out[number] = read_velocity(source, lattice, brain, convention, f"fields[{number}]").ravel()
-    return out
+        field = f"fields[{number}]"
+        fields[number] = read_velocity(source, lattice, brain, convention, field).ravel()
+    return fields
 
 
 def read_velocity(
@@ -53,9 +53,9 @@ def read_velocity(
     lattice: Lattice,
     brain: np.ndarray,
     convention: str,
-    field_name: str,
+    field: str,
 ) -> np.ndarray:
-    """Read a velocity field and bring it to a lattice of template millimetres, by linear interpolation.
+    """Read a velocity field and interpolate it linearly on a lattice of template millimetres.
 
     Positions go through the affine, whatever its orientation. The vectors are millimetres along the
     axes of the world, not of the voxel grid: nothing has to be rotated, but two signs differ
@@ -66,13 +66,13 @@ def read_velocity(
     source : path or nibabel image
         NIfTI of shape (X, Y, Z, 3) or, as ITK writes it, (X, Y, Z, 1, 3).
     lattice : Lattice
-        Where the field is wanted; it is zero where `source` has no voxels.
+        Points at which the field is wanted; it is zero outside the voxels of `source`.
     brain : ndarray of bool, on `lattice`
-        Where `source` should have voxels.
+        Points that `source` should cover.
     convention : {"ras", "lps"}
         Directions of the vectors' components.
-    field_name : str
-        What errors call the field.
+    field : str
+        Name of the field in errors.
 
     Returns
     -------
@@ -84,89 +84,74 @@ def read_velocity(
         If the file is missing or damaged, has other dimensions, holds NaN, has no orientation, or
         misses the brain.
     """
-    if convention not in CONVENTIONS:
-        raise UnknownNameError.among("convention", convention, CONVENTIONS)
-    given = isinstance(source, nib.Nifti1Image)
-    image, value = (source, "an image") if given else (_opened(source, field_name), str(source))
-    shape = (
-        image.shape[:3] + image.shape[4:]
-        if image.ndim == 5 and image.shape[3] == 1
-        else image.shape
-    )
+    choice("convention", convention, CONVENTIONS)
+    image = source if isinstance(source, nib.Nifti1Image) else _opened(source, field)
+    value = "an image" if image is source else str(source)
+    affine, vectors = _vectors(image, field, value)
+    points = np.moveaxis(lattice.points_mm(), 0, -1)
+    # Rounded: lattices that share their outermost points would otherwise miss them by a rounding
+    # error.
+    voxels = np.round(nib.affines.apply_affine(np.linalg.inv(affine), points), 6)
+    covered = ((voxels >= 0) & (voxels <= np.array(vectors.shape[:3]) - 1)).all(axis=-1)
+    cover = covered[brain].mean()
+    if cover < LEAST_COVER:
+        remedy = (
+            f"It holds {cover:.0%} of the template's brain. Register to the template first, and "
+            "check the affine."
+        )
+        raise SimbaError(field, value, "a field in the space of the template", remedy)
+    voxels = np.moveaxis(voxels, -1, 0)
+    components = [
+        sign * map_coordinates(vectors[..., axis], voxels, order=1, mode="constant")
+        for axis, sign in enumerate(CONVENTIONS[convention])
+    ]
+    return np.stack(components, axis=-1, dtype=np.float32)
+
+
+def _vectors(image: nib.Nifti1Image, field: str, value: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return affine and vectors, (X, Y, Z, 3) float32, of an image that has been checked."""
+    shape, dtype = image.shape, image.get_data_dtype()
+    if len(shape) == 5 and shape[3] == 1:
+        shape = shape[:3] + shape[4:]
     if len(shape) != 4 or shape[3] != 3 or min(shape) < 1:
-        raise SimbaError(
-            field_name,
-            image.shape,
-            "of shape (X, Y, Z, 3) or (X, Y, Z, 1, 3)",
-            "Vectors come last.",
-        )
-    if np.prod(shape, dtype=object) > 3 * MOST_VOXELS or image.get_data_dtype().kind not in "iuf":
-        raise SimbaError(
-            field_name,
-            f"{shape} {image.get_data_dtype()}",
-            f"of at most {MOST_VOXELS:,} real vectors",
-        )
+        allowed = "of shape (X, Y, Z, 3) or (X, Y, Z, 1, 3)"
+        raise SimbaError(field, image.shape, allowed, "Vectors come last.")
+    if np.prod(shape, dtype=object) > 3 * MOST_VOXELS or dtype.kind not in "iuf":
+        raise SimbaError(field, f"{shape} {dtype}", f"of at most {MOST_VOXELS:,} real vectors")
     affine = np.asarray(image.affine, float)
     coded = int(image.header["sform_code"]) > 0 or int(image.header["qform_code"]) > 0
     if not coded or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise SimbaError(
-            field_name,
-            value,
-            "an image with an orientation (sform or qform)",
-            "Repair the header first.",
-        )
+        allowed = "an image with an orientation (sform or qform)"
+        raise SimbaError(field, value, allowed, "Repair the header first.")
     try:
         vectors = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
     except DAMAGE as error:
-        raise SimbaError(
-            field_name, value, "a readable NIfTI file", f"It is truncated or corrupt ({error})."
-        ) from error
+        remedy = f"It is truncated or corrupt ({error})."
+        raise SimbaError(field, value, "a readable NIfTI file", remedy) from error
     if not np.isfinite(vectors).all():
-        raise SimbaError(
-            field_name, value, "without NaN and infinity", "Set what is outside the head to zero."
-        )
-    voxels = nib.affines.apply_affine(
-        np.linalg.inv(affine), np.moveaxis(lattice.points_mm(), 0, -1)
-    )
-    # Rounded, for lattices that share their outermost points would otherwise miss them by a
-    # rounding error.
-    voxels = np.moveaxis(np.round(voxels, 6), -1, 0)
-    inside = ((voxels >= 0) & (voxels <= np.reshape(shape[:3], (3, 1, 1, 1)) - 1)).all(axis=0)
-    cover = inside[brain].mean()
-    if cover < LEAST_COVER:
-        raise SimbaError(
-            field_name,
-            value,
-            "a field in the space of the template",
-            f"It holds {cover:.0%} of the template's brain. Register to the template first, and check the affine.",
-        )
-    signs = CONVENTIONS[convention]
-    parts = [
-        signs[d] * map_coordinates(vectors[..., d], voxels, order=1, mode="constant")
-        for d in range(3)
-    ]
-    return np.stack(parts, axis=-1, dtype=np.float32)
+        remedy = "Set voxels outside the head to zero."
+        raise SimbaError(field, value, "without NaN and infinity", remedy)
+    return affine, vectors
 
 
-def _opened(path: str | Path, field_name: str) -> nib.Nifti1Image:
+def _opened(path: str | Path, field: str) -> nib.Nifti1Image:
     allowed = "an existing NIfTI file (.nii or .nii.gz)"
-    if not isinstance(path, str | Path) or not Path(path).is_file():
-        raise SimbaError(
-            field_name, path if isinstance(path, str | Path) else type(path).__name__, allowed
-        )
+    if not isinstance(path, str | Path):
+        raise SimbaError(field, type(path).__name__, allowed)
+    if not Path(path).is_file():
+        raise SimbaError(field, path, allowed)
     try:
         image = nib.load(path)
     except DAMAGE as error:
-        raise SimbaError(
-            field_name, str(path), allowed, f"It is truncated or corrupt ({error})."
-        ) from error
+        remedy = f"It is truncated or corrupt ({error})."
+        raise SimbaError(field, str(path), allowed, remedy) from error
     if not isinstance(image, nib.Nifti1Image):
-        raise SimbaError(field_name, str(path), allowed, "Convert the field first.")
+        raise SimbaError(field, str(path), allowed, "Convert the field first.")
     return image
 
 
 def write_model(stem: Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
-    """Write ``<stem>.safetensors`` and ``<stem>.json``; each appears complete or not at all, the header last."""
+    """Write ``<stem>.safetensors`` and ``<stem>.json``; both complete, the header last."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     tensors, text = (stem.with_name(stem.name + ending) for ending in (".safetensors", ".json"))
     with new_file(tensors) as part:
@@ -174,27 +159,22 @@ def write_model(stem: Path, arrays: dict[str, np.ndarray], header: dict[str, Any
     write_json(text, header)
 
 
-def read_model(stem: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read what `write_model` wrote: arrays and header. Raises `SimbaError` unless the header is of format `kind`."""
+def read_model(stem: Path, format_name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return arrays and header that `write_model` wrote; an error unless they have this format."""
     tensors, text = (stem.with_name(stem.name + ending) for ending in (".safetensors", ".json"))
     for path in (tensors, text):
         if not path.is_file():
-            raise SimbaError(
-                "file",
-                str(path),
-                "an existing file",
-                "A model is a pair of .safetensors and .json files.",
-            )
+            remedy = "A model is a pair of .safetensors and .json files."
+            raise SimbaError("file", str(path), "an existing file", remedy)
     try:
         header = read_json(text, "file")
-        known = isinstance(header, dict) and header.get("format") == kind
+        known = isinstance(header, dict) and header.get("format") == format_name
         arrays = load_file(tensors) if known else {}
     except Exception as error:  # safetensors and json raise types of their own for a damaged file
-        raise SimbaError(
-            "file", str(stem), "a complete model", f"It is truncated or corrupt ({error})."
-        ) from error
+        remedy = f"It is truncated or corrupt ({error})."
+        raise SimbaError("file", str(stem), "a complete model", remedy) from error
     if not known:
-        raise SimbaError("file", str(text), f"of the format {kind!r}")
+        raise SimbaError("file", str(text), f"of the format {format_name!r}")
     return arrays, header
 
 

@@ -1,15 +1,15 @@
-"""CPU inner loops of `scanner` (Numba): from tissue to signal, voxel by voxel, in place."""
+"""Kernel of the scanner: from tissue to signal, voxel by voxel, in place."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from simba_lab.synthesis.kernels.fields import compiled, inlined
+from simba_lab.synthesis.kernels.compiling import compiled, inlined
 
 
 @inlined
 def _philox(counter, key_low, key_high):
-    """Two random 32-bit words: Philox2x32-10 (Salmon et al. 2011), the second word of the counter being part of the key."""
+    """Two random 32-bit words of Philox2x32-10 (Salmon et al. 2011), with a key of 64 bits."""
     low, high, key = np.uint32(counter), np.uint32(key_high), np.uint32(key_low)
     for _ in range(10):
         product = np.uint64(0xD256D193) * np.uint64(low)
@@ -20,10 +20,10 @@ def _philox(counter, key_low, key_high):
 
 
 @compiled
-def expose(
+def to_signal(
     volume, background, pivot, contrast, gamma, field, origin, spacing, deviation, key_low, key_high
 ):
-    """Turn tissue into signal, in place: contrast, gamma, bias field and Rician noise, in this order, where there is brain.
+    """Turn tissue into signal, in place: contrast, gamma, bias field, Rician noise.
 
     The noise of a voxel depends on the key and on the voxel alone: not on what else was drawn, nor
     on the anatomy.

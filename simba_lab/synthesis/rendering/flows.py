@@ -1,4 +1,4 @@
-"""Flows of morphology effects: what an effect does at each magnitude, integrated once and read off for each subject."""
+"""Flows of morphology effects: integrated once over the magnitude, looked up for each subject."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from simba_lab.synthesis.anatomy.modes import subject_lattice
 from simba_lab.synthesis.anatomy.template import Template
 from simba_lab.synthesis.anatomy.variability import GaussianProcessSubjects, Variability
 from simba_lab.synthesis.effects import Morphology
-from simba_lab.synthesis.kernels import fields as _kernels
-from simba_lab.synthesis.rendering.deformation import evened, flow
+from simba_lab.synthesis.kernels import differences as _kernels
+from simba_lab.synthesis.rendering.deformation import chord_corrected, flow
 
-# The local fields live on every second template voxel; their smoothness (5 mm by default) is
-# resolved by that.
+# The local fields are given on every second template voxel, which resolves their smoothness (5 mm
+# by default).
 STRIDE = 2
 # Magnitudes between two knots of the tabulated flow are interpolated.
 KNOT_SPACING = 0.25
@@ -32,7 +32,7 @@ class LocalFlow:
     """The one-parameter family of deformations of one effect, tabulated over its magnitude.
 
     Effects of one region differ between subjects in magnitude alone, so their flow is integrated
-    once and each subject reads it off, instead of exponentiating a field of its own.
+    once and interpolated for each subject, instead of exponentiating a field per subject.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class LocalFlow:
     table: np.ndarray
 
     def at(self, magnitude: float) -> np.ndarray:
-        """Return the displacement for one magnitude in mm, interleaved float32, shape (X, Y, Z, 3)."""
+        """Return the displacement at a magnitude, in mm: interleaved float32, (X, Y, Z, 3)."""
         low = int(
             np.clip(
                 np.searchsorted(self.knots, magnitude, side="right") - 1, 0, len(self.knots) - 2
@@ -62,7 +62,7 @@ class LocalFlow:
 
 @dataclass(frozen=True)
 class _Shape:
-    """What determines the direction of an effect, its amplitude aside: the key of the caches below."""
+    """Everything that determines an effect but its amplitude: the key of the caches below."""
 
     region: str
     smoothness_mm: float
@@ -86,9 +86,9 @@ def _shape(effect: Morphology, template: Template, variability: Variability | No
 def local_velocity(
     effect: Morphology, template: Template, variability: Variability | None = None
 ) -> tuple[np.ndarray, Lattice]:
-    """Return the velocity of an effect, interleaved float32 (X, Y, Z, 3), and the lattice of its box.
+    """Return the velocity of an effect, interleaved, (X, Y, Z, 3), and the lattice of its box.
 
-    Its peak is 1 mm; `tabulate` scales it. `variability` is needed for effects that follow one of
+    Its peak is 1 mm; `local_flow` scales it. `variability` is needed for effects that follow one of
     its modes.
     """
     return _velocity(_shape(effect, template, variability))
@@ -99,11 +99,10 @@ def _velocity(shape: _Shape) -> tuple[np.ndarray, Lattice]:
     template, spacing = shape.template, shape.template.lattice.spacing_mm
     mask = template.region(shape.region)
     margin = int(np.ceil(4 * shape.smoothness_mm / spacing)) + STRIDE
-    inside = np.argwhere(mask)
-    low, high = inside.min(axis=0), inside.max(axis=0) + 1
-    padded = np.pad(
-        mask[tuple(slice(a, b) for a, b in zip(low, high, strict=True))].astype(np.float32), margin
-    )
+    voxels = np.argwhere(mask)
+    low, high = voxels.min(axis=0), voxels.max(axis=0) + 1
+    box = tuple(slice(start, stop) for start, stop in zip(low, high, strict=True))
+    padded = np.pad(mask[box].astype(np.float32), margin)
     smooth = gaussian_filter(padded, shape.smoothness_mm / spacing, mode="constant")
     coarse = (slice(None, None, STRIDE),) * 3
     origin = np.asarray(template.lattice.origin_mm) + (low - margin) * spacing
@@ -122,40 +121,43 @@ def _mode_at(
     mode: int, variability: Variability, template: Template, lattice: Lattice
 ) -> np.ndarray:
     """Velocity field of one mode of the variability on another lattice, (X, Y, Z, 3)."""
-    on = subject_lattice(template)
-    count = variability.coefficient_count(on)
+    coarse = subject_lattice(template)
+    count = variability.coefficient_count(coarse)
     if mode > count:
         raise SimbaError("mode", mode, f"at most {count}, the number of modes of the variability")
     unit = np.zeros(count)
-    unit[variability.leading(on, mode)[-1]] = 1.0
-    field = variability.velocity(unit, on)
-    where = (lattice.points_mm() - np.reshape(on.origin_mm, (3, 1, 1, 1))) / on.spacing_mm
+    unit[variability.leading(coarse, mode)[-1]] = 1.0
+    field = variability.velocity(unit, coarse)
+    origin = np.reshape(coarse.origin_mm, (3, 1, 1, 1))
+    voxels = (lattice.points_mm() - origin) / coarse.spacing_mm
+    components = np.moveaxis(field, -1, 0)
     return np.stack(
-        [map_coordinates(field[..., d], where, order=3, mode="nearest") for d in range(3)], axis=-1
+        [map_coordinates(component, voxels, order=3, mode="nearest") for component in components],
+        axis=-1,
     )
 
 
-def tabulate(
+def local_flow(
     effect: Morphology,
     template: Template,
     magnitudes: np.ndarray,
     *,
-    field_name: str = "effect",
+    field: str = "effect",
     subjects: np.ndarray | None = None,
     variability: Variability | None = None,
 ) -> LocalFlow:
-    """Tabulate the flow of an effect over the magnitudes that a cohort needs, and check that none of them folds.
+    """Return the flow of an effect over the magnitudes of a cohort; none of them folds.
 
     Parameters
     ----------
     magnitudes : ndarray, shape (n,)
         Every magnitude that will be rendered.
-    field_name : str
-        What errors call the effect, such as ``"scenario.bias"``.
+    field : str
+        Name of the effect in errors, such as ``"scenario.bias"``.
     subjects : ndarray, shape (n,), optional
-        Whose magnitudes these are, for errors.
-    variability : model of subjects, optional
-        Where the modes come from, for effects that name one.
+        Number of the subject of each magnitude, for errors.
+    variability : GaussianProcessSubjects or PCASubjects, optional
+        Model whose modes an effect with `mode` follows.
 
     Raises
     ------
@@ -164,37 +166,44 @@ def tabulate(
     FoldingError
         If a magnitude would fold the brain; it names the subject and the largest amplitude that
         would not.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> flow = sb.synthesis.local_flow(
+    ...     sb.Morphology("Putamen_L", 2.0), sb.load_template(), [-1.0, 1.0]
+    ... )
+    >>> round(float((flow.at(1.0) ** 2).sum(axis=-1).max() ** 0.5), 1)
+    2.0
     """
-    template.region(effect.region, field_name=f"{field_name}.region")
+    template.region(effect.region, field=f"{field}.region")
     magnitudes = np.asarray(magnitudes, float)
     sign, amplitude = np.sign(effect.amplitude_mm), abs(effect.amplitude_mm)
     # Growth (positive travel) and shrinkage fold at different travels; magnitudes below 0 turn one
     # into the other.
-    extremes = {
-        growth: max(0.0, float((sign * magnitudes).max() if growth else (-sign * magnitudes).max()))
-        for growth in (True, False)
-    }
+    extremes = {True: (sign * magnitudes).max(), False: (-sign * magnitudes).max()}
     shape = _shape(effect, template, variability)
     travel = _travel_for(shape, amplitude)
     longest = min(
-        _travel_to_fold(shape, growth) / max(1.0, extreme) for growth, extreme in extremes.items()
+        _travel_to_fold(shape, growth) / max(1.0, float(extreme))
+        for growth, extreme in extremes.items()
     )
     if travel is None or travel > longest:
-        reachable = _peak(_travelled(*_velocity(shape), longest))
+        limit = np.floor(100 * _peak(_travelled(*_velocity(shape), longest))) / 100
+        allowed = f"at most {limit:.2f} mm in size for region {effect.region!r}"
         worst = int(np.argmax(np.abs(magnitudes)))
-        who = "" if subjects is None else f" of subject {subjects[worst]}"
-        raise FoldingError(
-            f"{field_name}.amplitude_mm",
-            effect.amplitude_mm,
-            f"at most {np.floor(reachable * 100) / 100:.2f} mm in size for region {effect.region!r}",
-            f"The magnitude {magnitudes[worst]:+.2f}{who} would fold the brain. Lower the amplitude, narrow the "
-            "distribution of magnitudes, or raise smoothness_mm.",
+        carrier = "" if subjects is None else f" of subject {subjects[worst]}"
+        remedy = (
+            f"The magnitude {magnitudes[worst]:+.2f}{carrier} would fold the brain. Lower the "
+            "amplitude, narrow the distribution of magnitudes, or raise smoothness_mm."
         )
+        raise FoldingError(f"{field}.amplitude_mm", effect.amplitude_mm, allowed, remedy)
     below, above = (
         max(1, int(np.ceil(max(0.0, side) / KNOT_SPACING)))
         for side in (-magnitudes.min(), magnitudes.max())
     )
-    # Images are sampled at where tissue comes from: the displacement of the opposite velocity.
+    # Images are sampled at the position that tissue comes from: the displacement of the opposite
+    # velocity.
     return _table(shape, -sign * travel, below, above)
 
 
@@ -211,10 +220,10 @@ def _travelled(
 
 @lru_cache(maxsize=32)
 def _travel_for(shape: _Shape, amplitude_mm: float) -> float | None:
-    """Flow time at which the peak displacement is `amplitude_mm`; None if it takes forever.
+    """Flow time at which the peak displacement is `amplitude_mm`; None if no time is long enough.
 
-    The amplitude is a promise about the displacement, not about the velocity. Growth and shrinkage
-    keep it alike: a map and its inverse have the same peak displacement.
+    The amplitude is that of the displacement, not of the velocity, for growth and shrinkage alike:
+    a map and its inverse have the same peak displacement.
     """
     velocity, lattice = _velocity(shape)
 
@@ -231,7 +240,7 @@ def _travel_for(shape: _Shape, amplitude_mm: float) -> float | None:
 
 @lru_cache(maxsize=32)
 def _travel_to_fold(shape: _Shape, growth: bool) -> float:
-    """Longest flow time at which every cell of the pulled-back lattice still has a positive Jacobian."""
+    """Longest flow time at which every cell of the pulled-back lattice has a positive Jacobian."""
     velocity, lattice = _velocity(shape)
     time, step, displacement = 0.0, 1.0, np.zeros_like(velocity)
     while time < LONGEST_TRAVEL:
@@ -254,9 +263,9 @@ def _table(shape: _Shape, unit: float, below: int, above: int) -> LocalFlow:
                 velocity, lattice, direction * unit * KNOT_SPACING, start=table[at - direction]
             )
     for knot in table:
-        better = evened(knot)
+        corrected = chord_corrected(knot)
         # At magnitudes that nearly fold, the correction of the steepest cells would fold them.
-        if _kernels.least_jacobian(better, np.float32(1 / lattice.spacing_mm)) > 0:
-            knot[:] = better
+        if _kernels.least_jacobian(corrected, np.float32(1 / lattice.spacing_mm)) > 0:
+            knot[:] = corrected
     table.setflags(write=False)
     return LocalFlow(lattice, np.arange(-below, above + 1) * KNOT_SPACING, table)

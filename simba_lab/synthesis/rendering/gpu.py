@@ -1,4 +1,4 @@
-"""Rendering on a GPU: what `studio` does per volume, with PyTorch. The coarse fields still come from the CPU.
+"""Rendering on a GPU: what `cpu.Renderer` does per volume, with PyTorch, but for coarse fields.
 
 The same numbers are drawn (the noise is the same function of the same counters), the same maps
 composed and the same image interpolated, so volumes agree with those of the CPU to rounding; only
@@ -7,7 +7,6 @@ the CPU promises its bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,20 +14,20 @@ import torch
 from torch.nn.functional import conv3d, grid_sample
 
 from simba_lab.core.lattice import FWHM_PER_SIGMA, Lattice
-from simba_lab.synthesis.rendering.deformation import evened
-from simba_lab.synthesis.rendering.scanner import BACKGROUND, Scanner, noise_key, terms
-from simba_lab.synthesis.rendering.studio import Studio
+from simba_lab.synthesis.rendering.cpu import Renderer, Subject
+from simba_lab.synthesis.rendering.deformation import chord_corrected
+from simba_lab.synthesis.rendering.scanner import BACKGROUND, Scanner, field_terms, noise_key
 
 WORD = 0xFFFFFFFF
 
 
-def darkroom(studio: Studio, device: torch.device) -> Darkroom:
-    """Return the darkroom of a studio on a device."""
-    image, lattice = studio.template.antialiased(studio.scenario.spacing_mm)
-    points = studio.output.points_mm()
-    tensors = (_tensor(array, device) for array in (image[None, None], points, terms(points)))
-    image, points, field_terms = tensors
-    return Darkroom(studio, device, image, lattice, points, field_terms)
+def gpu_renderer(renderer: Renderer, device: torch.device) -> GPURenderer:
+    """Return a renderer whose image and lattices are on a device."""
+    image, lattice = renderer.template.antialiased(renderer.scenario.spacing_mm)
+    points = renderer.lattice.points_mm()
+    arrays = (image[None, None], points, field_terms(points))
+    tensors = [_tensor(array, device) for array in arrays]
+    return GPURenderer(renderer, device, lattice, *tensors)
 
 
 def _tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -36,48 +35,40 @@ def _tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Darkroom:
-    """A studio's images and lattices on a device.
+class GPURenderer:
+    """A renderer's image and lattices on a device.
 
     Parameters
     ----------
-    studio : Studio
+    renderer : Renderer
     device : torch.device
+    image_lattice : Lattice
     image : tensor, shape (1, 1, X, Y, Z), on `image_lattice`
     points, terms : tensors, shape (3, ...) and (10, ...)
-        Of the output's voxels: positions in mm, and the terms of a bias field there.
+        Of the output's voxels: positions in mm, and the terms of a bias field at them.
     """
 
-    studio: Studio
+    renderer: Renderer
     device: torch.device
-    image: torch.Tensor
     image_lattice: Lattice
+    image: torch.Tensor
     points: torch.Tensor
     terms: torch.Tensor
 
-    def exposed(
-        self, subject: int, leading: np.ndarray, magnitudes: Mapping[str, float]
-    ) -> np.ndarray:
-        """Return the image of a subject, as `Studio.exposed` does: float32, shape (X, Y, Z)."""
-        return self.developed(
-            subject, evened(self.studio.displacement(subject, leading)), magnitudes
-        )
+    def volume(self, subject: Subject) -> np.ndarray:
+        """Return the volume of a subject, as `Renderer.volume` does: float32, shape (X, Y, Z)."""
+        return self.volume_from(chord_corrected(self.renderer.displacement(subject)), subject)
 
     @torch.inference_mode()
-    def developed(
-        self, subject: int, coarse: np.ndarray, magnitudes: Mapping[str, float]
-    ) -> np.ndarray:
-        """Return the image of a subject whose coarse displacement has been computed."""
-        points = self.points + _at(self._field(coarse), self.points, self.studio.subject, "border")
-        flows = self.studio.flows
-        shown = [
-            (flows[name], value) for name, value in magnitudes.items() if value and name in flows
-        ]
-        for flow, value in reversed(shown):
-            points = points + _at(self._field(flow.at(value)), points, flow.lattice, "zeros")
+    def volume_from(self, anatomy: np.ndarray, subject: Subject) -> np.ndarray:
+        """Return the volume of a subject whose coarse displacement has been computed."""
+        coarse = self.renderer.subject_lattice
+        points = self.points + _at(self._field(anatomy), self.points, coarse, "border")
+        for displacement, box in self.renderer.effect_displacements(subject):
+            points = points + _at(self._field(displacement), points, box, "zeros")
         tissue = _at(self.image, points, self.image_lattice, "border")[0]
-        scanner = self.studio.settings(subject, magnitudes)
-        return self._signal(tissue, scanner, noise_key(self.studio.seed, subject)).cpu().numpy()
+        key = noise_key(self.renderer.seed, subject.number)
+        return self._signal(tissue, self.renderer.scanner_of(subject), key).cpu().numpy()
 
     def _field(self, interleaved: np.ndarray) -> torch.Tensor:
         return _tensor(np.moveaxis(interleaved, -1, 0), self.device)[None]
@@ -86,28 +77,20 @@ class Darkroom:
         self, tissue: torch.Tensor, scanner: Scanner, key: tuple[np.uint32, np.uint32]
     ) -> torch.Tensor:
         if scanner.blur_mm:
-            tissue = _blurred(
-                tissue, scanner.blur_mm / FWHM_PER_SIGMA / self.studio.output.spacing_mm
-            )
-        signal = (scanner.pivot + scanner.contrast * (tissue - scanner.pivot)).clamp(
-            min=0
-        ) ** scanner.gamma
-        signal = (
-            signal
-            * torch.tensordot(
-                _tensor(np.array(scanner.field), self.device), self.terms, dims=1
-            ).exp()
-        )
+            sigma = scanner.blur_mm / FWHM_PER_SIGMA / self.renderer.lattice.spacing_mm
+            tissue = _blurred(tissue, sigma)
+        contrasted = scanner.pivot + scanner.contrast * (tissue - scanner.pivot)
+        signal = contrasted.clamp(min=0) ** scanner.gamma
+        field = _tensor(np.array(scanner.field), self.device)
+        signal = signal * torch.tensordot(field, self.terms, dims=1).exp()
         if scanner.noise:
-            first, second = _philox(
-                torch.arange(tissue.numel(), device=self.device), *(int(word) for word in key)
-            )
+            counter = torch.arange(tissue.numel(), device=self.device)
+            first, second = _philox(counter, *(int(word) for word in key))
             radius = scanner.noise * torch.sqrt(-2 * torch.log((first.float() + 0.5) * 2.0**-32))
             across = torch.cos(2 * np.pi * second.float() * 2.0**-32)
             radius, across = radius.view_as(tissue), across.view_as(tissue)
-            signal = torch.sqrt(
-                (signal * signal + radius * (radius + 2 * signal * across)).clamp(min=0)
-            )
+            power = signal * signal + radius * (radius + 2 * signal * across)
+            signal = torch.sqrt(power.clamp(min=0))
         return torch.where(tissue > BACKGROUND, signal, tissue)
 
 
@@ -137,7 +120,7 @@ def _blurred(volume: torch.Tensor, sigma: float) -> torch.Tensor:
 def _philox(
     counter: torch.Tensor, key_low: int, key_high: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Philox2x32-10 as in the kernels: 64-bit integers wrap around, of which the wanted words are kept."""
+    """Philox2x32-10 as in the kernels, in the low words of 64-bit integers that wrap around."""
     low, high, key = counter & WORD, torch.full_like(counter, key_high), key_low
     for _ in range(10):
         product = low * 0xD256D193

@@ -1,4 +1,4 @@
-"""What a scanner does to tissue: blur, contrast, gamma, receive field and Rician noise, always in this order."""
+"""From tissue to signal: blur, contrast, gamma, receive field and Rician noise, in this order."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from simba_lab.core.lattice import FWHM_PER_SIGMA, Lattice
 from simba_lab.core.rng import stream
 from simba_lab.synthesis.anatomy.template import Template
 from simba_lab.synthesis.effects import Intensity
-from simba_lab.synthesis.kernels import signal as _signal_kernels
+from simba_lab.synthesis.kernels import signal as _kernels
 
 # Intensity, as a share of white matter, up to which a voxel counts as outside the brain.
 BACKGROUND = 0.02
 # Terms of the log of a bias field in units of 100 mm: 1, x, y, z, xx, yy, zz, xy, xz, yz.
 TERMS = 10
-# A receive coil that is closer to the front, the right and the top: equal parts of the linear and
+# A receive coil that is closer to the front, the right and the top: equal weights of the linear and
 # squared terms.
 COIL = np.array([1, 1, 1, 1, 1, 1, 0, 0, 0]) / np.sqrt(6)
 
 
 @dataclass(frozen=True)
 class Scanner:
-    """The settings of one exposure.
+    """The settings of one scan.
 
     Parameters
     ----------
@@ -39,9 +39,19 @@ class Scanner:
     blur_mm : float
         Full width at half maximum of the point-spread function, over that of the voxel.
     field : tuple of float
-        Ten coefficients of the log of the bias field (see `TERMS`); none for a flat field.
+        Ten coefficients of the log of the bias field (see `TERMS`); all 0 for a flat field.
     pivot : float
         Mean intensity of the template's brain.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import simba_lab as sb
+    >>> lattice = sb.core.Lattice((2, 2, 2), 4.0, (0.0, 0.0, 0.0))
+    >>> tissue = np.full(lattice.shape, 0.8, np.float32)
+    >>> scanner = sb.synthesis.Scanner(contrast=2.0)
+    >>> scanner.signal(tissue, lattice, sb.synthesis.noise_key(0, 0))[0, 0].round(2)
+    array([1.1, 1.1], dtype=float32)
     """
 
     noise: float = 0.0
@@ -51,8 +61,8 @@ class Scanner:
     field: tuple[float, ...] = (0.0,) * TERMS
     pivot: float = 0.5
 
-    def carrying(self, effect: Intensity, magnitude: float, template: Template) -> Scanner:
-        """Return the settings with an effect added at some magnitude."""
+    def with_effect(self, effect: Intensity, magnitude: float, template: Template) -> Scanner:
+        """Return the settings with an intensity effect added at some magnitude."""
         amount = effect.strength * magnitude
         added = max(0.0, amount)
         match effect.kind:
@@ -65,93 +75,102 @@ class Scanner:
             case "blur":
                 return replace(self, blur_mm=float(np.hypot(self.blur_mm, added)))
             case "bias_field":
-                return replace(
-                    self,
-                    field=tuple(
-                        (np.asarray(self.field) + amount * COIL @ field_basis(template)).tolist()
-                    ),
-                )
+                field = np.asarray(self.field) + amount * COIL @ field_basis(template)
+                return replace(self, field=tuple(field.tolist()))
         raise SimbaError("kind", effect.kind, "an intensity effect")
+
+    def signal(
+        self, tissue: np.ndarray, lattice: Lattice, key: tuple[np.uint32, np.uint32]
+    ) -> np.ndarray:
+        """Return the signal of tissue (white matter about 1, background 0), which may change.
+
+        Parameters
+        ----------
+        tissue : ndarray of float32, shape (X, Y, Z), on `lattice`
+        key : pair of uint32
+            Identifies the noise, from `noise_key`.
+
+        Returns
+        -------
+        ndarray of float32, shape (X, Y, Z)
+        """
+        if self.blur_mm:
+            sigma = self.blur_mm / FWHM_PER_SIGMA / lattice.spacing_mm
+            tissue = gaussian_filter(tissue, sigma, mode="constant", truncate=3.0)
+        _kernels.to_signal(
+            tissue,
+            np.float32(BACKGROUND),
+            np.float32(self.pivot),
+            np.float32(self.contrast),
+            np.float32(self.gamma),
+            np.float32(self.field),
+            np.float32(lattice.origin_mm),
+            np.float32(lattice.spacing_mm),
+            np.float32(self.noise),
+            *key,
+        )
+        return tissue
+
+    def signal_at(
+        self, tissue: np.ndarray, points_mm: np.ndarray, generator: np.random.Generator
+    ) -> np.ndarray:
+        """Return the signal of tissue at any positions, without blur: for scans with their own grid.
+
+        Parameters
+        ----------
+        tissue : ndarray, any shape
+            White matter about 1, background 0.
+        points_mm : ndarray, shape (3, ...)
+            Positions in template millimetres.
+        generator : numpy.random.Generator
+            Draws the noise.
+        """
+        tissue = np.asarray(tissue, float)
+        contrasted = np.maximum(self.pivot + self.contrast * (tissue - self.pivot), 0)
+        signal = contrasted**self.gamma
+        signal = signal * np.exp(np.tensordot(self.field, field_terms(points_mm), axes=1))
+        if self.noise:
+            real, imaginary = self.noise * generator.standard_normal((2, *tissue.shape))
+            signal = np.hypot(signal + real, imaginary)
+        return np.where(tissue > BACKGROUND, signal, tissue)
 
 
 @lru_cache(maxsize=4)
 def field_basis(template: Template) -> np.ndarray:
-    """Return nine smooth fields as coefficients of the terms, shape (9, 10).
+    """Return nine smooth receive fields as coefficients of the ten terms, shape (9, 10).
 
     Over the brain each has mean 0 and variance 1, and they are uncorrelated: coefficients with a
     sum of squares of s^2 make a field whose log has the standard deviation s.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> sb.synthesis.field_basis(sb.load_template()).shape
+    (9, 10)
     """
-    points = (
-        np.argwhere(template.brain)[::50] * template.lattice.spacing_mm + template.lattice.origin_mm
-    )
-    q, r = np.linalg.qr(terms(points.T).T)
+    voxels = np.argwhere(template.brain)[::50]
+    points = voxels * template.lattice.spacing_mm + template.lattice.origin_mm
+    q, r = np.linalg.qr(field_terms(points.T).T)
     signs = np.sign(np.diag(r))
     # terms = q r, so q = terms r^-1; the first column of q is constant, which makes the others mean
     # 0.
     return (np.linalg.inv(r) * signs * np.sqrt(len(q))).T[1:]
 
 
-def terms(points_mm: np.ndarray) -> np.ndarray:
-    """Return the terms of a bias field at positions of shape (3, ...), shape (10, ...)."""
+def field_terms(points_mm: np.ndarray) -> np.ndarray:
+    """Return the terms of a bias field at positions of shape (3, ...): shape (10, ...)."""
     x, y, z = np.asarray(points_mm) / 100
     return np.stack([np.ones_like(x), x, y, z, x * x, y * y, z * z, x * y, x * z, y * z])
 
 
 def noise_key(seed: int, subject: int | str) -> tuple[np.uint32, np.uint32]:
-    """Return the key of a subject's noise: 64 bits of its own stream."""
+    """Return the key of a subject's noise: 64 bits of its own stream.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> sb.synthesis.noise_key(0, 7) == sb.synthesis.noise_key(0, 7)
+    True
+    """
     words = stream(seed, subject, "noise").integers(0, 2**32, 2, dtype=np.uint32)
     return words[0], words[1]
-
-
-def expose(
-    volume: np.ndarray, lattice: Lattice, scanner: Scanner, key: tuple[np.uint32, np.uint32]
-) -> np.ndarray:
-    """Turn tissue (white matter about 1, background 0) into the signal of a scanner; may change `volume` in place.
-
-    Parameters
-    ----------
-    volume : ndarray of float32, shape (X, Y, Z), on `lattice`
-    key : pair of uint32
-        Names the noise, from `noise_key`.
-    """
-    if scanner.blur_mm:
-        sigma = scanner.blur_mm / FWHM_PER_SIGMA / lattice.spacing_mm
-        volume = gaussian_filter(volume, sigma, mode="constant", truncate=3.0)
-    _signal_kernels.expose(
-        volume,
-        np.float32(BACKGROUND),
-        np.float32(scanner.pivot),
-        np.float32(scanner.contrast),
-        np.float32(scanner.gamma),
-        np.float32(scanner.field),
-        np.float32(lattice.origin_mm),
-        np.float32(lattice.spacing_mm),
-        np.float32(scanner.noise),
-        *key,
-    )
-    return volume
-
-
-def expose_points(
-    values: np.ndarray, points_mm: np.ndarray, scanner: Scanner, generator: np.random.Generator
-) -> np.ndarray:
-    """`expose` written plainly in NumPy, for values at any positions: scans with their own grid. It does not blur.
-
-    Parameters
-    ----------
-    values : ndarray, any shape
-        White matter about 1, background 0.
-    points_mm : ndarray, shape (3, ...)
-        Where they are, in template millimetres.
-    generator : numpy.random.Generator
-        Draws the noise.
-    """
-    values = np.asarray(values, float)
-    signal = (
-        np.maximum(scanner.pivot + scanner.contrast * (values - scanner.pivot), 0) ** scanner.gamma
-    )
-    signal = signal * np.exp(np.tensordot(scanner.field, terms(points_mm), axes=1))
-    if scanner.noise:
-        real, imaginary = scanner.noise * generator.standard_normal((2, *values.shape))
-        signal = np.hypot(signal + real, imaginary)
-    return np.where(values > BACKGROUND, signal, values)

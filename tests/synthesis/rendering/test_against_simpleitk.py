@@ -1,4 +1,4 @@
-"""The deformations against SimpleITK, which shares no code with them and measures its world the other way round."""
+"""The deformations against SimpleITK, which shares no code with them and has other axes."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def image():
 
 
 def to_itk(array, lattice, kind=None):
-    """A scalar (X, Y, Z) or vector (3, X, Y, Z) array as a SimpleITK image at the same place of the world."""
+    """A scalar (X, Y, Z) or vector (3, X, Y, Z) array as a SimpleITK image at the same position."""
     vector = array.ndim == 4
     if vector:
         array = np.moveaxis(array, 0, -1) * LPS_FROM_RAS
@@ -138,7 +138,7 @@ def test_compose_equals_simpleitk_in_the_same_order(velocity):
     [(1, 1, 0.15), (-1, 1, 0.15), (1, 2, 0.05), (-1, 2, 0.05), (1, 4, 0.02)],
 )
 def test_exponential_equals_simpleitk(sign, refined, most_mm):
-    """A flow of up to 3.5 mm: within 0.15 mm everywhere on one lattice, 0.02 mm if SimpleITK's spacing is a quarter.
+    """A flow of up to 3.5 mm: within 0.15 mm on one lattice, 0.02 mm on a lattice four times finer.
 
     SimpleITK interpolates displacements linearly, which errs by the square of the spacing; the lab
     follows the curvature of the velocity. So the difference is SimpleITK's and goes as its lattice

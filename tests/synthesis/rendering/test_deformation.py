@@ -48,18 +48,18 @@ def test_flow_of_parts_is_the_flow_of_the_whole(velocity):
 
 def test_series_equals_steps_for_gentle_fields(velocity):
     field = deformation.interleaved(velocity) / 4  # up to 1 mm over 8 mm
-    series = deformation.gentle_flow(field, LATTICE.spacing_mm)
+    series = deformation.series_flow(field, LATTICE.spacing_mm)
     assert np.abs(series - deformation.flow(field, LATTICE.spacing_mm)).max() < 0.01
     assert np.abs(series - field).max() > 0.03  # which is more than the velocity alone
     steep = 8 * field
     np.testing.assert_array_equal(
-        deformation.gentle_flow(steep, LATTICE.spacing_mm),
+        deformation.series_flow(steep, LATTICE.spacing_mm),
         deformation.flow(steep, LATTICE.spacing_mm),
     )
 
 
-def test_evened_nodes_interpolate_better(velocity):
-    """Between the nodes, linear interpolation of evened values is nearer to a spline through the field."""
+def test_corrected_nodes_interpolate_better(velocity):
+    """Between the nodes, corrected values are nearer to a spline through the field."""
     field = deformation.interleaved(velocity)
     where = np.indices(LATTICE.shape)[:, 2:-3, 2:-3, 2:-3] + np.random.default_rng(2).random(
         (3, 1, 1, 1)
@@ -69,7 +69,7 @@ def test_evened_nodes_interpolate_better(velocity):
     def error(nodes):
         return np.sqrt(np.mean((sampled(np.moveaxis(nodes, -1, 0), where) - truth) ** 2))
 
-    assert error(deformation.evened(field)) < 0.6 * error(field)
+    assert error(deformation.chord_corrected(field)) < 0.6 * error(field)
 
 
 def test_exponential_of_the_opposite_is_the_inverse(velocity):

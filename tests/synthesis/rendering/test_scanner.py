@@ -9,11 +9,9 @@ import simba_lab as sb
 from simba_lab.synthesis.rendering.scanner import (
     BACKGROUND,
     Scanner,
-    expose,
-    expose_points,
     field_basis,
+    field_terms,
     noise_key,
-    terms,
 )
 
 LATTICE = sb.core.Lattice((30, 32, 34), 4.0, (-60.0, -64.0, -50.0))
@@ -26,20 +24,20 @@ def tissue():
     ).astype(np.float32)
 
 
-def exposed(tissue, scanner, seed=0, subject=1):
-    return expose(tissue.copy(), LATTICE, scanner, noise_key(seed, subject))
+def scanned(tissue, scanner, seed=0, subject=1):
+    return scanner.signal(tissue.copy(), LATTICE, noise_key(seed, subject))
 
 
 def test_kernel_equals_the_plain_version(template, tissue):
     scanner = Scanner(contrast=1.3, gamma=0.8, pivot=0.6)
-    scanner = scanner.carrying(sb.Intensity("bias_field", 0.2), 1.5, template)
-    plain = expose_points(tissue, LATTICE.points_mm(), scanner, np.random.default_rng(0))
-    np.testing.assert_allclose(exposed(tissue, scanner), plain, atol=2e-6)
+    scanner = scanner.with_effect(sb.Intensity("bias_field", 0.2), 1.5, template)
+    plain = scanner.signal_at(tissue, LATTICE.points_mm(), np.random.default_rng(0))
+    np.testing.assert_allclose(scanned(tissue, scanner), plain, atol=2e-6)
 
 
 def test_noise_is_rician(tissue):
     flat = np.full_like(tissue, 0.5)
-    noisy = exposed(flat, Scanner(noise=0.1)).ravel()
+    noisy = scanned(flat, Scanner(noise=0.1)).ravel()
     assert kstest(noisy[::7], rice(5, scale=0.1).cdf).pvalue > 1e-3
     assert abs(np.corrcoef(noisy[1:], noisy[:-1])[0, 1]) < 0.02
 
@@ -49,10 +47,10 @@ def test_noise_belongs_to_the_voxel_and_the_subject(tissue):
     flat, half = np.full_like(tissue, 0.5), np.full_like(tissue, 0.5)
     half[:10] = 0
     quiet = Scanner(noise=0.1)
-    np.testing.assert_array_equal(exposed(flat, quiet)[10:], exposed(half, quiet)[10:])
-    others = [exposed(flat, quiet, 1, 1), exposed(flat, quiet, 0, 2)]
+    np.testing.assert_array_equal(scanned(flat, quiet)[10:], scanned(half, quiet)[10:])
+    others = [scanned(flat, quiet, 1, 1), scanned(flat, quiet, 0, 2)]
     assert all(
-        abs(np.corrcoef(exposed(flat, quiet).ravel(), other.ravel())[0, 1]) < 0.02
+        abs(np.corrcoef(scanned(flat, quiet).ravel(), other.ravel())[0, 1]) < 0.02
         for other in others
     )
 
@@ -60,32 +58,32 @@ def test_noise_belongs_to_the_voxel_and_the_subject(tissue):
 def test_background_stays_background(tissue):
     loud = Scanner(noise=0.3, contrast=2.0, gamma=0.5)
     outside = tissue <= BACKGROUND
-    np.testing.assert_array_equal(exposed(tissue, loud)[outside], tissue[outside])
+    np.testing.assert_array_equal(scanned(tissue, loud)[outside], tissue[outside])
 
 
 def test_contrast_multiplies_the_spread_and_keeps_the_pivot(template):
-    scanner = Scanner(pivot=0.5).carrying(sb.Intensity("contrast", 0.2), 2.0, template)
+    scanner = Scanner(pivot=0.5).with_effect(sb.Intensity("contrast", 0.2), 2.0, template)
     values = np.full(LATTICE.shape, 0.5, np.float32)
     values[0], values[1] = 0.4, 0.6
-    result = exposed(values, scanner)
+    result = scanned(values, scanner)
     assert result[2, 0, 0] == pytest.approx(0.5, abs=1e-6)
     assert result[1, 0, 0] - result[0, 0, 0] == pytest.approx(0.2 * 1.2**2, rel=1e-5)
 
 
 def test_field_has_the_strength_that_was_set(template):
-    scanner = Scanner().carrying(sb.Intensity("bias_field", 0.1), 2.0, template)
+    scanner = Scanner().with_effect(sb.Intensity("bias_field", 0.1), 2.0, template)
     points = np.argwhere(template.brain).T * 1.0 + np.reshape(template.lattice.origin_mm, (3, 1))
-    log_field = np.tensordot(scanner.field, terms(points), axes=1)
+    log_field = np.tensordot(scanner.field, field_terms(points), axes=1)
     assert log_field.std() == pytest.approx(0.2, rel=0.03)
     assert log_field.mean() == pytest.approx(0, abs=0.01)
-    fields = field_basis(template) @ terms(points)
+    fields = field_basis(template) @ field_terms(points)
     np.testing.assert_allclose(np.cov(fields), np.eye(9), atol=0.05)
 
 
 def test_blur_widens_a_point_by_what_was_set(template):
     point = np.zeros(LATTICE.shape, np.float32)
     point[15, 16, 17] = 1
-    blurred = exposed(point, Scanner().carrying(sb.Intensity("blur", 6.0), 2.0, template))
+    blurred = scanned(point, Scanner().with_effect(sb.Intensity("blur", 6.0), 2.0, template))
     offsets = (np.arange(LATTICE.shape[0]) - 15) * LATTICE.spacing_mm
     variance = (blurred.sum(axis=(1, 2)) * offsets**2).sum() / blurred.sum()
     assert 2.3548 * np.sqrt(variance) == pytest.approx(12.0, rel=0.05)
@@ -94,14 +92,14 @@ def test_blur_widens_a_point_by_what_was_set(template):
 def test_effects_of_a_kind_add_up_as_physics_says(template):
     scanner = Scanner(noise=0.03)
     for kind, field, strength in (("noise", "noise", 0.04), ("blur", "blur_mm", 5.0)):
-        once = scanner.carrying(sb.Intensity(kind, strength), 1.0, template)
+        once = scanner.with_effect(sb.Intensity(kind, strength), 1.0, template)
         assert getattr(once, field) == pytest.approx(np.hypot(getattr(scanner, field), strength))
-        assert scanner.carrying(sb.Intensity(kind, strength), -1.0, template) == scanner
-    twice = scanner.carrying(sb.Intensity("gamma", 0.2), 1.0, template).carrying(
+        assert scanner.with_effect(sb.Intensity(kind, strength), -1.0, template) == scanner
+    twice = scanner.with_effect(sb.Intensity("gamma", 0.2), 1.0, template).with_effect(
         sb.Intensity("gamma", 0.2), 1.0, template
     )
     assert twice.gamma == pytest.approx(1.44)
-    undone = replace(twice, gamma=1.44).carrying(sb.Intensity("gamma", 0.2), -2.0, template)
+    undone = replace(twice, gamma=1.44).with_effect(sb.Intensity("gamma", 0.2), -2.0, template)
     assert undone.gamma == pytest.approx(1.0)
 
 

@@ -1,25 +1,20 @@
-"""CPU inner loops of `deformation` (Numba). Serial and without the interpreter lock: threads work on different volumes.
+"""Kernels that interpolate: composition and flows of displacements, and sampling of an image.
 
 Displacements are stored interleaved, shape (X, Y, Z, 3), in mm; positions outside a lattice take
 its border values. Arithmetic is float32 in a fixed order, so results do not depend on the number of
-threads.
+threads. Kernels are serial and release the interpreter lock: threads work on different volumes.
 """
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
 
-# Contraction (fused multiply-add) and reassociation vectorise the inner loops; NaN and infinity
-# keep their meaning.
-FAST = {"contract", "reassoc", "nsz", "arcp"}
-compiled = nb.njit(nogil=True, cache=True, fastmath=FAST)
-inlined = nb.njit(inline="always", fastmath=FAST)
+from simba_lab.synthesis.kernels.compiling import compiled, inlined
 
 
 @inlined
 def _cell(position, size):
-    """Lower corner and fraction of the cell that holds a position given in voxels, clamped to the lattice."""
+    """Lower corner and fraction of the cell of a position in voxels, clamped to the lattice."""
     clamped = min(max(position, np.float32(0)), np.float32(size - 1))
     corner = min(int(clamped), size - 2)
     return corner, clamped - np.float32(corner)
@@ -52,14 +47,14 @@ def _vector_at(field, x, y, z):
 
 
 @inlined
-def _curved_at(field, bend, x, y, z):
-    """`_vector_at` less its error to leading order: between nodes a chord misses the curve by t (1 - t) h^2 v'' / 2."""
+def _curved_at(field, curvature, x, y, z):
+    """`_vector_at` less its leading error, which is t (1 - t) h^2 v'' / 2 between nodes."""
     a, b, c = _vector_at(field, x, y, z)
     i, fx = _cell(x, field.shape[0])
     j, fy = _cell(y, field.shape[1])
     k, fz = _cell(z, field.shape[2])
     half, one = np.float32(0.5), np.float32(1)
-    near = bend[i + (fx > half), j + (fy > half), k + (fz > half)]
+    near = curvature[i + (fx > half), j + (fy > half), k + (fz > half)]
     tx, ty, tz = fx * (one - fx), fy * (one - fy), fz * (one - fz)
     a -= tx * near[0] + ty * near[3] + tz * near[6]
     b -= tx * near[1] + ty * near[4] + tz * near[7]
@@ -98,145 +93,8 @@ def compose(first, second, inverse_spacing, out):
 
 
 @compiled
-def least_jacobian(displacement, inverse_spacing):
-    """Least determinant of the Jacobian of x + u(x) over all cells, by forward differences."""
-    least = np.float32(1e30)
-    h = inverse_spacing
-    for i in range(displacement.shape[0] - 1):
-        for j in range(displacement.shape[1] - 1):
-            for k in range(displacement.shape[2] - 1):
-                u = displacement[i, j, k]
-                ux, uy, uz = (
-                    displacement[i + 1, j, k],
-                    displacement[i, j + 1, k],
-                    displacement[i, j, k + 1],
-                )
-                a, b, c = 1 + (ux[0] - u[0]) * h, (uy[0] - u[0]) * h, (uz[0] - u[0]) * h
-                d, e, f = (ux[1] - u[1]) * h, 1 + (uy[1] - u[1]) * h, (uz[1] - u[1]) * h
-                g, p, q = (ux[2] - u[2]) * h, (uy[2] - u[2]) * h, 1 + (uz[2] - u[2]) * h
-                least = min(
-                    least,
-                    np.float32(a * (e * q - f * p) - b * (d * q - f * g) + c * (d * p - e * g)),
-                )
-    return least
-
-
-@compiled
-def steepest(velocity, inverse_spacing):
-    """Largest size (Frobenius norm) of the gradient of a field over all cells, by forward differences."""
-    most = np.float32(0)
-    for i in range(velocity.shape[0] - 1):
-        for j in range(velocity.shape[1] - 1):
-            for k in range(velocity.shape[2] - 1):
-                size = np.float32(0)
-                for d in range(3):
-                    here = velocity[i, j, k, d]
-                    a, b = velocity[i + 1, j, k, d] - here, velocity[i, j + 1, k, d] - here
-                    c = velocity[i, j, k + 1, d] - here
-                    size += a * a + b * b + c * c
-                most = max(most, size)
-    return np.sqrt(most) * inverse_spacing
-
-
-@compiled
-def separable_sum(coefficients, basis_x, basis_y, basis_z, out):
-    """Add the sum over (a, b, c) of coefficients[d, a, b, c] bx[i, a] by[j, b] bz[k, c] to out[i, j, k, d]."""
-    dims, na, nb_, nc = coefficients.shape
-    nx, ny, nz = basis_x.shape[0], basis_y.shape[0], basis_z.shape[0]
-    along_z = np.zeros((na, nb_, nz), np.float32)
-    along_y = np.zeros((na, ny, nz), np.float32)
-    row = np.zeros(nz, np.float32)
-    for d in range(dims):
-        along_z[:] = 0
-        along_y[:] = 0
-        for a in range(na):
-            for b in range(nb_):
-                for c in range(nc):
-                    weight = coefficients[d, a, b, c]
-                    for k in range(nz):
-                        along_z[a, b, k] += weight * basis_z[k, c]
-            for j in range(ny):
-                for b in range(nb_):
-                    weight = basis_y[j, b]
-                    for k in range(nz):
-                        along_y[a, j, k] += weight * along_z[a, b, k]
-        for i in range(nx):
-            for j in range(ny):
-                row[:] = 0
-                for a in range(na):
-                    weight = basis_x[i, a]
-                    for k in range(nz):
-                        row[k] += weight * along_y[a, j, k]
-                for k in range(nz):
-                    out[i, j, k, d] += row[k]
-
-
-@compiled
-def bends(field, out):
-    """Half the second difference along each axis: out[..., 3 * axis + component], zero across the border."""
-    nx, ny, nz, _ = field.shape
-    half, two = np.float32(0.5), np.float32(2)
-    for i in range(nx):
-        i0, i1 = max(i - 1, 0), min(i + 1, nx - 1)
-        for j in range(ny):
-            j0, j1 = max(j - 1, 0), min(j + 1, ny - 1)
-            for k in range(nz):
-                k0, k1 = max(k - 1, 0), min(k + 1, nz - 1)
-                for d in range(3):
-                    twice = two * field[i, j, k, d]
-                    out[i, j, k, d] = half * (field[i0, j, k, d] + field[i1, j, k, d] - twice)
-                    out[i, j, k, 3 + d] = half * (field[i, j0, k, d] + field[i, j1, k, d] - twice)
-                    out[i, j, k, 6 + d] = half * (field[i, j, k0, d] + field[i, j, k1, d] - twice)
-
-
-@compiled
-def even(field, out):
-    """Each node less a sixth of the bends around it: a chord lies inside its curve by h^2 v'' / 12 on average."""
-    nx, ny, nz, _ = field.shape
-    twelfth, six = np.float32(1 / 12), np.float32(6)
-    for i in range(nx):
-        i0, i1 = max(i - 1, 0), min(i + 1, nx - 1)
-        for j in range(ny):
-            j0, j1 = max(j - 1, 0), min(j + 1, ny - 1)
-            for k in range(nz):
-                k0, k1 = max(k - 1, 0), min(k + 1, nz - 1)
-                for d in range(3):
-                    around = (
-                        field[i0, j, k, d]
-                        + field[i1, j, k, d]
-                        + field[i, j0, k, d]
-                        + field[i, j1, k, d]
-                    )
-                    around += field[i, j, k0, d] + field[i, j, k1, d]
-                    here = field[i, j, k, d]
-                    out[i, j, k, d] = here - twelfth * (around - six * here)
-
-
-@compiled
-def carried(velocity, field, factor, out):
-    """Set out to factor (v . grad) field, by central differences in units of lattice cells; one-sided at the border."""
-    nx, ny, nz, _ = velocity.shape
-    for i in range(nx):
-        i0, i1 = max(i - 1, 0), min(i + 1, nx - 1)
-        along_x = factor / np.float32(i1 - i0)
-        for j in range(ny):
-            j0, j1 = max(j - 1, 0), min(j + 1, ny - 1)
-            along_y = factor / np.float32(j1 - j0)
-            for k in range(nz):
-                k0, k1 = max(k - 1, 0), min(k + 1, nz - 1)
-                a, b = velocity[i, j, k, 0] * along_x, velocity[i, j, k, 1] * along_y
-                c = velocity[i, j, k, 2] * (factor / np.float32(k1 - k0))
-                for d in range(3):
-                    out[i, j, k, d] = (
-                        a * (field[i1, j, k, d] - field[i0, j, k, d])
-                        + b * (field[i, j1, k, d] - field[i, j0, k, d])
-                        + c * (field[i, j, k1, d] - field[i, j, k0, d])
-                    )
-
-
-@compiled
-def first_step(velocity, bend, inverse_spacing, h, out):
-    """Displacement of every lattice point after one midpoint step: h v(x + h v(x) / 2). `bend` is from `bends`."""
+def first_step(velocity, curvature, inverse_spacing, h, out):
+    """Displacement of every lattice point after one midpoint step: h v(x + h v(x) / 2)."""
     s = np.float32(0.5) * h * inverse_spacing
     for i in range(out.shape[0]):
         for j in range(out.shape[1]):
@@ -244,13 +102,13 @@ def first_step(velocity, bend, inverse_spacing, h, out):
                 x = np.float32(i) + s * velocity[i, j, k, 0]
                 y = np.float32(j) + s * velocity[i, j, k, 1]
                 z = np.float32(k) + s * velocity[i, j, k, 2]
-                a, b, c = _curved_at(velocity, bend, x, y, z)
+                a, b, c = _curved_at(velocity, curvature, x, y, z)
                 out[i, j, k, 0], out[i, j, k, 1], out[i, j, k, 2] = h * a, h * b, h * c
 
 
 @compiled
-def flow(velocity, bend, inverse_spacing, h, steps, out):
-    """Carry displaced lattice points (`out`, in place) along a velocity field by so many midpoint steps of length h."""
+def flow(velocity, curvature, inverse_spacing, h, steps, out):
+    """Carry displaced lattice points (`out`, in place) along a velocity by midpoint steps h."""
     half, s = np.float32(0.5) * h, inverse_spacing
     for i in range(out.shape[0]):
         for j in range(out.shape[1]):
@@ -258,10 +116,10 @@ def flow(velocity, bend, inverse_spacing, h, steps, out):
                 fi, fj, fk = np.float32(i), np.float32(j), np.float32(k)
                 x, y, z = out[i, j, k, 0], out[i, j, k, 1], out[i, j, k, 2]
                 for _ in range(steps):
-                    a, b, c = _curved_at(velocity, bend, fi + x * s, fj + y * s, fk + z * s)
+                    a, b, c = _curved_at(velocity, curvature, fi + x * s, fj + y * s, fk + z * s)
                     a, b, c = _curved_at(
                         velocity,
-                        bend,
+                        curvature,
                         fi + (x + half * a) * s,
                         fj + (y + half * b) * s,
                         fk + (z + half * c) * s,
@@ -271,7 +129,7 @@ def flow(velocity, bend, inverse_spacing, h, steps, out):
 
 
 @inlined
-def _reach(
+def _extent(
     line,
     px,
     py,
@@ -284,7 +142,7 @@ def _reach(
     out_inverse,
     nz,
 ):
-    """First and one past the last voxel of a row that can hold brain, given the displacements along it."""
+    """First and one past the last voxel of a row that can hold brain, given its displacements."""
     cz = line.shape[1]
     first, last = cz, -1
     for k in range(cz):
@@ -310,7 +168,7 @@ def _reach(
 
 
 @compiled
-def render(
+def sample(
     image,
     image_origin,
     image_inverse,
@@ -328,10 +186,10 @@ def render(
     out_origin,
     out_spacing,
 ):
-    """Sample an image at positions moved by a coarse displacement and then by local ones, in one pass.
+    """Sample an image at positions moved by a coarse displacement and then by local ones.
 
-    Rows are cut to where the image can be reached: `near` says where, on a lattice of its own; it
-    is empty if all of `out` is wanted. What is cut off keeps its value.
+    Rows are cut to positions near the image: `near` is a mask on a lattice of its own, and empty if
+    all of `out` is wanted. Voxels that are cut off keep their value.
 
     Parameters
     ----------
@@ -367,7 +225,7 @@ def render(
                     )
             begin, end = 0, nz
             if near.size:
-                begin, end = _reach(
+                begin, end = _extent(
                     line,
                     px,
                     py,
