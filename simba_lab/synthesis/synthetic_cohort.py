@@ -294,7 +294,7 @@ class SyntheticCohort(TwinCohort):
         return None if name is None else self.region(index, name)
 
     def parcellation(self, index: int) -> tuple[np.ndarray, dict[int, str]]:
-        """Return the region number of each voxel (0: none), int, (X, Y, Z), and the names of numbers.
+        """Return the region number of each voxel (0: none), int, (X, Y, Z), and their names.
 
         The number is that of the nearest voxel of the template.
         """

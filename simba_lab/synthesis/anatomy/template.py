@@ -57,8 +57,8 @@ class Template:
     >>> template = sb.load_template()
     >>> template.t1.shape, template.lattice.spacing_mm
     ((160, 192, 160), 1.0)
-    >>> template.region("Insula_L").sum() / 1000  # ml
-    np.float64(15.7)
+    >>> int(template.region("Insula_L").sum())  # mm^3
+    14864
     """
 
     name: str
@@ -277,8 +277,8 @@ def load_template(name: str = "icbm2009c") -> Template:
     --------
     >>> import simba_lab as sb
     >>> template = sb.load_template()
-    >>> round(template.proximity_mm("Insula_L", "Putamen_L")["centroid"])
-    13
+    >>> round(template.proximity_mm("Insula_L", "Putamen_L")["centroid"], 1)
+    11.6
     """
     return _loaded(choice("template", name, TEMPLATES))
 

@@ -114,7 +114,7 @@ class Scanner:
     def signal_at(
         self, tissue: np.ndarray, points_mm: np.ndarray, generator: np.random.Generator
     ) -> np.ndarray:
-        """Return the signal of tissue at any positions, without blur: for scans with their own grid.
+        """Return the signal of tissue at any positions, without blur: for scans with another grid.
 
         Parameters
         ----------
