@@ -90,7 +90,7 @@ def against_captum(subjects: int) -> dict[str, float]:
                 cohort.where(np.arange(begin, min(begin + 50, subjects))),
                 volumes[begin : begin + 50],
             )
-            _ = part.arrays()  # on the shelf: rendering is not what is measured
+            _ = part.arrays()  # in memory: rendering is not what is measured
             theirs = timed(
                 "captum ig",
                 lambda x=images: torch.cat(
