@@ -1,4 +1,4 @@
-"""Stream 10 000 subjects at 4 mm to disk: resident memory and whether time grows linearly, measured in one run.
+"""Stream 10 000 subjects at 4 mm to disk: resident memory, and whether time grows linearly.
 
 Usage: python benchmarks/streaming.py [subjects]
 """
@@ -54,13 +54,16 @@ def main(subjects: int = 10_000) -> int:
     growth = quarters[-1] / np.median(quarters)
     volume = 1e3 * moments[-1] / subjects
     print(
-        f"{subjects} subjects at 4 mm, {size / 1e9:.1f} GB in {moments[-1]:.0f} s: {volume:.2f} ms a volume"
+        f"{subjects} subjects at 4 mm, {size / 1e9:.1f} GB in {moments[-1]:.0f} s: "
+        f"{volume:.2f} ms a volume"
     )
     print(
-        f"peak resident memory {peak:.2f} GB (target: under {MOST_GB:g}): {'PASS' if peak < MOST_GB else 'short'}"
+        f"peak resident memory {peak:.2f} GB (target: under {MOST_GB:g}): "
+        f"{'PASS' if peak < MOST_GB else 'short'}"
     )
     print(
-        f"last quarter / median quarter {growth:.2f} (target: at most 1.2): {'PASS' if growth < 1.2 else 'short'}"
+        f"last quarter / median quarter {growth:.2f} (target: at most 1.2): "
+        f"{'PASS' if growth < 1.2 else 'short'}"
     )
     return 0
 

@@ -7,21 +7,23 @@ import simba_lab as sb
 
 
 def test_batches_hold_the_volumes_and_columns(cohort):
-    few = cohort.where(np.arange(7))
-    batches = list(DataLoader(sb.scans.CohortDataset(few), batch_size=4))
+    subjects = cohort.where(np.arange(7))
+    batches = list(DataLoader(sb.scans.CohortDataset(subjects), batch_size=4))
     assert [len(batch["image"]) for batch in batches] == [4, 3]
     np.testing.assert_array_equal(
-        torch.cat([batch["image"] for batch in batches])[:, 0].numpy(), few.arrays()
+        torch.cat([batch["image"] for batch in batches])[:, 0].numpy(), subjects.arrays()
     )
     for name in ("label", "bias"):
-        assert torch.cat([batch[name] for batch in batches]).tolist() == few[name].tolist()
+        assert torch.cat([batch[name] for batch in batches]).tolist() == subjects[name].tolist()
 
 
 def test_other_processes_give_the_same(cohort):
-    few = cohort.where(np.arange(4))
-    loader = DataLoader(sb.scans.CohortDataset(few), num_workers=1, multiprocessing_context="spawn")
+    subjects = cohort.where(np.arange(4))
+    loader = DataLoader(
+        sb.scans.CohortDataset(subjects), num_workers=1, multiprocessing_context="spawn"
+    )
     np.testing.assert_array_equal(
-        torch.cat([batch["image"] for batch in loader])[:, 0].numpy(), few.arrays()
+        torch.cat([batch["image"] for batch in loader])[:, 0].numpy(), subjects.arrays()
     )
 
 

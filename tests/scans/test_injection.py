@@ -19,7 +19,7 @@ PUTAMEN = Morphology("Putamen_L", 2.5)
 
 @pytest.fixture(scope="module")
 def smooth(template):
-    """The template so blurred that interpolation errs little, at 2 mm: float32 on the lattice of the template's box."""
+    """The template at 2 mm, float32, so blurred that interpolation errs little."""
     blurred = gaussian_filter(template.t1, 2.5)[::2, ::2, ::2]
     return nib.Nifti1Image(
         np.ascontiguousarray(blurred), template.lattice.affine @ np.diag([2, 2, 2, 1.0])
@@ -27,7 +27,7 @@ def smooth(template):
 
 
 @pytest.fixture(scope="module")
-def own(template):
+def scan_2mm(template):
     """The template's own T1 as somebody's scan, int16 at 2 mm."""
     stored = np.rint(template.t1[::2, ::2, ::2] * 1000).astype(np.int16)
     return nib.Nifti1Image(stored, template.lattice.affine @ np.diag([2, 2, 2, 1.0]))
@@ -122,19 +122,19 @@ def as_field(matrix, shape, affine, *, step=4):
     return np.moveaxis(apply_affine(matrix, np.moveaxis(points, 0, -1)), -1, 0) - points, lattice
 
 
-@pytest.mark.parametrize("kind", ["affine", "field", "field with vectors LPS"])
+@pytest.mark.parametrize("storage", ["affine", "field", "field with vectors LPS"])
 @pytest.mark.parametrize(("degrees", "scale"), [(10, 1.1), (75, 1.4)])
 def test_a_moved_scan_with_its_affine_gives_the_moved_result(
-    smooth, injected, degrees, scale, kind
+    smooth, injected, degrees, scale, storage
 ):
     """The scan's voxels stay and its world moves: every voxel of the result must stay too."""
     to_template = matrix = moved_affine(degrees, scale)
     scan = nib.Nifti1Image(data(smooth), np.linalg.inv(matrix) @ smooth.affine)
-    if kind != "affine":
+    if storage != "affine":
         field, lattice = as_field(matrix, scan.shape, scan.affine)
         vectors = np.moveaxis(field, 0, -1).astype(np.float32)
         to_template = nib.Nifti1Image(vectors, lattice)
-        if kind != "field":
+        if storage != "field":
             flipped = nib.Nifti1Image(vectors[:, :, :, None] * np.float32([-1, -1, 1]), lattice)
             to_template = DisplacementField(flipped, vectors="LPS")
     result = inject(scan, PUTAMEN, to_template=to_template)
@@ -144,10 +144,10 @@ def test_a_moved_scan_with_its_affine_gives_the_moved_result(
 def test_a_person_with_another_anatomy_gets_the_effect_where_the_registration_says(
     template, smooth
 ):
-    """The scan is the template seen through a smooth map T, so the effect must be seen through T as well."""
+    """The scan is the template seen through a smooth map T; so must be the effect."""
     lattice = sb.core.Lattice(smooth.shape, 2.0, tuple(smooth.affine[:3, 3]))
     noise = np.random.default_rng(0).standard_normal((3, *smooth.shape))
-    u = np.stack([gaussian_filter(part, 9, mode="wrap") for part in noise])
+    u = np.stack([gaussian_filter(component, 9, mode="wrap") for component in noise])
     u *= 6 / np.linalg.norm(u, axis=0).max()
     assert 0.4 < deformation.least_jacobian(u, lattice) < 0.9
     moved = lattice.points_mm() + u
@@ -172,7 +172,7 @@ def test_two_effects_are_applied_in_their_order(smooth):
 
 
 def test_the_region_grows_by_the_amplitude(template):
-    """A region that shines is measured in the scan: its volume by the warped mask, its surface by the amplitude."""
+    """A bright region grows as the warped mask says, and its surface moves by the amplitude."""
     region = template.region("Putamen_L")
     scan = nib.Nifti1Image(np.where(region, np.float32(3), template.t1), template.lattice.affine)
     flow = local_flow(PUTAMEN, template, np.array([-1.0, 1.0]))
@@ -183,8 +183,8 @@ def test_the_region_grows_by_the_amplitude(template):
         assert low < result.sum() / region.sum() < high
         assert result.sum() == pytest.approx(expected, rel=0.03)
         bigger, smaller = (
-            (part[:80, 64:150, 40:110])
-            for part in ((result, region)[:: 1 if magnitude > 0 else -1])
+            (mask[:80, 64:150, 40:110])
+            for mask in ((result, region)[:: 1 if magnitude > 0 else -1])
         )
         surface = bigger & ~binary_erosion(bigger)
         assert distance_transform_edt(~smaller)[surface].max() == pytest.approx(2.5, abs=0.8)
@@ -193,33 +193,33 @@ def test_the_region_grows_by_the_amplitude(template):
 # What stays as it is.
 
 
-def test_voxels_out_of_reach_keep_their_bytes(template, own):
-    result = inject(own, PUTAMEN)
+def test_voxels_out_of_reach_keep_their_bytes(template, scan_2mm):
+    result = inject(scan_2mm, PUTAMEN)
     near = distance_transform_edt(~template.region("Putamen_L"))[::2, ::2, ::2] < 28
-    before, after = data(own), data(result.image)
+    before, after = data(scan_2mm), data(result.image)
     assert after[~near].tobytes() == before[~near].tobytes()
     assert (after != before)[near].mean() > 0.2
     assert data(result.twin).tobytes() == before.tobytes()
     assert not (after != before)[before.shape[0] // 2 + 8 :].any()  # the other hemisphere
 
 
-def test_background_stays_background(template, own):
+def test_background_stays_background(template, scan_2mm):
     """Splines ring: beside the brain that would draw the effect's box into the air."""
-    scan = nib.Nifti1Image(data(own).astype(np.float32), own.affine)
+    scan = nib.Nifti1Image(data(scan_2mm).astype(np.float32), scan_2mm.affine)
     result = data(inject(scan, Morphology("Postcentral_L", 2.5)).image)
-    air = distance_transform_edt(data(own) == 0) > 4
+    air = distance_transform_edt(data(scan_2mm) == 0) > 4
     assert not result[air].any()
     assert result.min() == 0
-    assert result.max() <= data(own).max()
+    assert result.max() <= data(scan_2mm).max()
 
 
 def test_interpolation_keeps_most_of_the_noise(template):
-    """Linear interpolation would keep 54 %, and a region that is smoother than the rest gives itself away."""
+    """Linear interpolation would keep 54 %, and a smoother region gives itself away."""
     rng = np.random.default_rng(1)
     noise = rng.normal(0, 0.05, template.t1.shape).astype(np.float32)
     scans = [
-        nib.Nifti1Image(template.t1 + 2 + part, template.lattice.affine)
-        for part in (np.zeros_like(noise), noise)
+        nib.Nifti1Image(template.t1 + 2 + added, template.lattice.affine)
+        for added in (np.zeros_like(noise), noise)
     ]
     clean, noisy = (data(inject(scan, PUTAMEN).image) for scan in scans)
     flow = local_flow(PUTAMEN, template, np.array([1.0]))
@@ -234,16 +234,16 @@ def test_interpolation_keeps_most_of_the_noise(template):
     assert 0.82 < kept < 1.0
 
 
-def test_zero_magnitude_changes_nothing(own):
-    result = inject(own, [PUTAMEN, Intensity("contrast", 0.3)], magnitudes=0)
-    assert data(result.image).tobytes() == data(own).tobytes()
+def test_zero_magnitude_changes_nothing(scan_2mm):
+    result = inject(scan_2mm, [PUTAMEN, Intensity("contrast", 0.3)], magnitudes=0)
+    assert data(result.image).tobytes() == data(scan_2mm).tobytes()
     assert not data(result.mask).any()
 
 
-def test_mask_is_where_the_images_differ(template, own):
-    result = inject(own, PUTAMEN, threshold=0.05)
-    white = np.percentile(data(own)[template.brain[::2, ::2, ::2]], 99)
-    differs = np.abs(data(result.image).astype(float) - data(own)) / white
+def test_mask_is_where_the_images_differ(template, scan_2mm):
+    result = inject(scan_2mm, PUTAMEN, threshold=0.05)
+    white = np.percentile(data(scan_2mm)[template.brain[::2, ::2, ::2]], 99)
+    differs = np.abs(data(result.image).astype(float) - data(scan_2mm)) / white
     mask = data(result.mask).astype(bool)
     assert result.mask.get_data_dtype() == np.uint8
     assert mask.any()
@@ -251,11 +251,13 @@ def test_mask_is_where_the_images_differ(template, own):
     assert differs[~mask].max() < 0.051
 
 
-def test_integers_are_the_rounded_numbers(own):
-    exact = data(inject(nib.Nifti1Image(data(own).astype(np.float64), own.affine), PUTAMEN).image)
-    stored = data(inject(own, PUTAMEN).image)
+def test_integers_are_the_rounded_numbers(scan_2mm):
+    exact = data(
+        inject(nib.Nifti1Image(data(scan_2mm).astype(np.float64), scan_2mm.affine), PUTAMEN).image
+    )
+    stored = data(inject(scan_2mm, PUTAMEN).image)
     assert np.abs(stored - exact).max() <= 0.5
-    assert abs((stored - exact)[stored != data(own)].mean()) < 0.01  # rounded, not cut off
+    assert abs((stored - exact)[stored != data(scan_2mm)].mean()) < 0.01  # rounded, not cut off
 
 
 def test_unsigned_integers_do_not_wrap_around(template):
@@ -283,22 +285,22 @@ def test_floats_at_the_edge_of_their_range(smooth, size):
 
 
 @pytest.fixture(params=["int16 scaled", "uint8", "float32", "big-endian", "nifti2", "four axes"])
-def stored(request, tmp_path, own):
+def stored(request, tmp_path, scan_2mm):
     """Scans on disk with all that a header can hold."""
-    values, kind = data(own), request.param
-    make = nib.Nifti2Image if kind == "nifti2" else nib.Nifti1Image
-    header = make.header_class(endianness=">" if kind == "big-endian" else "<")
-    dtype = {"uint8": np.uint8, "float32": np.float32}.get(kind, header.endianness + "i2")
-    values = (values / (5 if kind == "uint8" else 1)).astype(dtype)
+    values, storage = data(scan_2mm), request.param
+    make = nib.Nifti2Image if storage == "nifti2" else nib.Nifti1Image
+    header = make.header_class(endianness=">" if storage == "big-endian" else "<")
+    dtype = {"uint8": np.uint8, "float32": np.float32}.get(storage, header.endianness + "i2")
+    values = (values / (5 if storage == "uint8" else 1)).astype(dtype)
     header.set_data_dtype(dtype)
     header["descrip"] = b"a scan of somebody"
     header["cal_max"] = 900
     header.set_xyzt_units("mm", "sec")
     header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"kept"))
-    image = make(values[..., None] if kind == "four axes" else values, None, header)
-    image.set_sform(own.affine, "mni")
-    image.set_qform(own.affine, "scanner")
-    if kind == "int16 scaled":
+    image = make(values[..., None] if storage == "four axes" else values, None, header)
+    image.set_sform(scan_2mm.affine, "mni")
+    image.set_qform(scan_2mm.affine, "scanner")
+    if storage == "int16 scaled":
         image.header.set_slope_inter(0.37, -12.5)
     image.to_filename(tmp_path / "scan.nii.gz")
     return tmp_path / "scan.nii.gz"
@@ -318,7 +320,7 @@ def test_header_type_and_scaling_are_kept(stored, tmp_path):
         written = nib.load(tmp_path / "out" / f"{name}.nii.gz")
         assert type(written) is type(before)
         assert written.header == before.header
-        assert [part.get_content() for part in written.header.extensions] == [b"kept"]
+        assert [extension.get_content() for extension in written.header.extensions] == [b"kept"]
         assert (written.dataobj.slope, written.dataobj.inter) == (
             before.dataobj.slope,
             before.dataobj.inter,
@@ -334,14 +336,14 @@ def test_header_type_and_scaling_are_kept(stored, tmp_path):
     assert largest > 0.1 * np.abs(before.get_fdata()).max()
 
 
-def test_a_folder_that_cannot_be_written_to(own, tmp_path):
+def test_a_folder_that_cannot_be_written_to(scan_2mm, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(sb.SimbaError, match="folder"):
-        inject(own, PUTAMEN).save(tmp_path / "file")
+        inject(scan_2mm, PUTAMEN).save(tmp_path / "file")
 
 
 def test_a_real_scan(tmp_path):
-    """A part of somebody's head that comes with nibabel: 2 mm, int16 of either sign, big-endian, left-handed."""
+    """A slab of a head from nibabel: 2 mm, signed int16, big-endian, left-handed."""
     data_path = pytest.importorskip("nibabel.testing").data_path
     before = nib.load(f"{data_path}/anatomical.nii")
     result = inject(f"{data_path}/anatomical.nii", Morphology("Thalamus_L", 2.0))
@@ -367,9 +369,9 @@ def test_magnitudes(smooth, injected):
     assert data(inject(smooth, PUTAMEN, magnitudes=0.5).mask).sum() < data(injected.mask).sum()
 
 
-def test_contrast_turns_about_the_mean_of_the_brain(template, own):
-    result = inject(own, Intensity("contrast", 0.4))
-    before, after = data(own).astype(float), data(result.image)
+def test_contrast_turns_about_the_mean_of_the_brain(template, scan_2mm):
+    result = inject(scan_2mm, Intensity("contrast", 0.4))
+    before, after = data(scan_2mm).astype(float), data(result.image)
     brain = template.brain[::2, ::2, ::2] & (before > 100)
     slope, _ = np.polyfit(before[brain], after[brain], 1)
     assert slope == pytest.approx(1.4, abs=0.01)
@@ -389,18 +391,20 @@ def test_a_bias_field_is_that_of_a_scenario(template):
     np.testing.assert_allclose(result[template.t1 > 0.1], expected[template.t1 > 0.1], rtol=2e-3)
 
 
-def test_noise_is_repeatable_and_as_strong_as_asked(template, own):
+def test_noise_is_repeatable_and_as_strong_as_asked(template, scan_2mm):
     effect = Intensity("noise", 0.08)
-    one, same, other = (data(inject(own, effect, seed=seed).image) for seed in (3, 3, 4))
-    np.testing.assert_array_equal(one, same)
-    assert (one != other).any()
-    white = np.percentile(data(own)[template.brain[::2, ::2, ::2]], 99)
-    bright = data(own) > 0.6 * white
-    assert (one - data(own).astype(float))[bright].std() / white == pytest.approx(0.08, rel=0.03)
+    first, again, reseeded = (data(inject(scan_2mm, effect, seed=seed).image) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    assert (first != reseeded).any()
+    white = np.percentile(data(scan_2mm)[template.brain[::2, ::2, ::2]], 99)
+    bright = data(scan_2mm) > 0.6 * white
+    assert (first - data(scan_2mm).astype(float))[bright].std() / white == pytest.approx(
+        0.08, rel=0.03
+    )
 
 
 def test_blur_is_in_millimetres_whatever_the_voxels(smooth):
-    """A point in the middle of a head is spread to the width that was asked for, along every axis."""
+    """A point in the middle of a head is spread to the requested width, along every axis."""
     head = nib.Nifti1Image(data(smooth)[::1, ::1, ::2], smooth.affine @ np.diag([1, 1, 2, 1.0]))
     dotted = data(head).copy()
     dotted[40, 48, 20] += 5
@@ -416,9 +420,9 @@ def test_blur_is_in_millimetres_whatever_the_voxels(smooth):
         )
 
 
-def test_shape_first_then_the_scanner(own):
-    both = inject(own, {"scanner": Intensity("contrast", 0.4), "shape": PUTAMEN})
-    after = inject(inject(own, PUTAMEN).image, Intensity("contrast", 0.4))
+def test_shape_first_then_the_scanner(scan_2mm):
+    both = inject(scan_2mm, {"scanner": Intensity("contrast", 0.4), "shape": PUTAMEN})
+    after = inject(inject(scan_2mm, PUTAMEN).image, Intensity("contrast", 0.4))
     assert (
         np.abs(data(both.image).astype(float) - data(after.image)).max() < 10
     )  # of 1000; the level of white shifts a little
@@ -468,9 +472,9 @@ def test_shape_first_then_the_scanner(own):
         (PUTAMEN, {"to_template": np.diag([-1, -1, 1, 1])}, "orientation"),
     ],
 )
-def test_bad_arguments(own, effects, options, says):
+def test_bad_arguments(scan_2mm, effects, options, says):
     with pytest.raises(sb.SimbaError, match=says):
-        inject(own, effects, **options)
+        inject(scan_2mm, effects, **options)
 
 
 def test_unknown_axes_of_vectors():
@@ -531,9 +535,9 @@ def with_value(image, value):
         (lambda scan: cut(scan, (0, 0, 0), (8, 8, 8)), "overlaps"),
     ],
 )
-def test_bad_scans(own, spoil, says):
+def test_bad_scans(scan_2mm, spoil, says):
     with pytest.raises(sb.SimbaError, match=says):
-        inject(spoil(own), PUTAMEN)
+        inject(spoil(scan_2mm), PUTAMEN)
 
 
 def truncated(path):
@@ -553,11 +557,11 @@ def missing(path):
 
 
 @pytest.mark.parametrize("damage", [truncated, huge, missing])
-def test_bad_files(own, tmp_path, damage):
+def test_bad_files(scan_2mm, tmp_path, damage):
     """As a scan, and as a field."""
-    own.to_filename(tmp_path / "scan.nii.gz")
+    scan_2mm.to_filename(tmp_path / "scan.nii.gz")
     field = nib.Nifti1Image(
-        np.random.default_rng(0).normal(size=(20, 20, 20, 3)).astype(np.float32), own.affine
+        np.random.default_rng(0).normal(size=(20, 20, 20, 3)).astype(np.float32), scan_2mm.affine
     )
     field.to_filename(tmp_path / "field.nii.gz")
     for name in ("scan", "field"):
@@ -567,19 +571,19 @@ def test_bad_files(own, tmp_path, damage):
         inject(tmp_path / "scan.nii.gz", PUTAMEN)
     if damage is not huge:
         with pytest.raises(sb.SimbaError, match="to_template"):
-            inject(own, PUTAMEN, to_template=tmp_path / "field.nii.gz")
+            inject(scan_2mm, PUTAMEN, to_template=tmp_path / "field.nii.gz")
 
 
-def lazily_truncated(own, tmp_path):
-    own.to_filename(tmp_path / "scan.nii.gz")
+def lazily_truncated(scan_2mm, tmp_path):
+    scan_2mm.to_filename(tmp_path / "scan.nii.gz")
     image = nib.load(tmp_path / "scan.nii.gz")
     truncated(tmp_path / "scan.nii.gz")
     return image
 
 
-def test_a_file_that_is_damaged_after_it_was_opened(own, tmp_path):
+def test_a_file_that_is_damaged_after_it_was_opened(scan_2mm, tmp_path):
     with pytest.raises(sb.SimbaError, match="readable"):
-        inject(lazily_truncated(own, tmp_path), PUTAMEN)
+        inject(lazily_truncated(scan_2mm, tmp_path), PUTAMEN)
 
 
 def folding(image):
@@ -633,6 +637,6 @@ def creased(image):
         (creased, "invert"),
     ],
 )
-def test_bad_fields(own, field, says):
+def test_bad_fields(scan_2mm, field, says):
     with pytest.raises(sb.SimbaError, match=says):
-        inject(own, PUTAMEN, to_template=field(own))
+        inject(scan_2mm, PUTAMEN, to_template=field(scan_2mm))

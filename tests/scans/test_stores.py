@@ -79,7 +79,7 @@ def test_saving_again_reads_and_another_cohort_is_refused(cohort, saved, tmp_pat
 
 
 def killed_after(seconds, cohort, folder):
-    """Save in a child process and kill it after a while; True if it was still at it."""
+    """Save in a child process and kill it after a while; True if it was still writing."""
     child = os.fork()
     if child == 0:
         try:
@@ -96,19 +96,19 @@ def test_twenty_kills_leave_the_bytes_of_an_uninterrupted_cohort(cohort, tmp_pat
         saving, "BATCH", 2
     )  # many small steps, so that a kill falls between and into them
     sb.save_cohort(cohort, tmp_path / "whole", n_jobs=1)
-    moments, kills, parts = random.Random(0), 0, []
+    moments, kills, folders = random.Random(0), 0, []
     for attempt in range(200):
         folder = (
             tmp_path / f"broken{attempt}"
-            if not parts or (parts[-1] / "manifest.json").is_file()
-            else parts[-1]
+            if not folders or (folders[-1] / "manifest.json").is_file()
+            else folders[-1]
         )
-        parts.append(folder)
+        folders.append(folder)
         kills += killed_after(moments.uniform(0, 0.25), cohort, folder)
         if kills == 20:
             break
     assert kills == 20
-    for folder in dict.fromkeys(parts):
+    for folder in dict.fromkeys(folders):
         sb.save_cohort(cohort, folder, n_jobs=1)
         assert digest(folder) == digest(tmp_path / "whole")
 

@@ -21,9 +21,9 @@ SPACING_MM = 8.0
 
 @pytest.fixture(scope="module")
 def dataset(cohort, tmp_path_factory):
-    part = cohort.where(np.arange(30))
+    subjects = cohort.where(np.arange(30))
     return export_bids(
-        part, tmp_path_factory.mktemp("bids") / "ds", twins="bias", authors=("A. One", "B. Two")
+        subjects, tmp_path_factory.mktemp("bids") / "ds", twins="bias", authors=("A. One", "B. Two")
     )
 
 
@@ -76,7 +76,7 @@ def edit(folder, **columns):
     table.assign(**columns).to_csv(folder / "table.csv", index=False)
 
 
-# --- out --------------------------------------------------------------------------------------------------------------
+# -- export --
 
 
 def test_round_trip_keeps_every_voxel_and_label(cohort, dataset):
@@ -213,28 +213,28 @@ def test_exports_that_are_refused(cohort, people, tmp_path):
     assert not (tmp_path / "ds").exists() and not list((tmp_path / "there").iterdir())
 
 
-# --- in ---------------------------------------------------------------------------------------------------------------
+# -- reading --
 
 
 @pytest.mark.parametrize(
-    "kind", ["as it is", "other axes", "oblique", "anisotropic", "scaled integers"]
+    "storage", ["as it is", "other axes", "oblique", "anisotropic", "scaled integers"]
 )
-def test_orientation_shape_and_type_of_voxels_do_not_matter(tmp_path, template, kind):
+def test_orientation_shape_and_type_of_voxels_do_not_matter(tmp_path, template, storage):
     """The template, stored in many ways, is the template again at 4 mm."""
     image = template.image()
-    if kind == "other axes":
+    if storage == "other axes":
         image = image.as_reoriented(nib.orientations.axcodes2ornt("PIL"))
-    elif kind == "scaled integers":
+    elif storage == "scaled integers":
         image = nib.Nifti1Image(template.t1 * 900, image.affine, dtype=np.int16)
         image.header.set_slope_inter(0.5, 0)
-    elif kind != "as it is":
+    elif storage != "as it is":
         from nilearn.image import resample_img
 
         turn = Rotation.from_euler(
-            "xyz", (15, -10, 20) if kind == "oblique" else (0, 0, 0), degrees=True
+            "xyz", (15, -10, 20) if storage == "oblique" else (0, 0, 0), degrees=True
         ).as_matrix()
-        axes = turn * ((2, 2, 2) if kind == "oblique" else (1.5, 1.5, 3))
-        shape = np.array((110, 120, 110) if kind == "oblique" else (125, 145, 70))
+        axes = turn * ((2, 2, 2) if storage == "oblique" else (1.5, 1.5, 3))
+        shape = np.array((110, 120, 110) if storage == "oblique" else (125, 145, 70))
         centre = np.mean(template.box_mm, axis=0)
         affine = nib.affines.from_matvec(axes, centre - axes @ (shape - 1) / 2)
         image = resample_img(image, target_affine=affine, target_shape=tuple(shape.tolist()))
@@ -243,7 +243,7 @@ def test_orientation_shape_and_type_of_voxels_do_not_matter(tmp_path, template, 
     volume = source.array(7)
     brain = source.reference > 0.1
     tolerance = {"oblique": 0.01, "anisotropic": 0.015}.get(
-        kind, 1e-3
+        storage, 1e-3
     )  # both were interpolated once before
     assert np.abs(volume - source.reference)[brain].mean() < tolerance
     assert np.abs(volume[::-1] - source.reference)[brain].mean() > 0.03  # left for right would show
@@ -263,7 +263,7 @@ def test_coarse_voxels_are_not_aliased(tmp_path, template, lattice):
 
 
 def test_fine_volumes_read_coarsely_are_coarse_volumes(scenario, tmp_path):
-    """Reading 4 mm images at 8 mm comes close to rendering at 8 mm, closer than another subject does."""
+    """Reading 4 mm images at 8 mm comes closer to rendering at 8 mm than another subject."""
     clean = {"noise": 0.0, "bias_field": 0.0}
     fine = sb.synthesise(scenario.replace(spacing_mm=4, **clean), seed=0)
     coarse = sb.synthesise(scenario.replace(**clean), seed=0).arrays()[:10]
@@ -387,7 +387,7 @@ def test_sessions_and_runs_are_chosen_by_entities(people, template):
 
 @pytest.mark.parametrize("codes", [("0", "1"), ("0", "1", "2", "3")])
 def test_tables_of_the_simba_papers(people, codes):
-    """The layout that the authors' scripts write: absolute paths of their machine, names with magnitudes."""
+    """As the authors' scripts write it: absolute paths of their machine, names with magnitudes."""
     source = sorted((people / "images").iterdir())
     expected = []
     for split, count in (("train", 12), ("val", 8), ("test", 8)):
@@ -449,7 +449,7 @@ def test_tables_of_the_simba_papers(people, codes):
         read_simba(people / "exp")
 
 
-# --- bad input --------------------------------------------------------------------------------------------------------
+# -- bad input --
 
 
 def claiming(path, shape, zipped):
