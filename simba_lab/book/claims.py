@@ -21,6 +21,12 @@ class Claim:
         The measurement and its interval.
     expected : tuple of float
         Range of values, ends included, in which the statement is true.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> sb.book.Claim("It is small", 0.9, 0.7, 1.1, expected=(0, 1)).verdict
+    'undecided'
     """
 
     statement: str
@@ -41,7 +47,7 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """``confirmed`` if the whole interval lies in the expected range, ``refuted`` if none of it does."""
+        """What follows: the interval lies in the expected range, outside it, or across an end."""
         if self.expected[0] <= self.low and self.high <= self.expected[1]:
             return "confirmed"
         if self.high < self.expected[0] or self.low > self.expected[1]:
@@ -58,7 +64,9 @@ def check(
     expected: tuple[float, float],
     verdict: str = "confirmed",
 ) -> Claim:
-    """State a claim, hold it against the measurement and print one fixed line, so that a stored output stays valid.
+    """Check a claim against its measurement, and print one fixed line.
+
+    The line has no number in it, so a stored output stays valid from run to run.
 
     Parameters
     ----------
@@ -75,6 +83,14 @@ def check(
     ------
     AssertionError
         If the measurement does not give that verdict; the message holds the numbers.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> claim = sb.book.check("Two is even", 2 % 2, expected=(0, 0))
+    confirmed: Two is even
+    >>> claim.verdict
+    'confirmed'
     """
     if verdict not in VERDICTS:
         raise SimbaError("verdict", verdict, f"one of {', '.join(VERDICTS)}")
@@ -89,14 +105,22 @@ def check(
     if claim.verdict != verdict:
         raise AssertionError(
             f"The text says {verdict}, the measurement {claim.verdict}: {statement} "
-            f"Measured {claim.estimate:.4g} [{claim.low:.4g}, {claim.high:.4g}], expected {expected}."
+            f"Measured {claim.estimate:.4g} [{claim.low:.4g}, {claim.high:.4g}], "
+            f"expected {expected}."
         )
     print(f"{verdict}: {statement}")
     return claim
 
 
 def check_answer(answer: float | None, truth: float, tolerance: float) -> str:
-    """Return what to tell a reader who answered an exercise; None means not answered yet."""
+    """Return what to tell a reader who answered an exercise; None means not answered yet.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> sb.book.check_answer(1.05, truth=1, tolerance=0.1)
+    'Right.'
+    """
     if answer is None:
         return "Not answered yet: replace None."
     return "Right." if abs(answer - truth) <= tolerance else "Not yet."

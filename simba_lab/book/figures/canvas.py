@@ -41,7 +41,7 @@ def new(**options: object) -> Figure:
 
 
 def picture(figure: Figure, *, dpi: int = 100) -> np.ndarray:
-    """Return a figure as pixels, RGB in [0, 1], shape (rows, columns, 3): what a `LabSlider` draws."""
+    """Return a figure as pixels for a `LabSlider`: RGB in [0, 1], shape (rows, columns, 3)."""
     canvas = FigureCanvasAgg(figure)
     figure.set_dpi(dpi)
     canvas.draw()

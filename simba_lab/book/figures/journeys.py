@@ -1,8 +1,9 @@
-"""Charts of training over hospitals: strategies over sizes of sites, and what a model learns on its way."""
+"""Charts of training over hospitals: strategies by size of site, and journeys of a model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,9 @@ from matplotlib.figure import Figure
 
 from simba_lab.book.figures.canvas import COLOURS, legend, new
 from simba_lab.core.intervals import over_seeds
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 LINES = (
     ("black", "s-"),
@@ -22,7 +26,9 @@ LINES = (
 
 
 def strategies(table: pd.DataFrame, *, title: str, names: Mapping[str, str]) -> Figure:
-    """Return the AUROC of strategies over the number of volumes a site: the mean over seeds, its interval, every seed.
+    """Return the AUROC of strategies over the number of volumes per site.
+
+    Points are means over seeds, with their intervals; dashes are single seeds.
 
     Parameters
     ----------
@@ -39,18 +45,25 @@ def strategies(table: pd.DataFrame, *, title: str, names: Mapping[str, str]) -> 
     for number, ((strategy, text), (colour, style)) in enumerate(
         zip(names.items(), LINES, strict=False)
     ):
-        part = table[table["strategy"] == strategy]
-        found = {size: over_seeds(rows["auroc"]) for size, rows in part.groupby("per_site")}
+        runs = table[table["strategy"] == strategy]
+        intervals = {size: over_seeds(rows["auroc"]) for size, rows in runs.groupby("per_site")}
         offset = 0.11 * (number - (len(names) - 1) / 2)
-        where = np.array([places[size] + offset for size in found])
-        mean, low, high = np.array(list(found.values())).T
+        positions = np.array([places[size] + offset for size in intervals])
+        mean, low, high = np.array(list(intervals.values())).T
         # An AUROC ends at 0 and 1, and Student's interval over three seeds does not know that.
         errors = [mean - np.clip(low, 0, 1), np.clip(high, 0, 1) - mean]
         axes.errorbar(
-            where, mean, errors, fmt=style, capsize=3, color=COLOURS[colour], label=text, zorder=3
+            positions,
+            mean,
+            errors,
+            fmt=style,
+            capsize=3,
+            color=COLOURS[colour],
+            label=text,
+            zorder=3,
         )
-        seeds = part["per_site"].map(places) + offset
-        axes.plot(seeds, part["auroc"], "_", markersize=8, color=COLOURS[colour], alpha=0.6)
+        seeds = runs["per_site"].map(places) + offset
+        axes.plot(seeds, runs["auroc"], "_", markersize=8, color=COLOURS[colour], alpha=0.6)
     axes.axhline(0.5, color="0.5", linewidth=1, linestyle=":", label="chance")
     axes.set(
         xticks=range(len(sizes)),
@@ -93,7 +106,6 @@ def travel(
     """
     figure = new(figsize=(7.2, 4.6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    effect = steps[f"{bias}.effect"]
     seen = steps["number"] <= number
     at_planter = steps["sites"] == planter
     now = steps[steps["number"] == number].iloc[0]
@@ -102,32 +114,11 @@ def travel(
             axes.axvspan(
                 row.number - 0.5, row.number + 0.5, color=COLOURS["orange"], alpha=0.22, linewidth=0
             )
+    _draw_effect(top, steps[seen], steps[f"{bias}.effect"], bias)
+    heading = f"{words.capitalize()} {number}, {now['sites']}"
+    moved = f"the mark moves the answer by {now[f'{bias}.effect']:+.1f} logit"
+    figure.suptitle(f"{heading}: {moved}", fontsize=11)
     shown = steps[seen]
-    top.fill_between(
-        shown["number"],
-        shown[f"{bias}.effect_low"],
-        shown[f"{bias}.effect_high"],
-        color=COLOURS["vermilion"],
-        alpha=0.2,
-        linewidth=0,
-    )
-    top.plot(
-        shown["number"],
-        shown[f"{bias}.effect"],
-        "o-",
-        color=COLOURS["vermilion"],
-        markersize=4,
-        label="the mark",
-    )
-    top.axhline(0, color="0.6", linewidth=1)
-    reach = effect.abs().max() * 1.15 + 1e-9
-    top.set(
-        ylabel="used: twin effect (logit)", ylim=(min(1.15 * effect.min(), -0.15 * reach), reach)
-    )
-    figure.suptitle(
-        f"{words.capitalize()} {number}, {now['sites']}: the mark moves the answer by {now[f'{bias}.effect']:+.1f} logit",
-        fontsize=11,
-    )
     bottom.plot(
         shown["number"],
         shown["auroc"],
@@ -159,3 +150,15 @@ def travel(
     legend(top)
     legend(bottom)
     return figure
+
+
+def _draw_effect(axes: Axes, shown: pd.DataFrame, effect: pd.Series, bias: str) -> None:
+    """Draw the effect of a bias at the steps that are shown, on an axis that all steps fit on."""
+    numbers, low, high = shown["number"], shown[f"{bias}.effect_low"], shown[f"{bias}.effect_high"]
+    colour = COLOURS["vermilion"]
+    axes.fill_between(numbers, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(numbers, shown[f"{bias}.effect"], "o-", color=colour, markersize=4, label="the mark")
+    axes.axhline(0, color="0.6", linewidth=1)
+    reach = effect.abs().max() * 1.15 + 1e-9
+    bottom = min(1.15 * effect.min(), -0.15 * reach)
+    axes.set(ylabel="used: twin effect (logit)", ylim=(bottom, reach))

@@ -23,7 +23,7 @@ CORNERS = (
 
 
 def probes(table: pd.DataFrame, *, title: str, floors: Mapping[str, str]) -> Figure:
-    """Return the AUROC of a probe per layer with its interval, the permutation null and named floors, from `probe`.
+    """Return the AUROC of a probe per layer, with interval, permutation null and floors.
 
     Parameters
     ----------
@@ -79,7 +79,9 @@ def per_layer(
     reference: float | None = None,
     limits: tuple[float, float] | None = None,
 ) -> Figure:
-    """Return a measure over the layers for several kinds of network: a thin line per seed, a thick one for their mean.
+    """Return a measure over the layers for several kinds of network.
+
+    Thin lines are seeds, thick lines their means.
 
     Parameters
     ----------
@@ -96,18 +98,18 @@ def per_layer(
     figure = new(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.subplots()
     place = np.arange(table.shape[1])
-    for (kind, text), (colour, style) in zip(names.items(), STYLES, strict=False):
-        part = table.loc[kind]
+    for (network, text), (colour, style) in zip(names.items(), STYLES, strict=False):
+        runs = table.loc[network]
         axes.plot(
-            place, part.to_numpy().T, style[1:], color=COLOURS[colour], linewidth=0.8, alpha=0.45
+            place, runs.to_numpy().T, style[1:], color=COLOURS[colour], linewidth=0.8, alpha=0.45
         )
         axes.plot(
             place,
-            part.mean(),
+            runs.mean(),
             style,
             color=COLOURS[colour],
             linewidth=2.2,
-            label=f"{text} (mean of {len(part)})",
+            label=f"{text} (mean of {len(runs)})",
         )
     if reference is not None:
         axes.axhline(reference, color="0.6", linewidth=1)
@@ -139,7 +141,7 @@ def arrival(tables: Mapping[str, pd.DataFrame], *, title: str) -> Figure:
 
 
 def learning_curves(curves: Mapping[str, pd.DataFrame], layer: str, *, title: str) -> Figure:
-    """Return how well a probe of one layer does after few and many training subjects, for several networks.
+    """Return how well a probe of one layer does after few and after many training subjects.
 
     Parameters
     ----------
@@ -177,8 +179,8 @@ def learning_curves(curves: Mapping[str, pd.DataFrame], layer: str, *, title: st
 def alignment(tables: Mapping[str, pd.DataFrame], *, title: str) -> Figure:
     """Return one heat map per named matrix of alignments: layers by layers, from `cka_matrix`."""
     figure = new(figsize=(3.3 * len(tables) + 0.9, 3.5), layout="constrained")
-    drawn = figure.subplots(1, len(tables), squeeze=False)[0]
-    for axes, (name, matrix) in zip(drawn, tables.items(), strict=True):
+    panels = figure.subplots(1, len(tables), squeeze=False)[0]
+    for axes, (name, matrix) in zip(panels, tables.items(), strict=True):
         image = axes.imshow(matrix.to_numpy(), vmin=0, vmax=1, cmap="cividis")
         for (row, column), value in np.ndenumerate(matrix.to_numpy()):
             colour = "white" if value < 0.55 else "black"
@@ -188,7 +190,7 @@ def alignment(tables: Mapping[str, pd.DataFrame], *, title: str) -> Figure:
         axes.set(xticks=range(matrix.shape[1]), yticks=range(matrix.shape[0]), title=name)
         axes.set_xticklabels(matrix.columns, rotation=45, ha="right", fontsize=8)
         axes.set_yticklabels(matrix.index, fontsize=8)
-    figure.colorbar(image, ax=list(drawn), label="CKA", shrink=0.8)
+    figure.colorbar(image, ax=list(panels), label="CKA", shrink=0.8)
     figure.suptitle(title)
     return figure
 
@@ -201,7 +203,7 @@ def plane(
     title: str,
     axes_labels: Sequence[str],
 ) -> Figure:
-    """Return subjects in the plane of two components of a layer: shape for the disease, colour for the bias.
+    """Return subjects in the plane of two components: shapes for the disease, colours for the bias.
 
     Parameters
     ----------
@@ -213,12 +215,12 @@ def plane(
     figure = new(figsize=(6.6, 4.2), layout="constrained")
     axes = figure.subplots()
     for name, sick, group, marker in CORNERS:
-        inside = (label == sick) & (bias == group)
+        members = (label == sick) & (bias == group)
         colour = GROUP_COLOURS["B" if group else "NB"]
         face = colour if sick else "none"
         axes.scatter(
-            coordinates[inside, 0],
-            coordinates[inside, 1],
+            coordinates[members, 0],
+            coordinates[members, 1],
             14,
             marker=marker,
             edgecolors=colour,
@@ -228,7 +230,7 @@ def plane(
             label=name,
         )
         axes.plot(
-            *coordinates[inside].mean(axis=0),
+            *coordinates[members].mean(axis=0),
             marker,
             markersize=13,
             color=colour,
@@ -242,18 +244,18 @@ def plane(
 
 
 def groups_on_axis(table: pd.DataFrame, *, title: str, limit: float = 1.6) -> Figure:
-    """Return where the four groups lie on the disease axis of each layer, with intervals, from `projections`."""
+    """Return where the four groups lie on the disease axis of each layer, from `projections`."""
     layers = table.index.get_level_values("layer").unique()
     figure = new(figsize=(7.2, 0.55 * len(layers) + 1.5), layout="constrained")
     axes = figure.subplots()
     for offset, (name, sick, group, marker) in zip(
         (-0.18, -0.06, 0.06, 0.18), CORNERS, strict=True
     ):
-        part = table.xs(name, level="group").loc[layers]
+        rows = table.xs(name, level="group").loc[layers]
         colour = GROUP_COLOURS["B" if group else "NB"]
-        errors = [part["position"] - part["low"], part["high"] - part["position"]]
+        errors = [rows["position"] - rows["low"], rows["high"] - rows["position"]]
         axes.errorbar(
-            part["position"],
+            rows["position"],
             np.arange(len(layers)) + offset,
             xerr=errors,
             fmt=marker,
@@ -276,7 +278,7 @@ def encoding_and_use(
     title: str,
     limits: tuple[tuple[float, float], tuple[float, float]] | None = None,
 ) -> Figure:
-    """Return what is encoded against what is used: one point per condition, with intervals over seeds.
+    """Return what is encoded against what is used: a point per condition, intervals over seeds.
 
     Parameters
     ----------
@@ -307,10 +309,10 @@ def encoding_and_use(
             label=text,
         )
         for name, row in table.iterrows():
-            where = (row["above_floor"], row["removed"])
+            position = (row["above_floor"], row["removed"])
             axes.annotate(
                 str(name),
-                where,
+                position,
                 (5, 4),
                 textcoords="offset points",
                 fontsize=8,

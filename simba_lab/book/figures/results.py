@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def rates(table: pd.DataFrame, *, title: str) -> Figure:
-    """Return accuracy, TPR and FPR per group with intervals, from `evaluate`, and the ceiling of the accuracy."""
+    """Return accuracy, TPR and FPR per group from `evaluate`, and the ceiling of the accuracy."""
     figure = new(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
     names = ["accuracy", "tpr", "fpr"]
@@ -70,17 +70,19 @@ def intervals(
     """
     figure = new(figsize=(7, 0.38 * len(table) + 1.4), layout="constrained")
     axes = figure.subplots()
-    kinds = table["kind"] if "kind" in table else pd.Series("", index=table.index)
+    groups = table["kind"] if "kind" in table else pd.Series("", index=table.index)
     palette = dict(
         zip(
-            dict.fromkeys(kinds),
+            dict.fromkeys(groups),
             (COLOURS[name] for name in ("vermilion", "blue", "green", "purple")),
             strict=False,
         )
     )
     for place, (name, row) in enumerate(table.iterrows()):
         error = [[row[value] - row[f"{value}_low"]], [row[f"{value}_high"] - row[value]]]
-        axes.errorbar(row[value], place, xerr=error, fmt="o", capsize=4, color=palette[kinds[name]])
+        axes.errorbar(
+            row[value], place, xerr=error, fmt="o", capsize=4, color=palette[groups[name]]
+        )
     if reference is not None:
         axes.axvline(reference, color="0.6", linewidth=1)
     axes.set(
@@ -92,7 +94,8 @@ def intervals(
     axes.invert_yaxis()
     if palette.keys() != {""}:
         handles = [
-            Line2D([], [], marker="o", color=colour, label=kind) for kind, colour in palette.items()
+            Line2D([], [], marker="o", color=colour, label=group)
+            for group, colour in palette.items()
         ]
         legend(axes, handles=handles)
     return figure
@@ -130,7 +133,9 @@ def responses(
     bound: float = 0.05,
     limit: float = 1.0,
 ) -> Figure:
-    """Return the rise of the share called diseased over prevalence or salience: one fitted curve and all runs per place.
+    """Return the rise of the share called diseased over prevalence or salience.
+
+    A place of the bias has a fitted curve and a dot per network.
 
     Parameters
     ----------
@@ -149,10 +154,10 @@ def responses(
         Top of the vertical axis.
     """
     fixed, value = at
-    drawn = new(figsize=(7.2, 3.8), layout="constrained")
-    axes = drawn.subplots()
+    figure = new(figsize=(7.2, 3.8), layout="constrained")
+    axes = figure.subplots()
     place = next(name for name in table.columns if set(labels) <= set(table[name]))
-    inside = np.isclose(table[fixed], value)
+    selected = np.isclose(table[fixed], value)
     grid = (
         np.linspace(0.505, 0.97, 60) if along.startswith("prevalence") else np.geomspace(0.4, 5, 60)
     )
@@ -163,7 +168,7 @@ def responses(
         axes.plot(
             grid, [surface.rate(name, *pair) for pair in pairs], style, color=colour, label=text
         )
-        runs = table[inside & (table[place] == name)]
+        runs = table[selected & (table[place] == name)]
         axes.plot(
             runs[along],
             runs["excess_rate"],
@@ -190,11 +195,11 @@ def responses(
         ylim=(-0.08, limit),
     )
     legend(axes)
-    return drawn
+    return figure
 
 
 def enrichments(tables: Mapping[str, pd.DataFrame], *, title: str) -> Figure:
-    """Return by how many times its share each method of attribution favours some voxels, for several kinds of network.
+    """Return how much each method of attribution favours some voxels, per kind of network.
 
     Parameters
     ----------

@@ -14,7 +14,7 @@ from simba_lab.core.errors import SimbaError
 
 
 def montage(volume: np.ndarray, affine: np.ndarray, at_mm: Sequence[float]) -> np.ndarray:
-    """Return axial, coronal and sagittal slices side by side, shape (rows, columns), in nilearn's orientation.
+    """Return axial, coronal and sagittal slices side by side, shape (rows, columns).
 
     The patient's left is on the left; the sagittal slice looks to the right.
 
@@ -44,7 +44,7 @@ def montage(volume: np.ndarray, affine: np.ndarray, at_mm: Sequence[float]) -> n
 
 
 def montage_marks(shape: Sequence[int]) -> list[tuple[str, float, float]]:
-    """Return the orientation letters of a `montage` of volumes of this shape, as shares of its width and height."""
+    """Return the letters of a `montage` of volumes of this shape, at shares of width and height."""
     x, y, _z = shape[:3]
     width = 2 * x + y + 12
     edges = [0, x + 4, 2 * x + 8, width]
@@ -72,7 +72,7 @@ def outlined(picture: np.ndarray, mask: np.ndarray, *, colour: str = "orange") -
 
 
 def tinted(grey: np.ndarray, signed: np.ndarray, *, limit: float) -> np.ndarray:
-    """Return grey pictures with a signed map over them (blue negative, orange positive), as RGB in [0, 1].
+    """Return grey pictures under a signed map (blue negative, orange positive), RGB in [0, 1].
 
     Parameters
     ----------
