@@ -11,7 +11,7 @@ from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.synthesis.effects import CLASSES
 from simba_lab.synthesis.scenario import Scenario
 from simba_lab.training.config import FitConfig
-from simba_lab.training.mitigation.methods import mitigation_from
+from simba_lab.training.mitigation.registry import mitigation_from
 
 # The first word of a field that an axis may set, and what follows it.
 FIELDS = {

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from simba_lab.core.compute import deterministic
-from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.errors import SimbaError
 from simba_lab.experiments.judging import judge, judge_version
 from simba_lab.experiments.results import remembered
 from simba_lab.interpretation.interventions.encoding_against_use import (
@@ -30,9 +30,8 @@ from simba_lab.synthesis.synthetic_cohort import SyntheticCohort, synthesise
 from simba_lab.training.config import FitConfig
 from simba_lab.training.fitting import fit
 from simba_lab.training.identity import code_version, sources_digest
-from simba_lab.training.networks import ResNet3D, SimBANet
+from simba_lab.training.networks import network_from
 
-NETWORKS = {"SimBANet": SimBANet, "SimBANet.paper": SimBANet.paper, "ResNet3D": ResNet3D}
 # Looking inside takes new subjects, some of the test subjects, and untrained networks. The seeds
 # are far from those of sweeps: no other cell has these subjects or these first weights.
 AUDIENCE, AUDIENCE_SEED, TWINS, UNTRAINED = 300, 10_000, 120, 2
@@ -152,7 +151,7 @@ def _run(
     start = time.perf_counter()
     with deterministic(cell.config.threads):
         run = fit(
-            network_of(cell.network, cell.seed),
+            network_from(cell.network, seed=cell.seed),
             cohort,
             cell.config,
             mitigation=cell.mitigation,
@@ -173,7 +172,9 @@ def _look_inside(model: torch.nn.Module, cell: Cell, cohort: SyntheticCohort) ->
     unbiased = cohort.scenario.unbiased().replace(subjects=AUDIENCE)
     audience = synthesise(unbiased, seed=AUDIENCE_SEED + cell.seed)
     test = cohort.test.where(np.arange(min(TWINS, len(cohort.test))))
-    untrained = [network_of(cell.network, AUDIENCE_SEED + number) for number in range(UNTRAINED)]
+    untrained = [
+        network_from(cell.network, seed=AUDIENCE_SEED + number) for number in range(UNTRAINED)
+    ]
     columns = {}
     for bias in cohort.biases:
         table = encoding_and_use(
@@ -182,20 +183,6 @@ def _look_inside(model: torch.nn.Module, cell: Cell, cohort: SyntheticCohort) ->
         for layer, row in table.iterrows():
             columns |= {f"{bias}.{layer}.{name}": float(value) for name, value in row.items()}
     return columns
-
-
-def network_of(options: Mapping[str, Any], seed: int) -> torch.nn.Module:
-    """Return a network, given a mapping of its ``name`` and options, and a seed."""
-    options = dict(options)
-    name = options.pop("name", "SimBANet")
-    if name not in NETWORKS:
-        raise UnknownNameError.among("network.name", name, NETWORKS)
-    if "widths" in options:
-        options["widths"] = tuple(options["widths"])
-    try:
-        return NETWORKS[name](**options, seed=seed)
-    except TypeError as error:
-        raise SimbaError("network", options, f"options of {name}", f"{error}.") from error
 
 
 @cache

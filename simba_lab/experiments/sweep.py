@@ -16,7 +16,7 @@ from simba_lab.core.checks import known_fields
 from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.core.files import cache_root, read_yaml
 from simba_lab.experiments.axes import Draft, split_field
-from simba_lab.experiments.cells import Cell, matches_of, network_of, row_of, row_version, scale_of
+from simba_lab.experiments.cells import Cell, matches_of, row_of, row_version, scale_of
 from simba_lab.experiments.parallel import in_parallel
 from simba_lab.experiments.results import save_results
 from simba_lab.synthesis.anatomy.template import load_template
@@ -24,6 +24,7 @@ from simba_lab.synthesis.effects import Morphology
 from simba_lab.synthesis.scenario import Scenario
 from simba_lab.training.config import FitConfig
 from simba_lab.training.identity import code_version
+from simba_lab.training.networks import network_from
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Sweep:
         draft.put_all(values)
         scenario = Scenario.from_dict(draft.scenario)
         _check_regions(scenario)
-        network_of(draft.network, seed)
+        network_from(draft.network, seed=seed)
         if self.inside and draft.mitigation and draft.mitigation["name"] == "group_models":
             remedy = "It trains a network for each group, so there is no single inside."
             raise SimbaError("sweep.inside", True, "False with group_models", remedy)

@@ -2,9 +2,13 @@ from .config import FitConfig
 from .disparities import disparity
 from .fitting import Pair, fit, fit_pair
 from .metrics import calibration, evaluate
-from .mitigation.methods import BiasGroupModels, GroupDRO, Resampling, Reweighing, TwinConsistency
+from .mitigation.adversarial_unlearning import AdversarialUnlearning
+from .mitigation.group_dro import GroupDRO
+from .mitigation.group_models import BiasGroupModels
 from .mitigation.objective import Mitigation
-from .mitigation.unlearning import AdversarialUnlearning
+from .mitigation.resampling import Resampling
+from .mitigation.reweighing import Reweighing
+from .mitigation.twin_consistency import TwinConsistency
 from .networks import GroupRouted, ResNet3D, SimBANet
 from .predictions import logits
 from .run import Run

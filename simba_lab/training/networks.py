@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -246,6 +247,11 @@ class GroupRouted(nn.Module):
         super().__init__()
         self.networks = nn.ModuleList(networks)
         self.by, self.groups = by, list(groups)
+
+    @classmethod
+    def of_copies(cls, model: nn.Module, by: str, groups: Sequence[int | str]) -> GroupRouted:
+        """Return a copy of one network for each group."""
+        return cls([copy.deepcopy(model) for _ in groups], by, groups)
 
     def forward(self, x: torch.Tensor, group: torch.Tensor | None = None) -> torch.Tensor:
         """Return the logit of the disease, shape (N, 1).

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -18,6 +17,27 @@ from simba_lab.core.files import new_folder, read_json, write_json
 from simba_lab.training import checkpoints
 from simba_lab.training.config import FitConfig
 from simba_lab.training.networks import GroupRouted
+
+Weights = dict[str, torch.Tensor]
+
+
+class Fitted(NamedTuple):
+    """What training gives: from this and a network a `Run` is made.
+
+    Parameters
+    ----------
+    weights : dict
+        Of the best epoch.
+    history : pandas.DataFrame
+    snapshots : tuple of dict
+    facts : dict
+        About the hardware: ``device``, ``devices``, ``memory_layout``.
+    """
+
+    weights: Weights
+    history: pd.DataFrame
+    snapshots: tuple[Weights, ...]
+    facts: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,13 +58,26 @@ class Run:
         Scenario, mitigation, seeds, code and library versions, device, seconds.
     snapshots : tuple of dict
         Weights before the first epoch and after each, if ``config.snapshots``.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> scenario = sb.Scenario(
+    ...     64, sb.Morphology("Insula_L", 2.5), sb.Morphology("Putamen_L", 2.5), spacing_mm=8
+    ... )
+    >>> cohort = sb.synthesise(scenario)
+    >>> config = sb.FitConfig(epochs=1, snapshots=True)
+    >>> run = sb.fit(sb.SimBANet((4, 8)), cohort, config, cache=False)
+    >>> list(run.history.columns[:3]), len(run.snapshots)
+    (['train_loss', 'validation_loss', 'validation_accuracy'], 2)
+    >>> network = run.at(0)  # as it was before the first epoch
     """
 
     model: torch.nn.Module
     history: pd.DataFrame
     config: FitConfig
     provenance: dict[str, Any]
-    snapshots: tuple[dict[str, torch.Tensor], ...] = ()
+    snapshots: tuple[Weights, ...] = ()
 
     def at(self, epoch: int) -> torch.nn.Module:
         """Return the network as it was after so many epochs; 0 is before the first."""
@@ -70,23 +103,24 @@ class Run:
         raise SimbaError.problem("The run was fitted on another cohort.", remedy)
 
     def save(self, folder: str | Path) -> None:
-        """Write weights (safetensors), history (CSV) and provenance (JSON) to a folder, all of it or nothing."""
-        with new_folder(folder, parents=True) as part:
-            record = {"config": dataclasses.asdict(self.config), "provenance": self.provenance}
-            checkpoints.write(
-                part / "weights.safetensors", self.model.state_dict(), {"what": "weights of a run"}
-            )
-            if self.snapshots:
-                numbered = {
-                    f"{k}/{name}": value
-                    for k, one in enumerate(self.snapshots)
-                    for name, value in one.items()
-                }
-                checkpoints.write(
-                    part / "snapshots.safetensors", numbered, {"what": "weights after each epoch"}
-                )
-            self.history.to_csv(part / "history.csv")
-            write_json(part / "run.json", record)
+        """Write weights (safetensors), history (CSV) and provenance (JSON) to a new folder.
+
+        All of it is written, or nothing.
+        """
+        record = {"config": dataclasses.asdict(self.config), "provenance": self.provenance}
+        snapshots = {
+            f"{epoch}/{name}": value
+            for epoch, weights in enumerate(self.snapshots)
+            for name, value in weights.items()
+        }
+        with new_folder(folder, parents=True) as path:
+            weights, facts = self.model.state_dict(), {"what": "weights of a run"}
+            checkpoints.write(path / "weights.safetensors", weights, facts)
+            if snapshots:
+                facts = {"what": "weights after each epoch"}
+                checkpoints.write(path / "snapshots.safetensors", snapshots, facts)
+            self.history.to_csv(path / "history.csv")
+            write_json(path / "run.json", record)
 
     @classmethod
     def load(cls, folder: str | Path, model: torch.nn.Module) -> Run:
@@ -97,35 +131,24 @@ class Run:
             config, provenance = FitConfig(**record["config"]), record["provenance"]
             history = pd.read_csv(folder / "history.csv", index_col="epoch")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise SimbaError(
-                "run", str(folder), "a folder written by Run.save", f"It cannot be read: {error}"
-            ) from error
+            remedy = f"It cannot be read: {error}"
+            raise SimbaError("run", str(folder), "a folder written by Run.save", remedy) from error
         weights, _ = checkpoints.read(folder / "weights.safetensors", field="run")
-        model = copy.deepcopy(model)
         routed = provenance.get("routed")
-        if routed:
-            model = routed_by(model, routed["by"], routed["groups"])
+        network = GroupRouted.of_copies(model, **routed) if routed else copy.deepcopy(model)
         try:
-            model.load_state_dict(weights)
+            network.load_state_dict(weights)
         except RuntimeError as error:
-            raise SimbaError(
-                "model",
-                type(model).__name__,
-                "of the architecture that was saved",
-                str(error).splitlines()[-1].strip(),
-            ) from error
-        snapshots: list[dict[str, torch.Tensor]] = []
-        if config.snapshots:
-            numbered, _ = checkpoints.read(folder / "snapshots.safetensors", field="run")
-            snapshots = [
-                {} for _ in range(1 + max(int(name.partition("/")[0]) for name in numbered))
-            ]
-            for name, value in numbered.items():
-                number, _, rest = name.partition("/")
-                snapshots[int(number)][rest] = value
-        return cls(model.eval(), history, config, provenance, tuple(snapshots))
+            allowed, remedy = "of the saved architecture", str(error).splitlines()[-1].strip()
+            raise SimbaError("model", type(model).__name__, allowed, remedy) from error
+        snapshots = _read_snapshots(folder) if config.snapshots else ()
+        return cls(network.eval(), history, config, provenance, snapshots)
 
 
-def routed_by(model: torch.nn.Module, by: str, groups: Sequence[int | str]) -> GroupRouted:
-    """Return a network per group, each a copy of `model`."""
-    return GroupRouted([copy.deepcopy(model) for _ in groups], by, groups)
+def _read_snapshots(folder: Path) -> tuple[Weights, ...]:
+    numbered, _ = checkpoints.read(folder / "snapshots.safetensors", field="run")
+    snapshots: dict[int, Weights] = {}
+    for name, value in numbered.items():
+        epoch, _, key = name.partition("/")
+        snapshots.setdefault(int(epoch), {})[key] = value
+    return tuple(snapshots[epoch] for epoch in sorted(snapshots))

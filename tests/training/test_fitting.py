@@ -14,7 +14,7 @@ from torch import nn
 
 import simba_lab as sb
 from simba_lab.core.batches import Feed
-from simba_lab.training import checkpoints, fitting, identity
+from simba_lab.training import checkpoints, identity, trainer
 
 SMALL = sb.FitConfig(epochs=3)
 
@@ -36,7 +36,7 @@ def assert_equal_runs(one, two):
 
 def interrupted_fit(monkeypatch, model, cohort, config, checkpoint, steps):
     """Fit until a step is interrupted; progress is written after every step."""
-    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", -1.0)
     forward, left = type(model).forward, [steps]
 
     def stopped(self, x):
@@ -71,12 +71,12 @@ def test_a_fit_that_was_interrupted_goes_on_with_the_same_bits(
 
 KILLED = """
 import sys, simba_lab as sb
-from simba_lab.training import fitting
-fitting.CHECKPOINT_SECONDS = 0.0
+from simba_lab.training import checkpoints, trainer
+trainer.CHECKPOINT_SECONDS = 0.0
 cohort = sb.synthesise(sb.Scenario.from_yaml(sys.argv[1]), seed=0)
 print("ready", flush=True)
 run = sb.fit(sb.SimBANet((4, 8), seed=0), cohort, sb.FitConfig(epochs=40), cache=sys.argv[2])
-print(fitting.checkpoints.digest(run.model.state_dict()))
+print(checkpoints.digest(run.model.state_dict()))
 """
 
 
@@ -380,7 +380,7 @@ def test_snapshots_survive_an_interruption(cohort, tmp_path, monkeypatch):
         tmp_path / "checkpoint",
     )
     whole = sb.fit(model, cohort, config, cache=False)
-    calls, validate = [], fitting._validate
+    calls, validate = [], trainer.Trainer.validate
 
     def dies(*arguments):
         calls.append(1)
@@ -388,7 +388,7 @@ def test_snapshots_survive_an_interruption(cohort, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return validate(*arguments)
 
-    monkeypatch.setattr(fitting, "_validate", dies)
+    monkeypatch.setattr(trainer.Trainer, "validate", dies)
     with pytest.raises(KeyboardInterrupt):
         sb.fit(model, cohort, config, cache=False, checkpoint=path)
     resumed = sb.fit(model, cohort, config, cache=False, checkpoint=path)

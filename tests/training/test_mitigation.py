@@ -13,9 +13,10 @@ from torch import nn
 
 import simba_lab as sb
 from simba_lab.core.compute import deterministic
-from simba_lab.training import fitting
-from simba_lab.training.mitigation.methods import MITIGATIONS, mitigation_from
-from simba_lab.training.mitigation.objective import Objective, Progress, cell_weights
+from simba_lab.training import trainer
+from simba_lab.training.mitigation.objective import Objective, Progress
+from simba_lab.training.mitigation.registry import MITIGATIONS, mitigation_from
+from simba_lab.training.mitigation.reweighing import cell_weights
 from simba_lab.training.networks import GroupRouted
 
 # Three steps an epoch: 16, 16 and 8 of 40 subjects.
@@ -238,7 +239,7 @@ def test_unlearning_hides_the_group_from_who_reads_the_features(cohort, seed):
             cohort, cohort
         )
         model = Knows(cohort, seed)
-        body, optimiser = fitting._Body(model), torch.optim.Adam(model.parameters(), lr=0.02)
+        body, optimiser = trainer._Body(model), torch.optim.Adam(model.parameters(), lr=0.02)
         assert readable(model, cohort, "bias") > 0.95
         with deterministic(1):
             for step in range(150):
@@ -437,7 +438,7 @@ def test_fits_that_were_interrupted_in_an_epoch_go_on_with_the_same_bits(
     cohort, case, tmp_path, monkeypatch
 ):
     mitigation, options = CASES[case]
-    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0)
 
     def go_on():
         checkpoint = tmp_path / "checkpoint"
@@ -469,7 +470,7 @@ def test_fits_that_were_interrupted_twice_go_on_with_the_same_bits(
 ):
     """First between the last step of an epoch and its end, then before the next step."""
     mitigation, options = CASES[case]
-    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0)
 
     def go_on():
         checkpoint = tmp_path / "checkpoint"
@@ -477,7 +478,7 @@ def test_fits_that_were_interrupted_twice_go_on_with_the_same_bits(
             net(**options), cohort, SMALL, mitigation=mitigation, cache=False, checkpoint=checkpoint
         )
 
-    with killed_at(monkeypatch, fitting, "_validate", 1):
+    with killed_at(monkeypatch, trainer.Trainer, "validate", 1):
         go_on()
     with killed_at(monkeypatch, Objective, "per_subject", 1):
         go_on()
@@ -485,7 +486,7 @@ def test_fits_that_were_interrupted_twice_go_on_with_the_same_bits(
 
 
 def test_a_constant_rate_is_taken_up_again(cohort, tmp_path, monkeypatch):
-    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0)
     config = SMALL.replace(schedule="constant")
     with killed_at(monkeypatch, Objective, "per_subject", 5):
         sb.fit(net(), cohort, config, cache=False, checkpoint=tmp_path / "checkpoint")

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from itertools import product
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from simba_lab.core.cohort import Cohort
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.rng import stream
+from simba_lab.training.config import FitConfig
 from simba_lab.training.networks import logit
+from simba_lab.training.run import Fitted
 
-if TYPE_CHECKING:
-    from simba_lab.core.cohort import Cohort
-
-# What a network returns for volumes, and, for mitigations that ask for it, the features that its
-# read-out sees.
+# A network as the loss calls it. Called with ``features=True`` it also returns what its read-out
+# sees.
 Forward = Callable[..., Any]
 
 
@@ -34,19 +36,19 @@ class Progress:
 
 
 class Objective:
-    """What one fit minimises: the order of subjects, the loss of a batch and the loss that chooses the epoch.
+    """What one fit minimises: plain training, parts of which mitigations change.
 
-    This one is plain training: subjects in random order, mean cross-entropy. Mitigations change
-    parts of it.
+    It decides on the order of subjects, the loss of a batch and the loss that chooses the epoch.
+    This one takes subjects in random order and their mean cross-entropy.
 
     Parameters
     ----------
     train, validation : Cohort
     by : str, optional
-        Column of the groups; needed by mitigations.
+        Column of the groups; mitigations need it.
     """
 
-    # Twins of the training subjects that the loss wants beside them, if any.
+    # Twins of the training subjects, if the loss needs them too.
     twins: Cohort | None = None
 
     def __init__(self, train: Cohort, validation: Cohort, by: str | None = None) -> None:
@@ -57,8 +59,8 @@ class Objective:
             # Cells of class x group: where the correlation is.
             self.cells = self.groups * 2 + self.labels.long()
             self.count = 2 * len(self.values)
-            held_out = np.searchsorted(self.values, validation[by]) * 2 + validation["label"]
-            self.validation_cells = torch.from_numpy(held_out)
+            validation_groups = np.searchsorted(self.values, validation[by])
+            self.validation_cells = torch.from_numpy(validation_groups * 2 + validation["label"])
 
     def order(self, seed: int, epoch: int) -> torch.Tensor:
         """Return the rows of an epoch in the order in which they are seen."""
@@ -70,9 +72,19 @@ class Objective:
         volumes: torch.Tensor,
         rows: torch.Tensor,
         twins: torch.Tensor | None,
-        progress: Progress,
+        progress: Progress | None,
     ) -> torch.Tensor:
-        """Return the loss of a batch of rows."""
+        """Return the loss of a batch of rows.
+
+        Parameters
+        ----------
+        network : callable
+        volumes, twins : tensor, shape (n, 1, X, Y, Z)
+            Twins only if the objective has some.
+        rows : tensor of int, shape (n,)
+            Which training subjects these are.
+        progress : Progress
+        """
         return self.per_subject(logit(network(volumes)), rows).mean()
 
     def per_subject(self, scores: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -85,63 +97,39 @@ class Objective:
         return binary_cross_entropy_with_logits(scores, labels).item()
 
     def to(self, device: torch.device) -> None:
-        """Move what the objective has learnt itself to a device."""
+        """Move what the objective itself has learnt to a device."""
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return what the objective has learnt itself, for a checkpoint."""
+        """Return what the objective itself has learnt, for a checkpoint."""
         return {}
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take up a state of `state`."""
+        """Go on from what `state` returned."""
 
 
-def cell_weights(cells: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the weight of each cell of class x group that makes class and group independent, shape (count,).
-
-    ``P(y) P(g) / P(y, g)``: Kamiran and Calders (2012), "Data preprocessing techniques for
-    classification without discrimination", Knowl. Inf. Syst. 33:1-33, section 4.2.
-    """
-    joint = torch.bincount(cells, minlength=count).double().reshape(-1, 2)
-    joint /= joint.sum()
-    expected = joint.sum(0, keepdim=True) * joint.sum(1, keepdim=True)
-    return torch.where(joint > 0, expected / joint, 0.0).reshape(-1).float()
-
-
-class Reweighed(Objective):
-    """Cross-entropy with the weights of `cell_weights`, in training and in the choice of the epoch."""
-
-    def __init__(self, train: Cohort, validation: Cohort, by: str) -> None:
-        super().__init__(train, validation, by)
-        self.weights = cell_weights(self.cells, self.count)
-        self.validation_weights = cell_weights(self.validation_cells, self.count)[
-            self.validation_cells
-        ]
-
-    def loss(self, network, volumes, rows, twins, progress) -> torch.Tensor:
-        """Return the weighted loss of a batch of rows."""
-        losses = self.per_subject(logit(network(volumes)), rows)
-        return (losses * self.weights[self.cells[rows]].to(losses.device)).mean()
-
-    def validation_loss(self, scores, labels) -> float:
-        """Return the weighted loss on the validation subjects."""
-        return binary_cross_entropy_with_logits(
-            scores, labels, weight=self.validation_weights
-        ).item()
+# Trains on a cohort, with a mitigation or none; the word sets its checkpoint apart from others.
+Train = Callable[[Cohort, "Mitigation | None", str], Fitted]
 
 
 # Not from ABC: as a base it would count as somebody's own code in the identity of a run.
 @dataclass(frozen=True, kw_only=True)
 class Mitigation(metaclass=ABCMeta):
-    """What all mitigations share.
+    """What all mitigations share. A new one is a frozen dataclass that returns an `Objective`.
 
     Parameters
     ----------
     by : str
-        Column of the design table that names the groups: a bias, or any other column.
+        Column of the table that names the groups: a bias, or any other column.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> sb.training.Reweighing(by="scanner").to_dict()
+    {'name': 'reweighing', 'by': 'scanner'}
     """
 
     name: ClassVar[str] = ""
-    # Whether it keeps a state of its own during the fit, which devices would not share.
+    # Whether it learns something itself during the fit, which devices would not share.
     one_device: ClassVar[bool] = False
     by: str = "bias"
 
@@ -149,40 +137,31 @@ class Mitigation(metaclass=ABCMeta):
     def objective(self, train: Cohort, validation: Cohort) -> Objective:
         """Return what a fit with this mitigation minimises."""
 
-    def check(self, cohort: Cohort) -> None:
-        """Refuse cohorts in which a group lacks a class: nothing in them tells group and disease apart."""
+    def check(self, cohort: Cohort, config: FitConfig) -> None:
+        """Raise an error if a group lacks a class: nothing then tells group from disease."""
         if self.by in ("label", "split"):
             raise SimbaError("mitigation.by", self.by, "a column of groups, such as a bias")
-        groups = np.unique(cohort[self.by])
-        for part in ("train", "validation"):
-            table = cohort.table[cohort["split"] == part]
-            cells = table.groupby([self.by, "label"]).size()
-            empty = [
-                (group, label)
-                for group in groups
-                for label in (0, 1)
-                if cells.get((group, label), 0) == 0
-            ]
-            if len(groups) < 2 or empty:
-                found = (
-                    f"{len(groups)} group"
-                    if len(groups) < 2
-                    else f"no members of class {empty[0][1]}"
-                )
-                where = f"cohort.{part}[{self.by!r}]" + (f", group {empty[0][0]}" if empty else "")
-                raise SimbaError(
-                    where,
-                    found,
-                    "of at least two groups with members of both classes",
-                    "Raise the number of subjects, or choose a prevalence below 1 and above 0.",
-                )
+        groups, allowed = np.unique(cohort[self.by]), "of at least two groups with both classes"
+        remedy = "Raise the number of subjects, or choose a prevalence between 0 and 1."
+        if len(groups) < 2:
+            raise SimbaError(f"cohort[{self.by!r}]", f"{len(groups)} group", allowed, remedy)
+        for split, group, label in product(("train", "validation"), groups.tolist(), (0, 1)):
+            members = (cohort["split"] == split) & (cohort[self.by] == group)
+            if not (members & (cohort["label"] == label)).any():
+                field = f"cohort.{split}[{self.by!r}], group {group}"
+                raise SimbaError(field, f"no members of class {label}", allowed, remedy)
+        if config.devices > 1 and self.one_device:
+            remedy = "Devices do not share what it learns about the groups."
+            raise SimbaError("config.devices", config.devices, f"1 for {self.name}", remedy)
+
+    def network(self, model: torch.nn.Module, cohort: Cohort) -> torch.nn.Module:
+        """Return the network that takes the fitted weights: a copy of the user's."""
+        return copy.deepcopy(model)
+
+    def fitted(self, cohort: Cohort, train: Train) -> Fitted:
+        """Train, once or several times, and return what became of it."""
+        return train(cohort, self, "")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the mitigation as a plain dictionary, with its name."""
         return {"name": self.name, **dataclasses.asdict(self)}
-
-
-def check_positive(field: str, value: float) -> None:
-    """Refuse options that are not finite numbers above 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < np.inf:
-        raise SimbaError(field, value, "a finite number above 0")
