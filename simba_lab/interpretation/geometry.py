@@ -200,7 +200,7 @@ def angles(
 def _regressors(
     recording: Grams, factors: Mapping[str, Column] | Sequence[str]
 ) -> tuple[list[str], np.ndarray]:
-    """Return the names of the factors and the design matrix, shape (n, 1 + factors), with intercept."""
+    """Return the names of the factors, and the design matrix with intercept, (n, 1 + factors)."""
     if not isinstance(factors, Mapping):
         factors = {name: name for name in factors}
     columns = []

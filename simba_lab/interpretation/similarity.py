@@ -255,7 +255,7 @@ def _shuffled(
 
 
 def cka_matrix(table: pd.DataFrame, column: str = "cka") -> pd.DataFrame:
-    """Return a column of the table of `cka` as a matrix: layers of the first network by the second's.
+    """Return a column of the table of `cka` as a matrix: first network by second network.
 
     Examples
     --------

@@ -16,18 +16,16 @@ BLOCK_FEATURES, BLOCK_BYTES = 32768, 128 * 2**20
 
 
 class Spool:
-    """Features of each layer, one row per volume, in memory or in files; of `memory_gb` some may be `taken` already."""
+    """Features of each layer, one row per volume, in memory or in files.
+
+    Of the memory, `taken` GB are in use already.
+    """
 
     def __init__(
         self, count: int, folder: Path, memory_gb: float, device: torch.device, taken: float = 0.0
     ) -> None:
-        self.count, self.folder, self.left, self.device = (
-            count,
-            folder,
-            (memory_gb - taken) * 1e9,
-            device,
-        )
-        self.memory_gb = memory_gb
+        self.count, self.folder, self.device = count, folder, device
+        self.memory_gb, self.left = memory_gb, (memory_gb - taken) * 1e9
         self.stores: dict[str, Rows] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
 
@@ -36,58 +34,48 @@ class Spool:
         features = output.detach().reshape(len(output), -1).float().cpu().numpy()
         # NaN and infinity show in the extremes, which take no memory to find.
         if not (np.isfinite(features.min()) and np.isfinite(features.max())):
-            raise SimbaError(
-                f"activations of {name}",
-                "NaN or infinity",
-                "finite",
-                "Check weights and input volumes.",
-            )
+            remedy = "Check weights and input volumes."
+            raise SimbaError(f"activations of {name}", "NaN or infinity", "finite", remedy)
         if name not in self.stores:
-            needed = 4 * self.count * features.shape[1]
             self.shapes[name] = tuple(output.shape[1:])
-            if needed <= self.left:
-                self.left -= needed
-                self.stores[name] = Rows(self.count, features.shape[1], None)
-            else:
-                free = shutil.disk_usage(self.folder).free
-                if needed > free:
-                    raise SimbaError(
-                        f"features of {name}",
-                        f"{needed / 1e9:.1f} GB",
-                        f"within the {free / 1e9:.1f} GB that are free",
-                        "Record fewer volumes or layers, or point TMPDIR to a larger disk.",
-                    )
-                self.stores[name] = Rows(
-                    self.count, features.shape[1], self.folder / f"{len(self.stores)}.f32"
-                )
+            self.stores[name] = self._new(name, features.shape[1])
         rows = self.stores[name]
         if rows.filled + len(features) > self.count:
-            raise SimbaError(
-                f"layer {name}",
-                "called more than once per volume",
-                "called once per volume",
+            raise SimbaError.problem(
+                f"Layer {name} runs more than once per volume; it must run once per volume.",
                 "Layers that the network uses repeatedly cannot be recorded under one name.",
             )
         rows.add(features)
 
+    def _new(self, name: str, size: int) -> Rows:
+        needed = 4 * self.count * size
+        if needed <= self.left:
+            self.left -= needed
+            return Rows(self.count, size, None)
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            allowed = f"within the {free / 1e9:.1f} GB that are free"
+            remedy = "Record fewer volumes or layers, or point TMPDIR to a larger disk."
+            raise SimbaError(f"features of {name}", f"{needed / 1e9:.1f} GB", allowed, remedy)
+        return Rows(self.count, size, self.folder / f"{len(self.stores)}.f32")
+
     def _full(self, name: str) -> Rows:
         filled = self.stores[name].filled if name in self.stores else 0
         if filled != self.count:
-            raise SimbaError(
-                f"layer {name}", f"ran for {filled} volumes", f"run for all {self.count}"
+            raise SimbaError.problem(
+                f"Layer {name} ran for {filled} volumes of {self.count}.",
+                "Name a layer that every forward pass uses.",
             )
         return self.stores[name]
 
     def kept(self, name: str) -> np.ndarray:
-        """Return the activations of a layer as it has them, shape (count, ...)."""
+        """Return the activations of a layer in its own shape, (count, ...)."""
         rows = self._full(name)
-        if 4 * rows.count * rows.size > self.memory_gb * 1e9:
-            raise SimbaError(
-                f"features of {name}",
-                f"{4 * rows.count * rows.size / 1e9:.1f} GB",
-                f"at most memory_gb={self.memory_gb}",
-                "Ask for later layers or fewer volumes, or raise memory_gb.",
-            )
+        needed = 4 * rows.count * rows.size
+        if needed > self.memory_gb * 1e9:
+            allowed = f"at most memory_gb={self.memory_gb}"
+            remedy = "Ask for later layers or fewer volumes, or raise memory_gb."
+            raise SimbaError(f"features of {name}", f"{needed / 1e9:.1f} GB", allowed, remedy)
         return np.concatenate(list(rows.blocks()), axis=1).reshape(self.count, *self.shapes[name])
 
     def gram(self, name: str) -> np.ndarray:
@@ -123,14 +111,14 @@ class Rows:
     def add(self, rows: np.ndarray) -> None:
         """Write the next rows, shape (N, size)."""
         for start in range(0, self.size, self.width):
-            part = np.ascontiguousarray(rows[:, start : start + self.width])
-            place = start * self.count + self.filled * part.shape[1]
+            block = np.ascontiguousarray(rows[:, start : start + self.width])
+            offset = start * self.count + self.filled * block.shape[1]
             if self.values is not None:
-                self.values[place : place + part.size] = part.ravel()
+                self.values[offset : offset + block.size] = block.ravel()
             else:
                 with self.path.open("r+b") as file:
-                    file.seek(4 * place)
-                    file.write(part.data)
+                    file.seek(4 * offset)
+                    file.write(block.data)
         self.filled += len(rows)
 
     def blocks(self) -> Iterator[np.ndarray]:
@@ -138,9 +126,9 @@ class Rows:
         for start in range(0, self.size, self.width):
             width = min(self.width, self.size - start)
             if self.values is not None:
-                found = self.values[start * self.count : (start + width) * self.count]
+                block = self.values[start * self.count : (start + width) * self.count]
             else:
-                found = np.fromfile(
+                block = np.fromfile(
                     self.path, np.float32, self.count * width, offset=4 * start * self.count
                 )
-            yield found.reshape(self.count, width)
+            yield block.reshape(self.count, width)

@@ -266,7 +266,7 @@ class Unused(nn.Module):
     [
         (nn.Sequential(Pair()), ["0"], "must be a tensor, got 'tuple'"),
         (Twice(), None, "once per volume"),
-        (Unused(), None, "ran for 0 volumes"),
+        (Unused(), None, "ran for 0 volumes of 3"),
     ],
 )
 def test_layers_that_cannot_be_recorded_are_refused(model, layers, says):

@@ -70,7 +70,7 @@ def clusters_of(recording: Grams, count: int) -> np.ndarray:
 
 
 def refuse_twins(recording: Grams) -> None:
-    """Raise an error if a recording holds several volumes of one subject: they depend on each other."""
+    """Raise an error if a recording holds several volumes of one subject, which are dependent."""
     subjects = getattr(recording, "subjects", None)
     if subjects is not None and len(np.unique(subjects)) < len(subjects):
         raise SimbaError.problem(

@@ -51,9 +51,10 @@ def learning_curve(
     Returns
     -------
     pandas.DataFrame
-        Indexed by layer and ``n`` (training subjects), with ``auroc`` and ``bits`` (mean code length
-        of a held-out subject's group, in bits), with 95 % bootstrap intervals ``_low``, ``_high``,
-        and ``bits_known`` (the same by the frequencies of the groups, within `given`, alone).
+        Indexed by layer and ``n`` (training subjects), with ``auroc`` and ``bits`` (mean code
+        length of a held-out subject's group, in bits), with 95 % bootstrap intervals ``_low``,
+        ``_high``, and ``bits_known`` (the same by the frequencies of the groups, within `given`,
+        alone).
 
     References
     ----------

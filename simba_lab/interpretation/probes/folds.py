@@ -12,7 +12,7 @@ Split = list[tuple[np.ndarray, np.ndarray]]
 
 
 def folds_of(folds: int | np.ndarray, cells: np.ndarray, clusters: np.ndarray, seed: int) -> Split:
-    """Return train and test rows of each fold; each training part has every cell of target x given."""
+    """Return train and test rows of each fold; every cell of target x given is in each train."""
     split = (
         _random_folds(folds, cells, clusters, seed)
         if np.ndim(folds) == 0
@@ -30,7 +30,7 @@ def folds_of(folds: int | np.ndarray, cells: np.ndarray, clusters: np.ndarray, s
             )
         if set(cells[train]) != set(cells):
             raise SimbaError.problem(
-                "Without one of the folds, a group of the target within given has no subjects left.",
+                "Without one of the folds, a group of target within given has no subjects left.",
                 "Use more subjects, or a number of random folds such as folds=5.",
             )
     return split

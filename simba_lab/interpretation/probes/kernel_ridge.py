@@ -1,4 +1,4 @@
-"""Ridge regression on Gram matrices: probes on all features, from the inner products of subjects alone."""
+"""Ridge regression on Gram matrices: probes on all features, from inner products alone."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ class RidgeFit(NamedTuple):
 
     @property
     def scale(self) -> np.ndarray:
-        """Standard deviation of the fitted values (1 where there is none): with it scores of different folds compare."""
+        """Standard deviation of the fitted values, or 1: it makes scores of folds comparable."""
         return _or_one(self.fitted.std(axis=0))
 
     @property
     def norm(self) -> np.ndarray:
-        """Length of each probe's direction (1 where there is none)."""
+        """Length of each probe's direction, or 1."""
         return _or_one(
             np.sqrt(((self.vectors.T @ self.dual) ** 2 * self.spectrum[:, None]).sum(axis=0))
         )
 
     def _across(self, gram: np.ndarray, test: np.ndarray) -> np.ndarray:
-        """Inner products of held-out and training rows, both less the training mean of their own context."""
-        own = means_within(self.context[test], self.context[self.train])
-        across = gram[np.ix_(test, self.train)] - own @ gram[np.ix_(self.train, self.train)]
+        """Inner products of held-out and training rows, centred on the means of their contexts."""
+        averaging = means_within(self.context[test], self.context[self.train])
+        across = gram[np.ix_(test, self.train)] - averaging @ gram[np.ix_(self.train, self.train)]
         return across - across @ self.means.T
 
     def predict(self, gram: np.ndarray, test: np.ndarray) -> np.ndarray:
@@ -56,10 +56,10 @@ class RidgeFit(NamedTuple):
 
     def residual(self, gram: np.ndarray, test: np.ndarray) -> np.ndarray:
         """Squared distance of held-out rows from the training mean of their context."""
-        own = means_within(self.context[test], self.context[self.train])
+        averaging = means_within(self.context[test], self.context[self.train])
         seen = gram[np.ix_(self.train, self.train)]
-        cross = (own * gram[np.ix_(test, self.train)]).sum(axis=1)
-        return np.diag(gram)[test] - 2 * cross + ((own @ seen) * own).sum(axis=1)
+        cross = (averaging * gram[np.ix_(test, self.train)]).sum(axis=1)
+        return np.diag(gram)[test] - 2 * cross + ((averaging @ seen) * averaging).sum(axis=1)
 
 
 def _or_one(sizes: np.ndarray) -> np.ndarray:
@@ -67,9 +67,9 @@ def _or_one(sizes: np.ndarray) -> np.ndarray:
     return np.where(sizes > 0, sizes, 1)
 
 
-def means_within(context: np.ndarray, of: np.ndarray) -> np.ndarray:
-    """Return the matrix that takes values with contexts `of` to the mean of each of the contexts `context`."""
-    same = (context[:, None] == of).astype(float)
+def means_within(context: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """Return the matrix that averages values with contexts `source` within each of `context`."""
+    same = (context[:, None] == source).astype(float)
     return same / same.sum(axis=1, keepdims=True)
 
 
@@ -80,7 +80,7 @@ def fit_ridge(
     context: np.ndarray,
     inner: np.ndarray | None = None,
 ) -> RidgeFit:
-    """Fit ridge regressions, each with the penalty and the scale that predict held-out parts of the training rows best.
+    """Fit ridge regressions, each with the penalty and scale that predict inner folds best.
 
     Features and targets are taken less the mean of their context: what is left is the difference
     within it. One decomposition serves all penalties, all targets and all inner folds; a library's
@@ -110,10 +110,10 @@ def fit_ridge(
     spectrum, vectors = np.linalg.eigh(within)
     kept = np.flatnonzero(spectrum > max(spectrum[-1] * 1e-10, 1e-30))[::-1]
     spectrum, vectors = spectrum[kept], vectors[:, kept]
-    parts = _inner_folds(inner, context[train])
-    # What a row differs from the mean of its context without its fold: what a prediction is to be
-    # compared with.
-    wanted = _without(parts, means, targets)
+    inner_rows = _inner_folds(inner, context[train])
+    # The difference of a row from the mean of its context without its fold: predictions are
+    # compared with this.
+    residual_targets = _without(inner_rows, means, targets)
     projected = vectors.T @ targets
     best = np.full(targets.shape[1], np.inf)
     fitted, left_out, dual = (np.zeros(targets.shape) for _ in range(3))
@@ -121,18 +121,18 @@ def fit_ridge(
     # layer.
     for penalty in PENALTIES * spectrum.sum() / len(train):
         shrunk = spectrum / (spectrum + penalty)
-        guess = vectors @ (shrunk[:, None] * projected)
-        found = wanted - _without(parts, means, targets - guess, vectors, shrunk)
-        size = (found**2).sum(axis=0)
-        scale = np.maximum((wanted * found).sum(axis=0), 0) / _or_one(size)
-        error = ((wanted - scale * found) ** 2).sum(axis=0)
+        fit = vectors @ (shrunk[:, None] * projected)
+        predicted = residual_targets - _without(inner_rows, means, targets - fit, vectors, shrunk)
+        size = (predicted**2).sum(axis=0)
+        scale = np.maximum((residual_targets * predicted).sum(axis=0), 0) / _or_one(size)
+        error = ((residual_targets - scale * predicted) ** 2).sum(axis=0)
         better = error < best
         best[better] = error[better]
         # A scale of zero says that nothing can be read; the direction is kept, for scores that do
         # not depend on it.
         scale = np.where(scale > 0, scale, 1e-6)[better]
-        fitted[:, better] = guess[:, better] * scale
-        left_out[:, better] = found[:, better] * scale
+        fitted[:, better] = fit[:, better] * scale
+        left_out[:, better] = predicted[:, better] * scale
         dual[:, better] = (vectors @ (projected / (spectrum + penalty)[:, None]))[:, better] * scale
     return RidgeFit(train, context, means, spectrum, vectors, targets, fitted, left_out, dual)
 
@@ -141,13 +141,13 @@ def _inner_folds(inner: np.ndarray | None, context: np.ndarray) -> list[np.ndarr
     """Rows of each inner fold; None for single rows, also where a fold holds all of a context."""
     if inner is None or len(np.unique(inner)) < 2:
         return None
-    parts = [np.flatnonzero(inner == value) for value in np.unique(inner)]
-    alone = any(set(np.delete(context, part)) != set(context) for part in parts)
-    return None if alone else parts
+    folds = [np.flatnonzero(inner == value) for value in np.unique(inner)]
+    incomplete = any(set(np.delete(context, rows)) != set(context) for rows in folds)
+    return None if incomplete else folds
 
 
 def _without(
-    parts: list[np.ndarray] | None,
+    folds: list[np.ndarray] | None,
     means: np.ndarray,
     residuals: np.ndarray,
     vectors: np.ndarray | None = None,
@@ -157,26 +157,26 @@ def _without(
 
     The fit has the means of the contexts and, if given, the shrunken components as its smoother.
     """
-    if parts is None:
-        rest = 1 - means.diagonal() - (0 if vectors is None else (vectors**2) @ shrunk)
-        # Who is alone in a context is its mean, and nothing is known without them.
-        return residuals / np.where(rest > 1e-9, rest, 1)[:, None]
-    found = np.empty(residuals.shape)
-    for part in parts:
-        own = np.eye(len(part)) - means[np.ix_(part, part)]
+    if folds is None:
+        leverage = 1 - means.diagonal() - (0 if vectors is None else (vectors**2) @ shrunk)
+        # A context with one member equals its mean: nothing is known without that member.
+        return residuals / np.where(leverage > 1e-9, leverage, 1)[:, None]
+    held_out_residuals = np.empty(residuals.shape)
+    for rows in folds:
+        complement = np.eye(len(rows)) - means[np.ix_(rows, rows)]
         if vectors is not None:
-            own -= (vectors[part] * shrunk) @ vectors[part].T
-        found[part] = np.linalg.solve(own, residuals[part])
-    return found
+            complement -= (vectors[rows] * shrunk) @ vectors[rows].T
+        held_out_residuals[rows] = np.linalg.solve(complement, residuals[rows])
+    return held_out_residuals
 
 
 def kernel_coordinates(
     gram: np.ndarray, train: np.ndarray, test: np.ndarray, context: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return exact coordinates of training and held-out subjects: principal component scores of the full features.
+    """Return principal component scores of the full features, of training and held-out subjects.
 
-    Any linear estimator with a rotation-invariant penalty finds the same on them as on the
-    features.
+    They are exact: any linear estimator with a rotation-invariant penalty finds the same on them as
+    on the features.
 
     Parameters
     ----------
@@ -194,6 +194,16 @@ def kernel_coordinates(
     References
     ----------
     Schoelkopf et al. (1998), "Nonlinear component analysis as a kernel eigenvalue problem", eq. 16.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import simba_lab as sb
+    >>> features = np.random.default_rng(0).standard_normal((20, 5))
+    >>> train, test = np.arange(15), np.arange(15, 20)
+    >>> seen, unseen = sb.probes.kernel_coordinates(features @ features.T, train, test)
+    >>> seen.shape, unseen.shape
+    ((15, 5), (5, 5))
     """
     context = np.zeros(len(gram), int) if context is None else context
     fit = fit_ridge(gram, train, np.zeros((len(train), 1)), context)
@@ -222,40 +232,36 @@ def held_out(
     inner = fold_numbers(split, count)
     for train, test in split:
         fit = fit_ridge(gram, train, columns[train], context, inner[train])
-        own = means_within(context[test], context[train])
         predicted = fit.predict(gram, test)
-        known[test] = own @ columns[train]
+        known[test] = means_within(context[test], context[train]) @ columns[train]
         if question.kind == "regression":
             scores[test] = predicted + known[test]
             continue
         scores[test] = predicted / fit.scale
         for value in np.unique(context):
-            inside, members = (
-                np.flatnonzero(context[train] == value),
-                columns[train][context[train] == value],
-            )
-            # Of rows that were left out: fitted values are pulled to whichever group they have.
-            ones = (fit.left_out[inside] * members).sum(axis=0) / np.maximum(members.sum(axis=0), 1)
-            zeros = (fit.left_out[inside] * (1 - members)).sum(axis=0) / np.maximum(
-                (1 - members).sum(axis=0), 1
-            )
-            here = context[test] == value
-            above[test[here]] = predicted[here] - (ones + zeros) / 2
-    found = []
-    for number in range(several):
-        own = slice(number * width, (number + 1) * width)
+            rows = np.flatnonzero(context[train] == value)
+            members = columns[train][rows]
+            others = 1 - members
+            # Of rows that were left out: fitted values are pulled towards the row's own group.
+            left_out = fit.left_out[rows]
+            ones = (left_out * members).sum(axis=0) / np.maximum(members.sum(axis=0), 1)
+            zeros = (left_out * others).sum(axis=0) / np.maximum(others.sum(axis=0), 1)
+            tested = context[test] == value
+            above[test[tested]] = predicted[tested] - (ones + zeros) / 2
+    answers = []
+    for start in range(0, several * width, width):
+        chosen = slice(start, start + width)
         if question.kind == "regression":
-            found.append((np.concatenate([scores[:, own], known[:, own]], axis=1), np.empty(count)))
-        else:
-            decided = (
-                above[:, own].argmax(axis=1) if width > 1 else (above[:, own.start] > 0).astype(int)
-            )
-            found.append((scores[:, own], decided))
-    return found
+            predictions = np.concatenate([scores[:, chosen], known[:, chosen]], axis=1)
+            answers.append((predictions, np.empty(count)))
+            continue
+        decided = above[:, chosen].argmax(axis=1) if width > 1 else above[:, start] > 0
+        answers.append((scores[:, chosen], decided.astype(int)))
+    return answers
 
 
 def _wide(scores: np.ndarray, width: int) -> np.ndarray:
-    """Return scores as columns, without the one for the first of two classes."""
+    """Return scores as columns, without that of the first of two classes."""
     scores = np.asarray(scores)
     return scores[:, None] if scores.ndim == 1 else scores[:, -width:]
 
@@ -273,24 +279,24 @@ def _estimated(
     for train, test in split:
         seen, unseen = kernel_coordinates(gram, train, test, question.context)
         if question.kind == "regression":
-            inside, across = (
-                means_within(question.context[rows], question.context[train])
+            known_train, known = (
+                means_within(question.context[rows], question.context[train]) @ values[train]
                 for rows in (train, test)
             )
-            fitted = clone(estimator).fit(seen, values[train] - inside @ values[train])
-            known = across @ values[train]
+            fitted = clone(estimator).fit(seen, values[train] - known_train)
             scores[test] = np.stack([fitted.predict(unseen) + known, known], axis=1)
             continue
         fitted = clone(estimator).fit(seen, values[train])
         decided[test] = fitted.predict(unseen)
-        way = next(
-            (name for name in ("decision_function", "predict_proba") if hasattr(fitted, name)), None
+        methods = ("decision_function", "predict_proba")
+        method = next((name for name in methods if hasattr(fitted, name)), None)
+        if method is None:
+            allowed = "with decision_function or predict_proba"
+            raise SimbaError("estimator", type(fitted).__name__, allowed)
+        train_scores, test_scores = (
+            _wide(getattr(fitted, method)(rows), width) for rows in (seen, unseen)
         )
-        if way is None:
-            raise SimbaError(
-                "estimator", type(fitted).__name__, "with decision_function or predict_proba"
-            )
-        known, found = (_wide(getattr(fitted, way)(rows), width) for rows in (seen, unseen))
         # By the training scores: a fold may hold a single subject.
-        scores[test] = (found - known.mean(axis=0)) / _or_one(known.std(axis=0))
+        centred = test_scores - train_scores.mean(axis=0)
+        scores[test] = centred / _or_one(train_scores.std(axis=0))
     return scores, decided

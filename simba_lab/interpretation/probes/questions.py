@@ -1,4 +1,4 @@
-"""What a probe is asked, of which subjects, and on which folds: the design of a probing experiment."""
+"""The design of a probing experiment: what is asked, of which subjects, on which folds."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Question:
 
     @property
     def cells(self) -> np.ndarray:
-        """A number for each combination of target and context that folds should share out evenly."""
+        """A number for each combination of target and context, for stratified folds."""
         if self.kind == "regression":
             return self.context
         return self.context * (self.target.max() + 1) + self.target

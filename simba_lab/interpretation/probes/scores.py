@@ -1,4 +1,4 @@
-"""Scores of held-out subjects, class-conditional, for one sample or many bootstrap samples at once."""
+"""Class-conditional scores of held-out subjects, for one sample or many at once."""
 
 from __future__ import annotations
 
