@@ -141,7 +141,7 @@ def record(
     >>> cohort = sb.synthesise(sb.Scenario(64, disease, bias, spacing_mm=8))
     >>> recording = sb.record(sb.SimBANet((4, 8), seed=0), cohort.test)
     >>> {layer: gram.shape for layer, gram in recording.items()}
-    {'pixels': (10, 10), 'block1': (10, 10), 'block2': (10, 10)}
+    {'pixels': (16, 16), 'block1': (16, 16), 'block2': (16, 16)}
     """
     compute = compute or Compute()
     memory_gb = compute.memory(1.0)
