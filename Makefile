@@ -10,11 +10,11 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Notebooks run many small operations: one frozen hash seed keeps set order, and with it every output, the same.
 export PYTHONHASHSEED := 0
 
-.PHONY: book test environment lint contracts types unit chapters browse benchmark clean help
+.PHONY: book test environment lint contracts types doctests unit chapters browse benchmark clean help
 
 help:
 	@echo "make book   render the book (first run: sets up .venv; a few minutes)"
-	@echo "make test   lint, contracts, unit tests, chapters"
+	@echo "make test   lint, contracts, types, examples, unit tests, chapters"
 
 environment:
 	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" sh tools/environment.sh
@@ -26,7 +26,7 @@ book: environment
 	python tools/check_pages.py _build/html || status=1; \
 	[ $$status -eq 0 ] && echo "Open $(CURDIR)/$(PAGE)"; exit $$status
 
-test: environment lint contracts types unit chapters
+test: environment lint contracts types doctests unit chapters
 
 lint:
 	@echo "Lint"
@@ -43,7 +43,11 @@ types:
 	@mypy
 
 # These run two at a time: threads that wait leave the core to the other. Alone, waiting busily is faster.
-unit chapters: export OMP_WAIT_POLICY := passive
+doctests unit chapters: export OMP_WAIT_POLICY := passive
+
+doctests:
+	@echo "Examples in docstrings"
+	@pytest --doctest-modules -n 2 --dist loadfile -q simba_lab
 
 unit:
 	@echo "Unit tests"
