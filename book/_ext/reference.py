@@ -152,7 +152,7 @@ def resolve(app, env, node, content):
 def keep_sentence(app, what, name, value, options, lines):
     """Keep napoleon from reading what stands before a colon, in the docstring of a property, as its type."""
     if what in ("property", "attribute"):
-        lines.insert(0, "")
+        lines[:0] = ["..", ""]  # an empty comment, which shows nothing
 
 
 def setup(app):
