@@ -33,7 +33,7 @@ def strategies(table: pd.DataFrame, *, title: str, names: Mapping[str, str]) -> 
     Parameters
     ----------
     table : pandas.DataFrame
-        From `simba_lab.federation.Comparison`: ``strategy``, ``per_site``, ``seed``, ``auroc``.
+        From `simba_lab.experiments.Comparison`: ``strategy``, ``per_site``, ``seed``, ``auroc``.
     title : str
     names : mapping of strategy to legend text
         Which to draw, up to six.

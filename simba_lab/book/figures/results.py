@@ -140,7 +140,7 @@ def responses(
     Parameters
     ----------
     table : pandas.DataFrame
-        From `simba_lab.training.dose_response.excess`.
+        From `simba_lab.experiments.excess`.
     surface : Surface
     at : tuple of str and float
         Column that is held fixed, and its value; runs with another value are not drawn.
