@@ -104,7 +104,7 @@ def _made(
     if entry.exists():
         _tell(f"{entry} is damaged; it is made anew.")
         shutil.rmtree(entry, ignore_errors=True)
-    value = make(entry.with_name(f"{entry.name}.unfinished"))
+    value = make(entry.with_name(f"{entry.name}.checkpoint"))
     try:
         with new_folder(entry) as folder:
             save(value, folder)

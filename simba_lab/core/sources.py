@@ -143,7 +143,10 @@ def _digest(words: list[str]) -> str:
 
 
 def _path(folder: Path, name: str) -> Path | None:
-    stem = folder.joinpath(*name.split(".")[1:])
+    top, *parts = name.split(".")
+    if top != NAME:
+        return None
+    stem = folder.joinpath(*parts)
     for path in (stem / "__init__.py", stem.with_suffix(".py")):
         if path.is_file():
             return path

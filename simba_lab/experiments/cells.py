@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,10 @@ import torch
 
 from simba_lab.core.compute import deterministic
 from simba_lab.core.errors import SimbaError
-from simba_lab.experiments.judging import judge, judge_version
-from simba_lab.experiments.results import remembered
-from simba_lab.interpretation.interventions.encoding_against_use import (
-    encoding_and_use,
-    encoding_version,
-)
+from simba_lab.core.fingerprint import code_fingerprint, fingerprint
+from simba_lab.core.remember import remembered
+from simba_lab.experiments.judging import judge
+from simba_lab.interpretation.interventions.encoding_against_use import encoding_and_use
 from simba_lab.synthesis.effects import Effect, Morphology
 from simba_lab.synthesis.observer import matched
 from simba_lab.synthesis.rendering.cpu import clear_cache
@@ -29,13 +25,14 @@ from simba_lab.synthesis.scenario import Scenario
 from simba_lab.synthesis.synthetic_cohort import SyntheticCohort, synthesise
 from simba_lab.training.config import FitConfig
 from simba_lab.training.fitting import fit
-from simba_lab.training.identity import code_version, sources_digest
 from simba_lab.training.networks import network_from
 
 # Looking inside takes new subjects, some of the test subjects, and untrained networks. The seeds
 # are far from those of sweeps: no other cell has these subjects or these first weights.
 AUDIENCE, AUDIENCE_SEED, TWINS, UNTRAINED = 300, 10_000, 120, 2
 
+# What a table shows of a cell, and its row does not depend on.
+NOT_OF_A_ROW = ("levels",)
 # A scenario, an effect in it, and the d' that the effect is to be matched to.
 Match = tuple[Scenario, Effect, float]
 
@@ -73,16 +70,9 @@ class Cell:
     @property
     def key(self) -> str:
         """Digest of all that the row of the cell follows from."""
-        parts = [
-            self.scenario.to_dict(),
-            self.d_prime,
-            self.network,
-            dataclasses.asdict(self.config),
-            self.mitigation,
-        ]
-        return _digest(
-            [*parts, self.seed, code_version(), row_version(self.inside), torch.__version__]
-        )
+        settings = {name: vars(self)[name] for name in vars(self) if name not in NOT_OF_A_ROW}
+        settings |= {"scenario": self.scenario.to_dict(), "config": dataclasses.asdict(self.config)}
+        return fingerprint(settings, row_code(self.inside), torch.__version__)
 
     def __str__(self) -> str:
         levels = {**self.levels, "seed": self.seed}
@@ -106,12 +96,12 @@ def scale_of(match: Match, root: Path | None) -> float:
     """Return the factor that gives an effect the wanted d'; `root` is the cache folder, if any."""
     scenario, effect, d_prime = match
 
-    def compute() -> dict[str, float]:
+    def compute(_: Path | None) -> dict[str, float]:
         sized = matched(effect, d_prime=d_prime, scenario=scenario)
         return {"factor": _size(sized) / _size(effect)}
 
-    key = _digest([repr(scenario), repr(effect), d_prime, code_version()])
-    return remembered(_row_file(root, key), compute)["factor"]
+    key = fingerprint(scenario, effect, d_prime, code_fingerprint(matched))
+    return remembered("scales", key, compute, cache=root or False)["factor"]
 
 
 def row_of(
@@ -130,7 +120,9 @@ def row_of(
         For volumes, as for `fit`.
     """
     try:
-        return remembered(_row_file(root, cell.key), lambda: _run(cell, scales, root, memory_gb))
+        return remembered(
+            "cells", cell.key, lambda _: _run(cell, scales, root, memory_gb), cache=root or False
+        )
     except SimbaError as error:
         return str(error)
     finally:
@@ -185,21 +177,10 @@ def _look_inside(model: torch.nn.Module, cell: Cell, cohort: SyntheticCohort) ->
     return columns
 
 
-@cache
-def row_version(inside: bool = False) -> str:
-    """Return a digest of the code that makes a row."""
-    return _digest(
-        [sources_digest([Path(__file__)]), judge_version(), encoding_version() if inside else ""]
-    )[:16]
-
-
-def _row_file(root: Path | None, key: str) -> Path | None:
-    return root and root / "cells" / f"{key}.json"
+def row_code(inside: bool = False) -> str:
+    """Return a digest of the code that makes a row; what looks inside counts where it is used."""
+    return code_fingerprint(__name__, leave_out=() if inside else ("simba_lab.interpretation",))
 
 
 def _size(effect: Effect) -> float:
     return float(effect.amplitude_mm if isinstance(effect, Morphology) else effect.strength)
-
-
-def _digest(parts: object) -> str:
-    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import time
@@ -22,13 +21,14 @@ from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import deterministic
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.files import cache_root, read_yaml
+from simba_lab.core.fingerprint import code_fingerprint, fingerprint
+from simba_lab.core.remember import remembered
 from simba_lab.experiments.parallel import in_parallel
-from simba_lab.experiments.results import remembered, save_results
+from simba_lab.experiments.results import save_results
 from simba_lab.federation.clients import LocalClient, SiteError, VisitConfig, Weights
 from simba_lab.federation.sites import Federation, Site, hospitals
 from simba_lab.federation.strategies import fedavg, fedtm, follow, local, travelling
 from simba_lab.synthesis.scenario import Scenario
-from simba_lab.training.identity import code_version, sources_digest
 from simba_lab.training.metrics import evaluate
 from simba_lab.training.networks import network_from
 from simba_lab.training.predictions import logits
@@ -156,8 +156,7 @@ class Comparison:
             over the first twelve sites.
         """
         root = cache_root(cache)
-        folder = root / "comparisons" if root and cache is True else root
-        arguments = [(self, cell, folder) for cell in self.cells()]
+        arguments = [(self, cell, root) for cell in self.cells()]
         with Parallel(n_jobs=n_jobs) as jobs:
             rows = in_parallel(jobs, _row_of, arguments, progress=progress, unit="cells")
         order = {name: place for place, name in enumerate([*self.strategies, LONG])}
@@ -284,25 +283,15 @@ class Comparison:
 
         The minutes of the manifest are those of all rows, whenever they were run.
         """
-        provenance = {"comparison": self.to_dict(), "code": _code()}
+        provenance = {"comparison": self.to_dict(), "code": code_fingerprint(__name__)}
         save_results(table, folder, provenance, seconds=float(table["seconds"].sum()))
 
 
-def _code() -> str:
-    room = Path(__file__).parents[1] / "federation"
-    own = [
-        Path(__file__),
-        *(room / name for name in ("clients.py", "reading.py", "sites.py", "strategies.py")),
-    ]
-    return f"{code_version()}-{sources_digest(own)}"
-
-
 def _row_of(
-    comparison: Comparison, cell: tuple[str, int, int], folder: Path | None
+    comparison: Comparison, cell: tuple[str, int, int], root: Path | None
 ) -> dict[str, Any]:
     values = comparison.to_dict()
     for name in ("per_site", "strategies", "seeds", "long"):  # a row is the same beside any others
         del values[name]
-    follows = json.dumps([values, cell, _code(), torch.__version__], sort_keys=True)
-    key = hashlib.blake2b(follows.encode(), digest_size=16).hexdigest()
-    return remembered(folder and folder / f"{key}.json", lambda: comparison.row(*cell))
+    key = fingerprint(values, cell, code_fingerprint(__name__), torch.__version__)
+    return remembered("comparisons", key, lambda _: comparison.row(*cell), cache=root or False)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +9,6 @@ import torch
 
 from simba_lab.synthesis.effects import CLASSES
 from simba_lab.training.disparities import disparity
-from simba_lab.training.identity import sources_digest
 from simba_lab.training.metrics import evaluate
 from simba_lab.training.predictions import logits
 from simba_lab.training.twins import twin_logits, twin_table
@@ -89,11 +86,3 @@ def judge(model: torch.nn.Module, test: Cohort) -> dict[str, float]:
                 np.mean([right[labels == label].mean() for label in (0, 1)])
             )
     return row
-
-
-@cache
-def judge_version() -> str:
-    """Return a digest of the code that judges: this module, the evaluation and the twins."""
-    here, training = Path(__file__), Path(__file__).parents[1] / "training"
-    names = ("predictions", "groups", "metrics", "disparities", "twins")
-    return sources_digest([here, *(training / f"{name}.py" for name in names)])

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,17 +122,6 @@ def layers_of(table: pd.DataFrame) -> pd.DataFrame:
         layer_table.insert(1, "layer", layer)
         tables.append(layer_table)
     return pd.concat(tables, ignore_index=True)
-
-
-def remembered(path: Path | None, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the row that a file keeps; without the file compute the row and keep it there."""
-    if path is not None and path.is_file():
-        return read_json(path, "cached row")
-    row = compute()
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, json.dumps(row))
-    return row
 
 
 def _processor() -> str:

@@ -16,14 +16,13 @@ from simba_lab.core.checks import known_fields
 from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.core.files import cache_root, read_yaml
 from simba_lab.experiments.axes import Draft, split_field
-from simba_lab.experiments.cells import Cell, matches_of, row_of, row_version, scale_of
+from simba_lab.experiments.cells import Cell, matches_of, row_code, row_of, scale_of
 from simba_lab.experiments.parallel import in_parallel
 from simba_lab.experiments.results import save_results
 from simba_lab.synthesis.anatomy.template import load_template
 from simba_lab.synthesis.effects import Morphology
 from simba_lab.synthesis.scenario import Scenario
 from simba_lab.training.config import FitConfig
-from simba_lab.training.identity import code_version
 from simba_lab.training.networks import network_from
 
 
@@ -196,11 +195,7 @@ class Sweep:
 
     def save(self, table: pd.DataFrame, folder: str | Path, *, seconds: float) -> None:
         """Write the table of a run and what it follows from; `read_results` reads both."""
-        provenance = {
-            "sweep": self.to_dict(),
-            "fitting_code": code_version(),
-            "judging_code": row_version(self.inside),
-        }
+        provenance = {"sweep": self.to_dict(), "code": row_code(self.inside)}
         save_results(table, folder, provenance, seconds=seconds)
 
     def to_dict(self) -> dict[str, Any]:

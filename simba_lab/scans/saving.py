@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -23,6 +22,7 @@ from tqdm.auto import tqdm
 from simba_lab.core.cohort import Cohort, TwinCohort
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.files import PART, atomic_write, strangers, write_json
+from simba_lab.core.fingerprint import code_fingerprint
 from simba_lab.scans.stores import (
     FORMAT,
     LOCK,
@@ -127,14 +127,10 @@ def _head(cohort: Cohort) -> dict[str, Any]:
     }
 
 
-@lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
-    """Return what a volume depends on besides its cohort: libraries, and the code that renders."""
-    digest = hashlib.sha256()
-    for path in sorted((Path(__file__).parents[1] / "synthesis").rglob("*.py")):
-        digest.update(path.read_bytes())
+    """Return what the bytes of a volume depend on beside its cohort: libraries, and the code."""
     libraries = {name: version(name) for name in ("numpy", "numba", "scipy")}
-    return libraries | {"rendering": digest.hexdigest()[:16]}
+    return libraries | {"rendering": code_fingerprint("simba_lab.synthesis.rendering.studio")}
 
 
 @contextmanager

@@ -5,19 +5,22 @@ from __future__ import annotations
 import copy
 import platform
 import time
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from filelock import FileLock
 
 from simba_lab.core.cohort import Cohort, TwinCohort, with_twins
 from simba_lab.core.errors import SimbaError
+from simba_lab.core.fingerprint import fingerprint
+from simba_lab.core.remember import remembered
+from simba_lab.core.sources import NotFingerprintable
 from simba_lab.training import trainer
 from simba_lab.training.config import FitConfig
-from simba_lab.training.identity import cache_folder, code_version, content_key, identity_of
+from simba_lab.training.identity import code_of, identity_of
 from simba_lab.training.mitigation.objective import Mitigation
 from simba_lab.training.mitigation.registry import mitigation_from
 from simba_lab.training.networks import GroupRouted
@@ -90,15 +93,21 @@ def fit(
     if mitigation is not None:
         mitigation.check(cohort, config)
     train = partial(_fit, model, cohort, config, mitigation, memory_gb=memory_gb, progress=progress)
-    if cache is False:
-        return train(checkpoint=checkpoint)
-    root = Path(cache) if not isinstance(cache, bool) else cache_folder()
-    folder = root / "runs" / content_key(identity_of(model, cohort, config, mitigation))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):  # a second process that wants the same run waits for it
-        if not folder.exists():
-            train(checkpoint=checkpoint or folder.with_suffix(".checkpoint")).save(folder)
-        return Run.load(folder, model)
+    if cache is False and checkpoint is None:
+        return train(checkpoint=None)
+    try:
+        key = fingerprint(identity_of(model, cohort, config, mitigation))
+    except NotFingerprintable as error:
+        warnings.warn(f"This run is neither kept nor resumed: {error}.", stacklevel=2)
+        return train(checkpoint=None)
+    return remembered(
+        "runs",
+        key,
+        lambda unfinished: train(checkpoint=checkpoint or unfinished),
+        cache=cache,
+        save=Run.write,
+        load=partial(Run.load, model=model),
+    )
 
 
 class Pair(NamedTuple):
@@ -181,7 +190,7 @@ def _fit(
         "cohort": cohort.identity,
         "mitigation": mitigation and mitigation.to_dict(),
         "routed": {"by": network.by, "groups": network.groups} if routed else None,
-        "code": code_version(),
+        "code": code_of(cohort),
         "torch": torch.__version__,
         "python": platform.python_version(),
         **fitted.facts,

@@ -107,20 +107,24 @@ class Run:
 
         All of it is written, or nothing.
         """
+        with new_folder(folder, parents=True) as unfinished:
+            self.write(unfinished)
+
+    def write(self, folder: Path) -> None:
+        """Write the files of a run to a folder that exists."""
         record = {"config": dataclasses.asdict(self.config), "provenance": self.provenance}
-        snapshots = {
-            f"{epoch}/{name}": value
-            for epoch, weights in enumerate(self.snapshots)
-            for name, value in weights.items()
-        }
-        with new_folder(folder, parents=True) as path:
-            weights, facts = self.model.state_dict(), {"what": "weights of a run"}
-            checkpoints.write(path / "weights.safetensors", weights, facts)
-            if snapshots:
-                facts = {"what": "weights after each epoch"}
-                checkpoints.write(path / "snapshots.safetensors", snapshots, facts)
-            self.history.to_csv(path / "history.csv")
-            write_json(path / "run.json", record)
+        facts = {"what": "weights of a run"}
+        checkpoints.write(folder / "weights.safetensors", self.model.state_dict(), facts)
+        if self.snapshots:
+            numbered = {
+                f"{epoch}/{name}": value
+                for epoch, weights in enumerate(self.snapshots)
+                for name, value in weights.items()
+            }
+            facts = {"what": "weights after each epoch"}
+            checkpoints.write(folder / "snapshots.safetensors", numbered, facts)
+        self.history.to_csv(folder / "history.csv")
+        write_json(folder / "run.json", record)
 
     @classmethod
     def load(cls, folder: str | Path, model: torch.nn.Module) -> Run:

@@ -129,7 +129,9 @@ class Trainer:
         conditions: Conditions,
     ) -> None:
         self.fabric, self.config, self.conditions = fabric, config, conditions
-        self.identity = identity_of(model, cohort, config, mitigation)
+        # Only a checkpoint has to say of which fit it is.
+        kept = conditions.checkpoint is not None
+        self.identity = identity_of(model, cohort, config, mitigation) if kept else {}
         self.objective = (mitigation.objective if mitigation else Objective)(
             cohort.train, cohort.validation
         )

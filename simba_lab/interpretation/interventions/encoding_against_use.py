@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -24,7 +22,6 @@ from simba_lab.interpretation.interventions.twin_pairs import (
 )
 from simba_lab.interpretation.probes.probing import probe
 from simba_lab.interpretation.recording import record
-from simba_lab.training.identity import sources_digest
 from simba_lab.training.predictions import logits
 
 # What a network does with the disease is zero below this (logit).
@@ -170,16 +167,3 @@ def _class_difference(
         return np.nan, np.full(len(bootstrap), np.nan)
     products, squares = (magnitudes * response)[bootstrap], (magnitudes**2)[bootstrap]
     return difference, distance * products.mean(axis=1) / squares.mean(axis=1)
-
-
-@cache
-def encoding_version() -> str:
-    """Return a digest of the code that this measure follows from."""
-    room = Path(__file__).parents[1]
-    return sources_digest(
-        sorted(
-            path
-            for folder in ("probes", "interventions", ".")
-            for path in (room / folder).glob("*.py")
-        )
-    )
