@@ -130,7 +130,7 @@ def _head(cohort: Cohort) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Return what the bytes of a volume depend on beside its cohort: libraries, and the code."""
     libraries = {name: version(name) for name in ("numpy", "numba", "scipy")}
-    return libraries | {"rendering": code_fingerprint("simba_lab.synthesis.rendering.studio")}
+    return libraries | {"rendering": code_fingerprint(SyntheticCohort)}
 
 
 @contextmanager
