@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pandas as pd
 import torch
 from captum.metrics import infidelity, sensitivity_max
@@ -82,7 +83,8 @@ def faithfulness(
     whole_number("draws", draws)
     plan = plan_of(model, cohort, method, compute=compute)
     rows = [
-        _measures(plan, cohort.where([index]), noise, draws, seed) for index in range(len(cohort))
+        _measures(plan, cohort.where(np.array([index])), noise, draws, seed)
+        for index in range(len(cohort))
     ]
     return pd.DataFrame(rows, index=cohort.table.index)
 

@@ -107,8 +107,9 @@ def erasure_audit(
             edits, placed = {}, compute
             if concept != NOTHING:
                 given = effect if concept == "disease" else None
-                options = {"layers": [layer], "given": given, "compute": compute, "seed": seed}
-                edits = erase(model, train, concept, **options)
+                edits = erase(
+                    model, train, concept, layers=[layer], given=given, compute=compute, seed=seed
+                )
                 placed = replace(compute, device="cpu")
             with edit(model, edits):
                 recording = record(model, test, layers=[layer], pixels=False, compute=placed)

@@ -123,8 +123,10 @@ def tcav(
     bootstrap = bootstrap_rows(stream(seed, "tcav", "bootstrap"), len(test))
     rows = []
     for layer in names:
-        options = {"layers": [layer], "features": [layer], "pixels": False, "compute": compute}
-        recording = record(model, list(train_twins), **options)
+        twins = list(train_twins)
+        recording = record(
+            model, twins, layers=[layer], features=[layer], pixels=False, compute=compute
+        )
         vectors = _directions(recording[layer], recording.features[layer], targets, direction)
         slopes, distances = _along(model, layer, vectors, (test, *test_twins), compute)
         rows.append(_row(slopes, distances, bootstrap))

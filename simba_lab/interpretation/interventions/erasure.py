@@ -280,13 +280,15 @@ def erase(
     1
     """
     cohorts, target, context = _concept(cohort, concept, given, seed)
-    compute, edits = compute or Compute(), {}
+    compute = compute or Compute()
+    edits: dict[str, Erasure] = {}
     for layer in chosen_layers(model, layers):
         with edit(model, edits):
             # The edits stay on the network that was given, which is on the processor.
             placed = replace(compute, device="cpu") if edits else compute
-            options = {"layers": [layer], "features": [layer], "pixels": False}
-            recording = record(model, cohorts, **options, compute=placed)
+            recording = record(
+                model, cohorts, layers=[layer], features=[layer], pixels=False, compute=placed
+            )
         edits[layer] = leace(recording.features[layer], target, given=context)
     return edits
 

@@ -90,7 +90,8 @@ class Channels(Parts):
 
     def masks(self, shape: tuple[int, ...], voxels: Voxels) -> Masks:
         """Return masks of shape (1, C, 1, ...), named after the first and the last channel."""
-        count, masks = shape[0], {}
+        count = shape[0]
+        masks: Masks = {}
         for channels in np.array_split(np.arange(count), min(self.groups or count, count)):
             mask = torch.zeros(1, count, *([1] * (len(shape) - 1)), dtype=torch.bool)
             mask[:, channels] = True
@@ -159,7 +160,8 @@ class Regions(Parts):
             names = [effect, *(name for name in cohort.effects if name != effect)]
             return {name: lambda index, name=name: cohort.changed(index, name) for name in names}
         if isinstance(self.regions, Mapping):
-            makers, shape = {}, cohort.lattice.shape
+            makers: dict[str, Callable[[int], np.ndarray]] = {}
+            shape = cohort.lattice.shape
             for name, mask in self.regions.items():
                 mask = np.asarray(mask)
                 if mask.dtype != bool or mask.shape not in (shape, (len(cohort), *shape)):
