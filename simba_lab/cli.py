@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from simba_lab.core.errors import SimbaError
 
@@ -247,14 +247,14 @@ def _federate_here(study: Study, options: argparse.Namespace) -> None:
     from tqdm.auto import tqdm
 
     from simba_lab.federation.clients import LocalClient
-    from simba_lab.federation.plan import Ledger
+    from simba_lab.federation.ledger import Ledger
     from simba_lab.training.metrics import evaluate
     from simba_lab.training.twins import twin_effect
 
     plan, federation, ledger = study.plan, study.federation, Ledger(options.folder, study.plan)
-    model, (weights, done) = plan.model(), ledger.resume()
+    model, last = plan.model(), ledger.resume()
     clients = [LocalClient(name, model, federation.at(name), plan.visit) for name in plan.sites]
-    for step in tqdm(plan.steps(clients, weights, done=done), initial=done, unit="step"):
+    for step in tqdm(plan.steps(clients, last), initial=last.number, unit="step"):
         ledger(step)
     model.load_state_dict(ledger.network())
     print(evaluate(model, federation.test, by="site").round(3).to_string())
@@ -262,45 +262,41 @@ def _federate_here(study: Study, options: argparse.Namespace) -> None:
         print(twin_effect(model, federation.test, effect=effect).round(3).to_string())
 
 
-def _engine() -> Any:
-    try:
-        from simba_lab.federation import engine
-    except ModuleNotFoundError as error:
+def _check_flare() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("nvflare") is None:
         remedy = "Install it: pip install 'simba-lab[federation]'."
-        raise SimbaError(
-            "federation", "NVIDIA FLARE is missing", "installed for deployment", remedy
-        ) from error
-    return engine
+        raise SimbaError.problem("Deployment needs NVIDIA FLARE, which is not installed.", remedy)
 
 
 def _provision(study: Study, options: argparse.Namespace) -> None:
-    from simba_lab.federation.sites import save_sites
+    from simba_lab.federation.flare.processes import FOLDER
+    from simba_lab.federation.provisioning import provision
+    from simba_lab.federation.site_stores import save_sites
 
-    engine = _engine()
+    _check_flare()
     folder = _new(options.folder)
     folder.mkdir()
-    kits = engine.provision(study.plan.sites, folder / "kits", host=options.host, port=options.port)
+    kits = provision(study.plan.sites, folder / "kits", host=options.host, port=options.port)
     stores = save_sites(study.federation, folder / "stores", progress=True)
     print("Each kit holds a private key: give it, with the store, to its own machine alone. There:")
-    for role, own in [("server", folder / "ledger"), *zip(study.plan.sites, stores, strict=True)]:
-        print(
-            f"{role}:  {engine.FOLDER}={own.absolute()} {(kits[role] / 'startup' / 'start.sh').absolute()}"
-        )
+    for role, store in [("server", folder / "ledger"), *zip(study.plan.sites, stores, strict=True)]:
+        script = (kits[role] / "startup" / "start.sh").absolute()
+        print(f"{role}:  {FOLDER}={store.absolute()} {script}")
     print(f"admin:  simba-lab federate {options.study} {options.folder} --submit")
 
 
 def _submit(study: Study, options: argparse.Namespace) -> None:
-    engine = _engine()
-    ended = engine.submit(
-        engine.kits(options.folder / "kits")["admin"], study.plan, timeout=options.timeout
-    )
+    _check_flare()
+    from simba_lab.federation.flare.submission import submit
+    from simba_lab.federation.provisioning import kits
+
+    kit = kits(options.folder / "kits")["admin"]
+    ended = submit(kit, study.plan, timeout=options.timeout)
     if ended != "FINISHED:COMPLETED":
-        raise SimbaError(
-            "training",
-            ended,
-            "FINISHED:COMPLETED",
-            "The server's ledger says why; call again: it resumes.",
-        )
+        remedy = "The server's ledger says why. Submit it again to resume."
+        raise SimbaError.problem(f"The training did not complete: {ended}.", remedy)
     print("done; the weights are in the server's ledger")
 
 

@@ -56,6 +56,13 @@ class Cell:
         Of the cohort, the first weights and the batch order.
     inside : bool
         Whether to look inside the network too.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> scenario = sb.Scenario(64, sb.Morphology("Insula_L", 2.5), sb.Morphology("Putamen_L", 2.5))
+    >>> str(sb.Sweep(scenario, {"prevalence.bias": [0.9]}, seeds=(3,)).cells()[0])
+    'prevalence.bias 0.9, seed 3'
     """
 
     levels: dict[str, Any]

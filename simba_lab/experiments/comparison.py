@@ -26,8 +26,10 @@ from simba_lab.core.remember import remembered
 from simba_lab.experiments.parallel import in_parallel
 from simba_lab.experiments.results import save_results
 from simba_lab.federation.clients import LocalClient, SiteError, VisitConfig, Weights
-from simba_lab.federation.sites import Federation, Site, hospitals
-from simba_lab.federation.strategies import fedavg, fedtm, follow, local, travelling
+from simba_lab.federation.federated_cohort import Federation, hospitals
+from simba_lab.federation.sites import Site
+from simba_lab.federation.steps import follow
+from simba_lab.federation.strategies import fedavg, fedtm, local, travelling
 from simba_lab.synthesis.scenario import Scenario
 from simba_lab.training.metrics import evaluate
 from simba_lab.training.networks import network_from
@@ -35,30 +37,30 @@ from simba_lab.training.predictions import logits
 
 STRATEGIES = ("central", "travelling", "fedtm", "fedavg", "local")
 LONG = "fedavg_long"
-LOCAL_SITES = 12  # of which local networks are trained: all are alike
+LOCAL_SITES = 12  # local networks are trained at these sites alone: all sites are alike
 
 
 @dataclass(frozen=True)
 class Comparison:
     """The same subjects over few large sites or many small ones, and each strategy on them.
 
-    Every strategy sees every subject `passes` times and may choose its learning rate among the same
-    ones: the one with the largest AUROC on validation subjects, for each size and seed. Test
-    subjects are looked at once, after that.
+    Every strategy sees every subject `passes` times. For each size and seed its learning rate is
+    that of `learning_rates` with the largest AUROC on validation subjects. Test subjects are looked
+    at once, with that rate.
 
     Parameters
     ----------
     scenario : Scenario
-        Without bias: what is asked is how well the disease is learnt.
+        Without bias: the comparison is of how well the disease is learnt.
     subjects : int
         Training subjects of all sites together; a multiple of twice each size.
     per_site : sequence of int
-        Training subjects a site.
+        Training subjects per site.
     strategies : sequence of str
         Of central, travelling, fedtm, fedavg and local. Central has one site with all subjects, and
-        no batch larger than `per_site`: as many updates as the travelling model has.
+        batches of at most `per_site` subjects: as many updates as the travelling model.
     passes : int
-        Rounds, or cycles. FedTM has a quarter of them as rounds, then cycles.
+        Rounds, or cycles. FedTM spends a quarter of them as rounds, the others as cycles.
     learning_rates : sequence of float
     seeds : sequence of int
         Of the subjects, the first weights and the order of visits.
@@ -67,10 +69,23 @@ class Comparison:
     visit : VisitConfig
         Its learning rate is replaced.
     long : sequence of int
-        Sizes at which a strategy ``fedavg_long`` is added: FedAvg with as many rounds as it takes
-        for as many updates as travelling has. It sees every subject as many times more as there are
-        sites; the others share their passes.
+        Sizes for which a strategy ``fedavg_long`` is added: FedAvg until it has made as many
+        updates as the travelling model. It makes `passes` times the number of sites.
     validation, test : int
+        Held-out subjects.
+
+    Raises
+    ------
+    SimbaError
+        If a setting is unknown, or a size does not divide the subjects.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> scenario = sb.Scenario(16, sb.Morphology("Insula_L", 2.5))
+    >>> comparison = sb.experiments.Comparison(scenario, subjects=12, per_site=(1, 3), seeds=(0,))
+    >>> comparison.cells()[0]
+    ('central', 1, 0)
     """
 
     scenario: Scenario
@@ -110,7 +125,7 @@ class Comparison:
                 raise SimbaError(f"comparison.{name}", list(values), "at least one, and none twice")
 
     def federation(self, per_site: int, seed: int) -> Federation:
-        """Return the sites of one size: balanced, or if the size is odd, one more of either class."""
+        """Return the sites of one size, with classes as even as the size allows."""
         count = self.subjects // per_site
         sick = [per_site // 2 + (per_site % 2) * (number % 2) for number in range(count)]
         width = len(str(count))
@@ -123,7 +138,7 @@ class Comparison:
         )
 
     def cells(self) -> list[tuple[str, int, int]]:
-        """Return strategy, subjects a site and seed of every row, the slow ones first."""
+        """Return strategy, subjects per site and seed of every row, slow ones first."""
         cells = [
             (name, size, seed)
             for name in self.strategies
@@ -136,24 +151,24 @@ class Comparison:
     def run(
         self, *, n_jobs: int = -1, cache: str | Path | bool = True, progress: bool = False
     ) -> pd.DataFrame:
-        """Run all cells that were not run before.
+        """Run all cells that are not cached, and return one row per cell.
 
         Parameters
         ----------
         n_jobs : int
             Processes; -1 is one per core. The numbers do not depend on it.
         cache : bool or path
-            Where rows are kept: True for the user's cache folder. An interrupted call goes on from
+            Where rows are kept: True for the user's cache folder. An interrupted call resumes from
             there.
         progress : bool
+            Whether to show progress and the time left.
 
         Returns
         -------
         pandas.DataFrame
-            ``strategy``, ``per_site``, ``seed``; ``sites``; ``updates``, the gradient steps that
-            follow one another on the way to a network; ``learning_rate`` as chosen and its
-            ``validation`` AUROC; the columns of `evaluate` on test subjects. For ``local``: means
-            over the first twelve sites.
+            ``strategy``, ``per_site``, ``seed``; ``sites``; ``updates``, the number of consecutive
+            gradient steps; the chosen ``learning_rate`` and its ``validation`` AUROC; the columns
+            of `evaluate` on test subjects. For ``local``: means over the first twelve sites.
         """
         root = cache_root(cache)
         arguments = [(self, cell, root) for cell in self.cells()]

@@ -1,4 +1,4 @@
-"""How much of a shortcut networks take, against how much there is to take: ideal reader, surface and threshold."""
+"""Dose and response: how much of a shortcut networks take, against an ideal reader's share."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from scipy.optimize import least_squares
 from scipy.special import expit
 
 from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.intervals import ENDS, Interval, bootstrap_rows
 from simba_lab.core.rng import stream
 
 BOOTSTRAPS = 200
@@ -21,21 +22,31 @@ PULL = 0.03
 
 
 def ideal_shift(d_prime: float, prevalence: float) -> float:
-    """Return by how much a bias should move the logit of a reader who makes the best of it.
+    """Return how far a bias moves the logit of an ideal reader.
 
-    The reader sees a score z of the bias, N(d', 1) in those who carry it and N(0, 1) in those who
-    do not, and knows that a share p of patients and 1 - p of controls carry it. Its evidence is
+    The reader sees a score z of the bias, N(d', 1) in carriers and N(0, 1) in everybody else, and
+    knows that a share p of patients and 1 - p of controls are carriers. Its evidence is
     ``log((p f(z - d') + (1 - p) f(z)) / ((1 - p) f(z - d') + p f(z)))`` with the normal density f;
-    the shift is the mean of that over carriers minus its mean over the others. It is 0 at p = 0.5
-    and tends to ``2 log(p / (1 - p))`` where the bias cannot be overlooked: the ceiling of any
-    shortcut.
+    the shift is its mean over carriers minus its mean over non-carriers. It is 0 at p = 0.5, and
+    ``2 log(p / (1 - p))`` for a bias that cannot be overlooked: the ceiling of any shortcut.
 
     Parameters
     ----------
     d_prime : float
         Salience of the bias.
     prevalence : float
-        P(bias group | disease), with one less that among controls.
+        P(bias group | disease); among controls it is one less that.
+
+    Raises
+    ------
+    SimbaError
+        If d' is below 0, or the prevalence is not between 0 and 1.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> round(sb.experiments.ideal_shift(2.0, 0.9), 2)
+    2.2
     """
     if not d_prime >= 0:
         raise SimbaError("d_prime", d_prime, "at least 0")
@@ -66,6 +77,21 @@ class Surface:
     r_squared : float
         Share of the variance of the logits over all networks that the surface explains.
     draws : ndarray, shape (bootstraps, parameters)
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import simba_lab as sb
+    >>> rows = [
+    ...     ("Putamen_L", dose, share, 0, 0.3 * sb.experiments.ideal_shift(dose, share), share / 9)
+    ...     for dose in (1, 2, 4)
+    ...     for share in (0.5, 0.7, 0.9)
+    ... ]
+    >>> names = "scenario.bias.region d_prime.bias prevalence.bias seed twin_logit twin_rate"
+    >>> table = pd.DataFrame(rows, columns=names.split())
+    >>> surface = sb.experiments.fit_surface(table)
+    >>> bool(0 < surface.uptake("Putamen_L", 2, 0.8) < 1)
+    True
     """
 
     parameters: pd.DataFrame
@@ -78,46 +104,42 @@ class Surface:
         if not d_prime > 0:
             raise SimbaError("d_prime", d_prime, "above 0")
         if not 0.5 < prevalence < 1:
-            raise SimbaError(
-                "prevalence",
-                prevalence,
-                "above 0.5 and below 1",
-                "Below 0.5 the bias speaks for health.",
-            )
+            remedy = "Below 0.5 the bias speaks for health."
+            raise SimbaError("prevalence", prevalence, "above 0.5 and below 1", remedy)
         return float(_uptake(self._estimates, self._number(place), d_prime, prevalence))
 
     def shift(self, place: str, d_prime: float, prevalence: float) -> float:
-        """Return the logit by which switching the bias on moves networks, beyond what it does to unbiased ones."""
+        """Return how far the bias moves the logit, beyond its effect on unbiased networks."""
         return self.uptake(place, d_prime, prevalence) * ideal_shift(d_prime, prevalence)
 
     def rate(self, place: str, d_prime: float, prevalence: float) -> float:
-        """Return by how much the share of subjects called diseased rises, beyond what it does in unbiased networks."""
+        """Return how far the share called diseased rises, beyond that in unbiased networks."""
         return float(_rate(self._estimates, np.array(self.shift(place, d_prime, prevalence))))
 
-    def threshold(
-        self, place: str, d_prime: float, *, rate: float = 0.05
-    ) -> tuple[float, float, float]:
-        """Return the prevalence at which the rise of the rate reaches a bound, and its 95 % interval.
+    def threshold(self, place: str, d_prime: float, *, rate: float = 0.05) -> Interval:
+        """Return the prevalence at which the rise of the rate reaches a bound, with its interval.
 
         It is infinite where no prevalence below 0.99 reaches the bound.
         """
         if not 0 < rate < 1:
-            raise SimbaError(
-                "rate", rate, "above 0 and below 1", "0.05 is the disparity that counts as none."
-            )
+            remedy = "A disparity of 0.05 counts as none."
+            raise SimbaError("rate", rate, "above 0 and below 1", remedy)
         if not d_prime > 0:
             raise SimbaError("d_prime", d_prime, "above 0")
         number = self._number(place)
         prevalences = np.linspace(0.5005, 0.99, 300)
         ideal = np.array([ideal_shift(d_prime, value) for value in prevalences])
-        found = []
-        for row in (self._estimates, *self.draws):
-            rates = _rate(row, _uptake(row, number, d_prime, prevalences) * ideal)
-            found.append(float(np.interp(rate, rates, prevalences)) if rates[-1] > rate else np.inf)
+
+        def reached(parameters: np.ndarray) -> float:
+            shifts = _uptake(parameters, number, d_prime, prevalences) * ideal
+            rates = _rate(parameters, shifts)
+            return float(np.interp(rate, rates, prevalences)) if rates[-1] > rate else np.inf
+
+        estimate = reached(self._estimates)
         if np.isnan(self.draws).any():
-            return found[0], np.nan, np.nan
-        low, high = np.quantile(found[1:], [0.025, 0.975], method="nearest")
-        return found[0], float(low), float(high)
+            return Interval(estimate, np.nan, np.nan)
+        low, high = np.quantile([reached(draw) for draw in self.draws], ENDS, method="nearest")
+        return Interval(estimate, float(low), float(high))
 
     @property
     def _estimates(self) -> np.ndarray:
@@ -130,7 +152,10 @@ class Surface:
 
 
 def _uptake(
-    parameters: np.ndarray, place: np.ndarray | int, d_prime: np.ndarray, prevalence: np.ndarray
+    parameters: np.ndarray,
+    place: np.ndarray | int,
+    d_prime: np.ndarray | float,
+    prevalence: np.ndarray | float,
 ) -> np.ndarray:
     evidence = 2 * np.log(np.asarray(prevalence) / (1 - np.asarray(prevalence)))
     levels, slopes = parameters[3:].reshape(-1, 2).T
@@ -156,9 +181,9 @@ def fit_surface(
 ) -> Surface:
     """Fit how far networks use a bias, over place, salience and prevalence.
 
-    The change of the logit beyond that of the unbiased control (prevalence 0.5) with the same
-    place, d' and seed is the shift of an ideal reader (`ideal_shift`) times an uptake between 0 and
-    1: ``logistic(level + salience x log(d' / 2) + evidence x log(2 log(p / (1 - p))))``, with a
+    The change of the logit beyond that of the unbiased control (prevalence 0.5; same place, d' and
+    seed) is the shift of an ideal reader (`ideal_shift`) times an uptake between 0 and 1:
+    ``logistic(level + salience x log(d' / 2) + evidence x log(2 log(p / (1 - p))))``, with a
     level and a slope over the salience for each place. The rise of the share of subjects called
     diseased follows from the logit by ``1 - exp(-(shift / scale) ** steepness)``.
 
@@ -176,6 +201,20 @@ def fit_surface(
     The bootstrap draws whole seeds, because networks of one seed share their cohort, their first
     weights and their control; its spread is widened by ``sqrt(k / (k - 1))`` for k seeds. With
     three of them intervals are rough; with one there are none.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import simba_lab as sb
+    >>> rows = [
+    ...     ("Putamen_L", dose, share, 0, 0.3 * sb.experiments.ideal_shift(dose, share), share / 9)
+    ...     for dose in (1, 2, 4)
+    ...     for share in (0.5, 0.7, 0.9)
+    ... ]
+    >>> names = "scenario.bias.region d_prime.bias prevalence.bias seed twin_logit twin_rate"
+    >>> table = pd.DataFrame(rows, columns=names.split())
+    >>> sb.experiments.fit_surface(table).places
+    ('Putamen_L',)
     """
     table = excess(table, place=place, d_prime=d_prime, prevalence=prevalence)
     places = tuple(dict.fromkeys(table[place]))
@@ -184,36 +223,36 @@ def fit_surface(
     shifts, rates, ideal = (
         table[name].to_numpy() for name in ("excess_logit", "excess_rate", "ideal")
     )
-    # A small pull towards moderate values keeps places without any shortcut from running off to
-    # minus infinity.
+    # A small pull towards moderate values: without it, the level of a place without any shortcut
+    # goes to minus infinity.
     start = np.concatenate([[2.0, np.log(4.0), 0.0], np.tile([-3.0, 2.0], len(places))])
 
-    def fitted(rows: np.ndarray, start_here: np.ndarray) -> np.ndarray:
-        def residuals(model: np.ndarray) -> np.ndarray:
-            shift = _uptake(model, number[rows], doses[rows], shares[rows]) * ideal[rows]
-            # Rates are on a scale of their own: both kinds of residuals count in units of their
-            # spread.
+    def fitted(rows: np.ndarray, first: np.ndarray) -> np.ndarray:
+        def residuals(parameters: np.ndarray) -> np.ndarray:
+            shift = _uptake(parameters, number[rows], doses[rows], shares[rows]) * ideal[rows]
+            # Logits and rates have different scales: residuals count in units of their spread.
             gaps = (
                 (shifts[rows] - shift) / shifts.std(),
-                (rates[rows] - _rate(model, shift)) / rates.std(),
+                (rates[rows] - _rate(parameters, shift)) / rates.std(),
             )
-            return np.concatenate([*gaps, PULL * (model - start)])
+            return np.concatenate([*gaps, PULL * (parameters - start)])
 
-        return least_squares(residuals, start_here, method="lm").x
+        return least_squares(residuals, first, method="lm").x
 
     everyone = np.arange(len(table))
     estimates = fitted(everyone, start)
-    drawn = list(table.groupby("seed").indices.values())
+    rows_of_seeds = list(table.groupby("seed").indices.values())
+    seeds = len(rows_of_seeds)
     generator = stream(seed, "dose response", "bootstrap")
-    picks = np.sort(generator.integers(0, len(drawn), (BOOTSTRAPS, len(drawn))), axis=1)
+    samples = np.sort(bootstrap_rows(generator, seeds, BOOTSTRAPS), axis=1).tolist()
     fits = {
-        pick: fitted(np.concatenate([drawn[one] for one in pick]), estimates)
-        for pick in {*map(tuple, picks.tolist())}
+        sample: fitted(np.concatenate([rows_of_seeds[number] for number in sample]), estimates)
+        for sample in set(map(tuple, samples))
     }
-    draws = np.array([fits[tuple(pick)] for pick in picks.tolist()])
-    widening = np.sqrt(len(drawn) / (len(drawn) - 1)) if len(drawn) > 1 else np.nan
+    draws = np.array([fits[tuple(sample)] for sample in samples])
+    widening = np.sqrt(seeds / (seeds - 1)) if seeds > 1 else np.nan
     draws = estimates + widening * (draws - estimates)
-    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+    low, high = np.quantile(draws, ENDS, axis=0)
     names = ["evidence", "log scale", "log steepness"]
     names += [f"{word} {name}" for name in places for word in ("level", "salience")]
     frame = pd.DataFrame(
@@ -232,13 +271,32 @@ def excess(
     d_prime: str = "d_prime.bias",
     prevalence: str = "prevalence.bias",
 ) -> pd.DataFrame:
-    """Return the biased networks of a sweep with what the bias does beyond what it does to their unbiased controls.
+    """Return the biased networks of a sweep, with effects beyond those in unbiased controls.
 
     Returns
     -------
     pandas.DataFrame
         The rows with a prevalence other than 0.5, with ``excess_logit``, ``excess_rate`` and
         ``ideal`` (`ideal_shift`).
+
+    Raises
+    ------
+    SimbaError
+        If a column is missing, or a network does not have exactly one control.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import simba_lab as sb
+    >>> rows = [
+    ...     ("Putamen_L", dose, share, 0, 0.3 * sb.experiments.ideal_shift(dose, share), share / 9)
+    ...     for dose in (1, 2, 4)
+    ...     for share in (0.5, 0.7, 0.9)
+    ... ]
+    >>> names = "scenario.bias.region d_prime.bias prevalence.bias seed twin_logit twin_rate"
+    >>> table = pd.DataFrame(rows, columns=names.split())
+    >>> list(sb.experiments.excess(table)["prevalence.bias"].unique())
+    [0.7, 0.9]
     """
     keys = [place, d_prime, "seed"]
     missing = [name for name in [*keys, prevalence, "twin_logit", "twin_rate"] if name not in table]
@@ -247,22 +305,17 @@ def excess(
     control = table[table[prevalence] == 0.5].set_index(keys)
     if control.index.has_duplicates:
         twice = control.index[control.index.duplicated()][0]
-        raise SimbaError(
-            "table",
-            f"several rows of prevalence 0.5 for {twice}",
-            "with one control for every place, d' and seed",
-            "Select one level of the other axes first.",
-        )
+        problem = f"There is more than one control (prevalence 0.5) for {twice}."
+        raise SimbaError.problem(problem, "Select one level of the other axes first.")
     biased = table[table[prevalence] != 0.5]
     wanted = pd.MultiIndex.from_frame(biased[keys])
     lacking = wanted.difference(control.index)
     if len(lacking):
-        raise SimbaError(
-            "table", str(lacking[0]), "with a row of prevalence 0.5 for every place, d' and seed"
-        )
+        problem = f"There is no control (prevalence 0.5) for {lacking[0]}."
+        raise SimbaError.problem(problem, "Every place, d' and seed needs one.")
     columns = {
         f"excess_{name}": biased[f"twin_{name}"] - control.loc[wanted, f"twin_{name}"].to_numpy()
         for name in ("logit", "rate")
     }
-    ideal = [ideal_shift(*one) for one in biased[[d_prime, prevalence]].to_numpy(float)]
+    ideal = [ideal_shift(*dose) for dose in biased[[d_prime, prevalence]].to_numpy(float)]
     return biased.assign(**columns, ideal=ideal).reset_index(drop=True)

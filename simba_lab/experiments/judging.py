@@ -1,4 +1,4 @@
-"""What a sweep notes about a network."""
+"""Judging: what a sweep measures on a network."""
 
 from __future__ import annotations
 
@@ -14,14 +14,24 @@ from simba_lab.training.predictions import logits
 from simba_lab.training.twins import twin_logits, twin_table
 
 if TYPE_CHECKING:
-    from simba_lab.core.cohort import Cohort
+    from simba_lab.core.cohort import TwinCohort
 
 # Test subjects on whom the response to the disease itself is measured, for scale.
 DISEASE_TWINS = 50
+# Columns of `evaluate` that a row keeps.
+PERFORMANCE = (
+    *("accuracy", "balanced_accuracy", "auroc", "brier", "calibration_error"),
+    *("tpr", "fpr", "ceiling"),
+)
 
 
-def judge(model: torch.nn.Module, test: Cohort) -> dict[str, float]:
-    """Return what a sweep notes about a network: performance, disparity and twin effects on a test cohort.
+def judge(model: torch.nn.Module, test: TwinCohort) -> dict[str, float]:
+    """Return performance, disparity and twin effects of a network on test subjects.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    test : TwinCohort
 
     Returns
     -------
@@ -31,37 +41,35 @@ def judge(model: torch.nn.Module, test: Cohort) -> dict[str, float]:
         disease; and for each bias, after its name and a dot (a single bias called ``bias`` needs no
         name):
 
-        - ``tpr_gap`` and ``fpr_gap`` with ``_low`` and ``_high``: the disparity as anybody could
-          measure it (`disparity`);
+        - ``tpr_gap`` and ``fpr_gap`` with ``_low`` and ``_high``: the disparity, measurable
+          without twins (`disparity`);
         - ``twin_logit`` and ``twin_rate`` with intervals, and ``twin_flips``: what the bias does
           (`twin_effect`);
-        - ``twin_tpr`` and ``twin_fpr``: by how much the two rates rise when all subjects of a class
-          show the bias instead of none, which is the disparity without the noise of comparing
-          different people;
-        - ``expected_accuracy`` and ``fair_accuracy``: over both twins of everybody, weighted by the
-          prevalence of the bias in each class, or equally, as where the bias tells nothing.
+        - ``twin_tpr`` and ``twin_fpr``: the rise of both rates when all subjects of a class get the
+          bias: the disparity without the noise of comparing different people;
+        - ``expected_accuracy`` and ``fair_accuracy``: accuracy over both twins of everybody,
+          weighted by the prevalence of the bias in each class, or equally.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> disease, bias = sb.Morphology("Insula_L", 2.5), sb.Morphology("Putamen_L", 2.5)
+    >>> scenario = sb.Scenario(64, disease, bias, spacing_mm=8)
+    >>> row = sb.experiments.judge(sb.SimBANet((2, 2)), sb.synthesise(scenario).test)
+    >>> "fair_accuracy" in row
+    True
     """
     biases, labels = list(test.biases), test["label"]
     twins = {bias: twin_logits(model, test, effect=bias) for bias in biases}
     if len(biases) == 1:
-        # A subject of a cohort is one of its own two twins.
+        # Every subject is one of the two twins: no volume is rendered a third time.
         scores = np.where(test.carriers(biases[0]), twins[biases[0]][1], twins[biases[0]][0])
     else:
         scores = logits(model, test)
     overall = evaluate(scores, test, by=None).loc["all"]
-    names = (
-        "accuracy",
-        "balanced_accuracy",
-        "auroc",
-        "brier",
-        "calibration_error",
-        "tpr",
-        "fpr",
-        "ceiling",
-    )
-    row = {name: float(overall[name]) for name in names}
-    few = test.where(np.arange(min(DISEASE_TWINS, len(test))))
-    effect = twin_table(*twin_logits(model, few, effect="disease"), few, effect="disease")
+    row = {name: float(overall[name]) for name in PERFORMANCE}
+    subset = test.where(np.arange(min(DISEASE_TWINS, len(test))))
+    effect = twin_table(*twin_logits(model, subset, effect="disease"), subset, effect="disease")
     row["disease_logit"] = float(effect["per_magnitude"].iloc[0])
     for bias in biases:
         prefix = "" if biases == ["bias"] else f"{bias}."

@@ -35,6 +35,13 @@ def read_results(folder: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     ------
     SimbaError
         If the folder holds no results, or if the table was changed since it was written.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> table, manifest = sb.experiments.read_results("data/results/samples_per_site")
+    >>> len(table) == manifest["cells"]
+    True
     """
     folder = Path(folder)
     try:

@@ -1,4 +1,4 @@
-"""Many hospitals: a cohort split over sites with scanners of their own, and strategies that train across them."""
+"""Federation: a cohort over hospitals with different scanners, and strategies to train on them."""
 
 import lazy_loader
 

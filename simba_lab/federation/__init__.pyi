@@ -1,13 +1,22 @@
 from .clients import LocalClient, SiteError, VisitConfig
-from .plan import Ledger, Plan
+from .federated_cohort import Federation, hospitals
+from .harmony import Harmonisation
+from .ledger import Ledger
+from .plan import Plan
+from .privacy import read_policy
+from .provisioning import kits, provision
 from .scanner_swap import scanned_at, site_effects, site_uptake
-from .sites import Federation, Site, hospitals, open_site, save_sites, study_sites, with_scanners
-from .strategies import Step, fedavg, fedprox, fedtm, follow, harmonised, local, travelling
+from .scanners import with_scanners
+from .site_stores import open_site, save_sites
+from .sites import Site, study_sites
+from .steps import Step, follow
+from .strategies import fedavg, fedprox, fedtm, harmonised, local, travelling
 from .study import Study
 from .travel_log import TravelLog
 
 __all__ = [
     "Federation",
+    "Harmonisation",
     "Ledger",
     "LocalClient",
     "Plan",
@@ -23,8 +32,11 @@ __all__ = [
     "follow",
     "harmonised",
     "hospitals",
+    "kits",
     "local",
     "open_site",
+    "provision",
+    "read_policy",
     "save_sites",
     "scanned_at",
     "site_effects",

@@ -1,4 +1,4 @@
-"""A site as the strategies see it: it says how many subjects it has, and trains weights that visit it."""
+"""Clients: a site says how many subjects it has, and trains the weights that visit it."""
 
 from __future__ import annotations
 
@@ -14,28 +14,35 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from simba_lab.core.batches import Feed
+from simba_lab.core.checks import choice, known_fields, whole_number
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import THREADS, deterministic
-from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.errors import SimbaError
 from simba_lab.core.rng import stream
 from simba_lab.federation.harmony import ScannerHead, Weights, divided
-from simba_lab.federation.reading import check_names
 from simba_lab.training.networks import logit
 
 OPTIMISERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
 
 class SiteError(SimbaError):
-    """A site that gave no usable answer; `field` is its name."""
+    """A site gave no usable answer; the message names the site.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> str(sb.federation.SiteError.problem("north could not train.", "Is its process running?"))
+    'north could not train. Is its process running?'
+    """
 
 
 @dataclass(frozen=True)
 class VisitConfig:
     """How a site trains the weights that visit it.
 
-    The optimiser starts afresh at each visit: a site sends weights and counts alone. AdamW loses
-    its moments with that, and with one subject a site they are all that it has: its steps then keep
-    only the signs of the gradient. Plain gradient descent has nothing to lose.
+    The optimiser starts afresh at each visit, because a site sends nothing but weights and counts.
+    AdamW loses its moments that way: with one subject per site its steps keep only the signs of
+    the gradient. Plain gradient descent has no moments to lose.
 
     Parameters
     ----------
@@ -49,7 +56,13 @@ class VisitConfig:
     threads : int
         As in `simba_lab.FitConfig`.
     channels_last : bool
-        False for networks that look at the memory of their activations.
+        False for networks that depend on the memory layout of their activations.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> sb.federation.VisitConfig(optimiser="sgd", learning_rate=0.1).epochs
+    1
     """
 
     epochs: int = 1
@@ -62,30 +75,23 @@ class VisitConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "threads"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise SimbaError(f"config.{name}", value, "an integer of at least 1")
-        if not isinstance(self.learning_rate, int | float) or not 0 < self.learning_rate < 1:
-            raise SimbaError(
-                "config.learning_rate",
-                self.learning_rate,
-                "above 0 and below 1",
-                "1e-3 works for SimBANet.",
-            )
-        if self.optimiser not in OPTIMISERS:
-            raise UnknownNameError.among("config.optimiser", self.optimiser, OPTIMISERS)
-        if not isinstance(self.weight_decay, int | float) or not 0 <= self.weight_decay < math.inf:
-            raise SimbaError("config.weight_decay", self.weight_decay, "finite and at least 0")
+            whole_number(f"config.{name}", getattr(self, name))
+        rate, decay = self.learning_rate, self.weight_decay
+        if not isinstance(rate, int | float) or not 0 < rate < 1:
+            remedy = "1e-3 works for SimBANet."
+            raise SimbaError("config.learning_rate", rate, "above 0 and below 1", remedy)
+        choice("config.optimiser", self.optimiser, OPTIMISERS)
+        if not isinstance(decay, int | float) or not 0 <= decay < math.inf:
+            raise SimbaError("config.weight_decay", decay, "finite and at least 0")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], name: str = "visit") -> VisitConfig:
         """Build settings from a mapping; unknown fields are errors."""
-        check_names(values, name, [entry.name for entry in dataclasses.fields(cls)])
-        return cls(**values)
+        return cls(**known_fields(name, values, [entry.name for entry in dataclasses.fields(cls)]))
 
 
 class Client(Protocol):
-    """What a strategy needs of a site, wherever that is."""
+    """A site as the strategies see it, in this process or on another machine."""
 
     name: str
 
@@ -110,15 +116,15 @@ class Client(Protocol):
         weights : dict of str to tensor
             Not changed. A scanner head among them (`simba_lab.federation.harmony`) is trained too.
         seed, visit : int
-            Name the order in which subjects are seen: the same numbers give the same weights.
+            They decide the order of subjects: the same numbers give the same weights.
         rate : float
             Factor on the learning rate.
         proximal : float
             Weight of the squared distance from the weights that came in (FedProx's mu).
         scanner : int
-            Which one is used here, for the head.
+            Number of the scanner at this site, which the head learns.
         confusion : float
-            Weight with which features are learnt that the head cannot read.
+            Weight of the head's confusion in the loss of the features.
         """
 
 
@@ -131,10 +137,24 @@ class LocalClient:
     model : torch.nn.Module
         Its architecture; a copy is trained.
     cohort : Cohort
-        The site's training subjects. Their volumes are brought when the first visit comes.
+        The site's training subjects. Their volumes are made at the first visit.
     config : VisitConfig, optional
     memory_gb : float
-        Volumes beyond this size are not kept in memory.
+        Cohorts larger than this are not kept in memory.
+
+    Raises
+    ------
+    SiteError
+        If the cohort has no subjects.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> scenario = sb.Scenario(64, sb.Morphology("Insula_L", 2.5), spacing_mm=8)
+    >>> cohort, model = sb.synthesise(scenario), sb.SimBANet((2, 2), norm="group", seed=0)
+    >>> client = sb.federation.LocalClient("north", model, cohort.where(range(4)))
+    >>> sorted(client.train(model.state_dict(), seed=0, visit=1))
+    ['loss', 'subjects', 'weights']
     """
 
     def __init__(
@@ -147,13 +167,11 @@ class LocalClient:
         memory_gb: float = 4.0,
     ) -> None:
         if len(cohort) == 0:
-            raise SiteError(name, "no subjects", "a site with at least one")
-        self.name, self.cohort, self.config, self.memory_gb = (
-            name,
-            cohort,
-            config or VisitConfig(),
-            memory_gb,
-        )
+            raise SiteError.problem(
+                f"{name} has no training subjects.", "A site needs at least one."
+            )
+        self.name, self.cohort = name, cohort
+        self.config, self.memory_gb = config or VisitConfig(), memory_gb
         self._network = copy.deepcopy(model)
         self._feed: Feed | None = None
 
@@ -174,9 +192,9 @@ class LocalClient:
     ) -> dict[str, Any]:
         """Train a copy of the weights on this site's subjects, see `Client.train`."""
         config, network = self.config, self._network
-        own, of_head = divided(weights)
-        network.load_state_dict(own)
-        head = ScannerHead(of_head) if of_head else None
+        network_weights, head_weights = divided(weights)
+        network.load_state_dict(network_weights)
+        head = ScannerHead(head_weights) if head_weights else None
         layout = torch.channels_last_3d if config.channels_last else torch.contiguous_format
         network = network.to(memory_format=layout).train()
         parameters = [value for value in network.parameters() if value.requires_grad]
@@ -187,10 +205,8 @@ class LocalClient:
             if self._feed is None:
                 self._feed = Feed(self.cohort, torch.device("cpu"), memory_gb=self.memory_gb)
             labels = torch.from_numpy(self.cohort["label"].astype(np.float32))
-            optimiser, teacher = (
-                self._optimiser(parameters, rate),
-                self._optimiser(head.parameters(), rate) if head else None,
-            )
+            optimiser = self._optimiser(parameters, rate)
+            head_optimiser = self._optimiser(head.parameters(), rate) if head else None
             for _ in range(config.epochs):
                 batches = torch.from_numpy(draws.permutation(len(labels))).split(config.batch_size)
                 for rows, volumes in zip(batches, self._feed.batches(batches), strict=True):
@@ -200,21 +216,17 @@ class LocalClient:
                     loss = binary_cross_entropy_with_logits(scores.float(), labels[rows])
                     total += loss.item() * len(rows)
                     if start:
-                        pulls = zip(parameters, start, strict=True)
-                        loss = loss + proximal / 2 * sum(
-                            ((value - before) ** 2).sum() for value, before in pulls
-                        )
+                        loss = loss + proximal / 2 * _squared_distance(parameters, start)
                     if head:
-                        _descend(teacher, head.mistakes(features, scanner))
+                        _descend(head_optimiser, head.mistakes(features, scanner))
                         loss = loss + confusion * head.confusion(features)
                     _descend(optimiser, loss)
-        after = {
+        trained = {
             name: value.detach().clone().contiguous()
             for name, value in network.state_dict().items()
         }
-        after |= head.weights() if head else {}
         return {
-            "weights": after,
+            "weights": trained | (head.weights() if head else {}),
             "subjects": len(labels),
             "loss": total / (len(labels) * config.epochs),
         }
@@ -225,6 +237,13 @@ class LocalClient:
         config = self.config
         make = OPTIMISERS[config.optimiser]
         return make(parameters, lr=config.learning_rate * rate, weight_decay=config.weight_decay)
+
+
+def _squared_distance(
+    parameters: Iterable[torch.Tensor], start: Iterable[torch.Tensor]
+) -> torch.Tensor:
+    pairs = zip(parameters, start, strict=True)
+    return sum(((value - before) ** 2).sum() for value, before in pairs)
 
 
 def _descend(optimiser: torch.optim.Optimizer, loss: torch.Tensor) -> None:
@@ -239,30 +258,26 @@ def checked(reply: object, weights: Weights, site: str) -> dict[str, Any]:
     Raises
     ------
     SiteError
-        If it lacks a part, if weights have other names or shapes than those that were sent, or are
-        not finite.
+        If it lacks a field, if its weights have other names or shapes than those that were sent,
+        or if they are not finite.
     """
     if not isinstance(reply, dict) or not {"weights", "subjects", "loss"} <= set(reply):
-        raise SiteError(site, type(reply).__name__, "a reply with weights, subjects and loss")
-    if not isinstance(reply["subjects"], int) or reply["subjects"] < 1:
-        raise SiteError(site, reply["subjects"], "a reply with a number of subjects above 0")
-    found = reply["weights"]
-    if set(found) != set(weights):
-        strange = sorted(set(found) ^ set(weights))[0]
-        raise SiteError(
-            site, strange, "a reply with the weights that were sent", "It runs another network."
-        )
-    for name, value in weights.items():
-        if found[name].shape != value.shape or found[name].dtype != value.dtype:
-            shape = f"{name}: {tuple(found[name].shape)}, {found[name].dtype}"
-            raise SiteError(
-                site, shape, f"a reply of shape {tuple(value.shape)} and type {value.dtype}"
-            )
-        if not torch.isfinite(found[name]).all():
-            raise SiteError(
-                site,
-                f"{name}: not finite",
-                "a reply of finite weights",
-                "Look at its data and learning rate.",
-            )
+        problem = f"{site} did not reply with weights, subjects and loss."
+        raise SiteError.problem(problem, "Does it run the same version of the lab?")
+    subjects, replied = reply["subjects"], reply["weights"]
+    if not isinstance(subjects, int) or subjects < 1:
+        raise SiteError(f"{site}: subjects", subjects, "an integer of at least 1")
+    if set(replied) != set(weights):
+        name = sorted(set(replied) ^ set(weights))[0]
+        problem = f"{site} replied with other weights than it was sent, such as {name}."
+        raise SiteError.problem(problem, "It runs another network.")
+    for name, sent in weights.items():
+        weight = replied[name]
+        if weight.shape != sent.shape or weight.dtype != sent.dtype:
+            allowed = f"of shape {tuple(sent.shape)} and type {sent.dtype}"
+            value = f"{tuple(weight.shape)}, {weight.dtype}"
+            raise SiteError(f"{site}: {name}", value, allowed)
+        if not torch.isfinite(weight).all():
+            problem = f"{site} replied with weights that are not finite: {name}."
+            raise SiteError.problem(problem, "Look at its data and learning rate.")
     return reply

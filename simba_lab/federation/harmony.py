@@ -1,22 +1,70 @@
-"""Harmonisation on the way: a small head that travels with the model, guesses the scanner, and is to be kept guessing."""
+"""Harmonisation: a head travels with the model and guesses the scanner; features confuse it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, log_softmax
 
+from simba_lab.core.checks import whole_number
 from simba_lab.core.errors import SimbaError
 
 Weights = dict[str, torch.Tensor]
 PREFIX = "scanner_head."  # its weights travel among those of the network
 
 
+@dataclass(frozen=True)
+class Harmonisation:
+    """Settings of `harmonised`.
+
+    Parameters
+    ----------
+    scanners : mapping of site to scanner, optional
+        By default every site has its own.
+    strength : float
+        Weight of the head's confusion. It grows from 0 over the cycles: at first the head has not
+        learnt anything, so its confusion means nothing.
+    width : int
+        Hidden units of the head.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> sb.federation.Harmonisation(strength=0.5).width
+    32
+    """
+
+    scanners: Mapping[str, str] | None = None
+    strength: float = 1.0
+    width: int = 32
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.strength, int | float) and not isinstance(self.strength, bool)
+        if not number or not 0 <= self.strength < math.inf:
+            remedy = "At 0 it is travelling."
+            raise SimbaError("strength", self.strength, "a finite number of at least 0", remedy)
+        whole_number("width", self.width)
+
+    def scanner_numbers(self, sites: Sequence[str]) -> dict[str, int]:
+        """Return for each site the number of its scanner, from 0 in alphabetical order."""
+        scanners = {name: name for name in sites} if self.scanners is None else self.scanners
+        missing = [name for name in sites if name not in scanners]
+        if missing:
+            allowed = f"a scanner for every site; {missing[0]} has none"
+            raise SimbaError("scanners", sorted(scanners), allowed)
+        names = sorted({scanners[name] for name in sites})
+        if len(names) < 2:
+            remedy = "With one there is nothing to harmonise."
+            raise SimbaError("scanners", names, "at least two different ones", remedy)
+        return {site: names.index(scanners[site]) for site in sites}
+
+
 def initial_head(weights: Weights, scanners: int, *, width: int, seed: int) -> Weights:
-    """Return the first weights of a head that tells `scanners` scanners from what the read-out of a network sees.
+    """Return the first weights of a head that guesses the scanner from a network's features.
 
     Raises
     ------
@@ -24,10 +72,9 @@ def initial_head(weights: Weights, scanners: int, *, width: int, seed: int) -> W
         If the network has no linear read-out named ``readout``.
     """
     if "readout.weight" not in weights:
-        hint = "Networks need `features` and a linear layer `readout`, as SimBANet has."
-        raise SimbaError(
-            "weights", sorted(weights)[:3], "of a network with a layer `readout`", hint
-        )
+        remedy = "Networks need `features` and a linear layer `readout`, as SimBANet has."
+        allowed = "of a network with a layer `readout`"
+        raise SimbaError("weights", sorted(weights)[:3], allowed, remedy)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = _layers(weights["readout.weight"].shape[1], width, scanners)
@@ -35,7 +82,7 @@ def initial_head(weights: Weights, scanners: int, *, width: int, seed: int) -> W
 
 
 def divided(weights: Mapping[str, torch.Tensor]) -> tuple[Weights, Weights]:
-    """Return the weights of the network, and those of the head, which are none unless it is on its way."""
+    """Return the weights of the network and those of the head, which may be none."""
     head = {name: value for name, value in weights.items() if name.startswith(PREFIX)}
     return {name: value for name, value in weights.items() if name not in head}, head
 
@@ -57,12 +104,12 @@ class ScannerHead(nn.Module):
         self.layers.load_state_dict(weights)
 
     def mistakes(self, features: torch.Tensor, scanner: int) -> torch.Tensor:
-        """Return the mean log loss of its guesses for subjects of one scanner; the network does not learn from it."""
+        """Return the mean log loss of its guesses for one scanner; no gradient for the network."""
         guesses = self.layers(features.detach())
         return cross_entropy(guesses, torch.full((len(guesses),), scanner, device=guesses.device))
 
     def confusion(self, features: torch.Tensor) -> torch.Tensor:
-        """Return how far its guesses are from "any of them" in nats: the cross-entropy from even guesses, less its least.
+        """Return how far its guesses are from even, in nats: 0 if all scanners are equally likely.
 
         References
         ----------

@@ -1,4 +1,4 @@
-"""The same subjects scanned at another site, and what a network makes of that."""
+"""Scanner swap: the same subjects in the scanner of another site, and how a network reacts."""
 
 from __future__ import annotations
 
@@ -9,44 +9,50 @@ import numpy as np
 import pandas as pd
 import torch
 
+from simba_lab.core.checks import of_shape
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.errors import SimbaError, UnknownNameError
-from simba_lab.core.intervals import BOOTSTRAPS
+from simba_lab.core.intervals import bootstrap_rows, central
 from simba_lab.core.rng import stream
-from simba_lab.federation.sites import Federation
+from simba_lab.federation.federated_cohort import Federation
 from simba_lab.training.predictions import logits
 
 
 def scanned_at(federation: Federation, site: str, cohort: Cohort | None = None) -> Cohort:
-    """Return subjects as the scanner of a site would have shown them: same anatomy, disease and biases, another scanner.
+    """Return subjects in the scanner of another site: same anatomy, disease and biases.
 
     Parameters
     ----------
     federation : Federation
     site : str
     cohort : Cohort, optional
-        Subjects of the federation, from whatever site; the test subjects by default.
+        Subjects of the federation, of any sites; the test subjects by default.
 
     Raises
     ------
     SimbaError
         If there is no such site, or if no site has a scanner.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> scenario = sb.Scenario(64, sb.Morphology("Insula_L", 2.5), spacing_mm=8)
+    >>> north = sb.federation.Site("north", 6, disease=1.0, scanner={"scanner_noise": 1.0})
+    >>> sites = [north, sb.federation.Site("south", 6, disease=0.0)]
+    >>> scenario = sb.federation.with_scanners(scenario)
+    >>> federation = sb.federation.hospitals(scenario, sites, validation=4, test=4)
+    >>> sb.federation.scanned_at(federation, "north")["scanner_noise_magnitude"]
+    array([1., 1., 1., 1.])
     """
     cohort = federation.test if cohort is None else cohort
-    known = {one.name: one for one in federation.sites}
-    if site not in known:
-        raise UnknownNameError.among("site", site, known)
-    effects = {name for one in federation.sites for name in one.scanner}
+    scanners = {entry.name: entry.scanner for entry in federation.sites}
+    if site not in scanners:
+        raise UnknownNameError.among("site", site, scanners)
+    effects = {name for scanner in scanners.values() for name in scanner}
     if not effects:
-        raise SimbaError(
-            "federation.sites",
-            "no scanners",
-            "with a scanner at one of them",
-            "See `with_scanners`.",
-        )
-    magnitudes = {
-        f"{name}_magnitude": float(known[site].scanner.get(name, 0.0)) for name in effects
-    }
+        problem = "No site of this federation has a scanner."
+        raise SimbaError.problem(problem, "Give sites scanners, and see `with_scanners`.")
+    magnitudes = {f"{name}_magnitude": float(scanners[site].get(name, 0.0)) for name in effects}
     return replace(cohort, table=cohort.table.assign(**magnitudes))
 
 
@@ -58,15 +64,15 @@ def site_effects(
     sites: Sequence[str] | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Return by how much the answer about the same subjects moves with the site where they are scanned.
+    """Return how far the logits of the same subjects move from scanner to scanner.
 
-    Everybody is rendered in the scanner of every site. Nothing else differs, so what moves is the
+    All subjects are rendered in the scanner of every site. Nothing else differs, so this is the
     average causal effect of the scanner on the prediction.
 
     Parameters
     ----------
     model : torch.nn.Module or ndarray, shape (sites, n)
-        A network, or its logits for the subjects as each site would show them: so volumes are
+        A network, or its logits for the subjects in the scanner of each site, so that volumes are
         rendered once for many networks.
     federation : Federation
     cohort : Cohort, optional
@@ -79,11 +85,11 @@ def site_effects(
     Returns
     -------
     pandas.DataFrame
-        Indexed by ``site``: ``logit``, the mean over subjects of the logit there less the same
-        subject's mean over the sites, with 95 % interval ``logit_low``, ``logit_high``; ``ideal``,
-        the shift of a reader who recognises the site and knows how common the disease is among its
-        training subjects, less its mean over the sites. At sites of one class half a subject of the
-        other is added (and everywhere, to be even), or it would be infinite.
+        Indexed by ``site``: ``logit``, the mean logit at the site less the same subjects' mean over
+        all sites, with 95 % interval ``logit_low``, ``logit_high``; ``ideal``, the same for an
+        ideal reader, which recognises the site and knows how common the disease is among its
+        training subjects. Half a subject of each class is added everywhere: at sites of one class
+        the ideal would otherwise be infinite.
 
     Raises
     ------
@@ -98,29 +104,35 @@ def site_effects(
     References
     ----------
     Haldane (1956), Ann. Hum. Genet. 20:309-311 (half a subject more of each class).
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> scenario = sb.Scenario(64, sb.Morphology("Insula_L", 2.5), spacing_mm=8)
+    >>> north = sb.federation.Site("north", 6, disease=1.0, scanner={"scanner_noise": 1.0})
+    >>> sites = [north, sb.federation.Site("south", 6, disease=0.0)]
+    >>> scenario = sb.federation.with_scanners(scenario)
+    >>> federation = sb.federation.hospitals(scenario, sites, validation=4, test=4)
+    >>> effects = sb.federation.site_effects(sb.SimBANet((2, 2), seed=0), federation)
+    >>> list(effects.index), list(effects)
+    (['north', 'south'], ['logit', 'logit_low', 'logit_high', 'ideal'])
     """
     names = federation.names if sites is None else list(sites)
     if len(names) < 2:
         raise SimbaError("sites", names, "at least two", "With one there is nothing to compare.")
     cohort = federation.test if cohort is None else cohort
-    there = [scanned_at(federation, name, cohort) for name in names]
-    answers = (
-        model if isinstance(model, np.ndarray) else np.stack([logits(model, one) for one in there])
-    )
-    if answers.shape != (len(names), len(cohort)):
-        raise SimbaError(
-            "logits", answers.shape, f"of shape ({len(names)}, {len(cohort)}), sites by subjects"
-        )
-    moved = answers - answers.mean(axis=0)
-    draws = stream(seed, "evaluation", "site effects").integers(
-        0, moved.shape[1], (BOOTSTRAPS, moved.shape[1])
-    )
-    low, high = np.quantile([moved[:, draw].mean(axis=1) for draw in draws], [0.025, 0.975], axis=0)
-    sick = np.array([federation.at(name)["label"].sum() for name in names])
+    if isinstance(model, np.ndarray):
+        scores = of_shape("logits", model, (len(names), len(cohort)), "Rows are sites.")
+    else:
+        scores = np.stack([logits(model, scanned_at(federation, name, cohort)) for name in names])
+    shifts = scores - scores.mean(axis=0)
+    rows = bootstrap_rows(stream(seed, "evaluation", "site effects"), len(cohort))
+    low, high = central(np.array([shifts[:, draw].mean(axis=1) for draw in rows]), axis=0)
+    patients = np.array([federation.at(name)["label"].sum() for name in names])
     total = np.array([federation.total(name) for name in names])
-    ideal = np.log((sick + 0.5) / (total - sick + 0.5))
+    ideal = np.log((patients + 0.5) / (total - patients + 0.5))
     columns = {
-        "logit": moved.mean(axis=1),
+        "logit": shifts.mean(axis=1),
         "logit_low": low,
         "logit_high": high,
         "ideal": ideal - ideal.mean(),
@@ -129,25 +141,34 @@ def site_effects(
 
 
 def site_uptake(effects: pd.DataFrame) -> float:
-    """Return the share of the ideal shifts that a network takes: the slope of ``logit`` over ``ideal`` (least squares).
+    """Return the share of the ideal shifts that a network takes: slope of ``logit`` on ``ideal``.
 
-    0 for a network that does not care where somebody was scanned, 1 for one that uses the site as
-    far as it pays. A network may also react to scanners in a way that has nothing to do with the
-    classes there: that does not count here, and shows in the spread of ``logit``.
+    It is 0 for a network that ignores the site, and 1 for one that uses the site as an ideal reader
+    does. Reactions to scanners that are unrelated to the classes of the sites do not count; they
+    show in the spread of ``logit``.
+
+    Parameters
+    ----------
+    effects : pandas.DataFrame
+        From `site_effects`.
 
     Raises
     ------
     SimbaError
-        If the classes are alike at all sites: then there is no shortcut to take.
+        If all sites have the same share of patients: then there is no shortcut to take.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import simba_lab as sb
+    >>> effects = pd.DataFrame({"logit": [-0.5, 0.5], "ideal": [-1.0, 1.0]})
+    >>> sb.federation.site_uptake(effects)
+    0.5
     """
     ideal = effects["ideal"].to_numpy()
     if not (ideal**2).sum() > 1e-12:
-        raise SimbaError(
-            "effects['ideal']",
-            0,
-            "different at different sites",
-            "Classes are alike at all of them.",
-        )
+        problem = "The classes are alike at all sites, so there is no shortcut to take."
+        raise SimbaError.problem(problem, "Compare sites with different shares of patients.")
     return float(ideal @ effects["logit"].to_numpy() / (ideal @ ideal))
 
 

@@ -9,23 +9,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from simba_lab.core.checks import known_fields
 from simba_lab.core.errors import SimbaError
+from simba_lab.core.files import read_yaml
+from simba_lab.federation.federated_cohort import Federation, hospitals
 from simba_lab.federation.plan import Plan
-from simba_lab.federation.reading import check_names, read_yaml
-from simba_lab.federation.sites import Federation, Site, hospitals, study_sites, with_scanners
+from simba_lab.federation.scanners import with_scanners
+from simba_lab.federation.sites import Site, study_sites
 from simba_lab.synthesis.scenario import Scenario
 
-FIELDS = (
-    "scenario",
-    "sites",
-    "validation",
-    "test",
-    "seed",
-    "strategy",
-    "options",
-    "network",
-    "visit",
-)
+FIELDS_OF_PLAN = ("strategy", "options", "network", "visit", "seed")
+FIELDS = ("scenario", "sites", "validation", "test", *FIELDS_OF_PLAN)
 
 
 @dataclass(frozen=True)
@@ -40,6 +34,13 @@ class Study:
     plan : Plan
     validation, test : int
         Held-out subjects.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> study = sb.federation.Study.from_yaml("data/federations/three_hospitals.yaml")
+    >>> study.plan.sites
+    ('north', 'south', 'west')
     """
 
     scenario: Scenario
@@ -50,7 +51,7 @@ class Study:
 
     @cached_property
     def federation(self) -> Federation:
-        """The hospitals; rendered when asked for."""
+        """The hospitals, made at the first use."""
         return hospitals(
             self.scenario,
             self.sites,
@@ -61,44 +62,37 @@ class Study:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Study:
-        """Read a study: ``scenario``, ``sites`` (a list of sites, or the arguments of `study_sites`), and a plan's fields.
+        """Read a study from a YAML file.
+
+        Its fields are ``scenario``, ``sites`` (a list of sites, or the arguments of `study_sites`),
+        ``validation``, ``test`` and those of `Plan`; examples are in ``data/federations/``.
 
         Raises
         ------
         SimbaError
             If a field is unknown or out of range; the message names it.
         """
-        needed = ("scenario", "sites", "strategy")
-        values = read_yaml(path, "study", needed=needed, known=FIELDS, examples="data/federations/")
+        values = read_yaml(path, "study", examples="data/federations/")
+        known_fields("study", values, FIELDS, needed=("scenario", "sites", "strategy"))
         sites = _sites(values["sites"])
         scenario = Scenario.from_dict({"subjects": 16, **values["scenario"]})
         if any(site.scanner for site in sites):
             scenario = with_scanners(scenario)
-        fields = {
-            name: values[name]
-            for name in ("strategy", "options", "network", "visit", "seed")
-            if name in values
-        }
-        plan = Plan.from_dict({**fields, "sites": [site.name for site in sites]})
+        settings = {name: values[name] for name in FIELDS_OF_PLAN if name in values}
+        plan = Plan.from_dict({**settings, "sites": [site.name for site in sites]})
         held_out = {name: values[name] for name in ("validation", "test") if name in values}
         return cls(scenario, sites, plan, **held_out)
 
 
 def _sites(values: Any) -> tuple[Site, ...]:
     if isinstance(values, Mapping):
-        known = ("count", "median", "largest", "single_class", "scanner", "seed")
-        check_names(values, "study.sites", known)
-        return study_sites(**values)
+        names = ("count", "median", "largest", "single_class", "scanner", "seed")
+        return study_sites(**known_fields("study.sites", values, names))
     if not isinstance(values, list) or not values:
-        raise SimbaError(
-            "study.sites",
-            values,
-            "a list of sites, or a mapping with count",
-            "Each has a name and subjects.",
-        )
-    known = tuple(entry.name for entry in dataclasses.fields(Site))
-    for place, one in enumerate(values):
-        if not isinstance(one, Mapping) or not {"name", "subjects"} <= set(one):
-            raise SimbaError(f"study.sites[{place}]", one, "a mapping with name and subjects")
-        check_names(one, f"study.sites[{place}]", known)
-    return tuple(Site(**one) for one in values)
+        allowed = "a list of sites, or a mapping with count"
+        raise SimbaError("study.sites", values, allowed, "Each has a name and subjects.")
+    names = [entry.name for entry in dataclasses.fields(Site)]
+    return tuple(
+        Site(**known_fields(f"study.sites[{number}]", site, names, needed=("name", "subjects")))
+        for number, site in enumerate(values)
+    )

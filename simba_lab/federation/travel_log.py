@@ -1,4 +1,4 @@
-"""Travel log: what a network knows, uses and forgets after every round or visit."""
+"""Travel log: what a network encodes, uses and forgets after every round or visit."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch
 from scipy.special import expit
 from sklearn.metrics import log_loss
 
-from simba_lab.core.cohort import Cohort
-from simba_lab.core.errors import SimbaError, UnknownNameError
-from simba_lab.federation.sites import Federation
-from simba_lab.federation.strategies import Step
+from simba_lab.core.checks import choice, whole_number
+from simba_lab.core.cohort import TwinCohort
+from simba_lab.federation.federated_cohort import Federation
+from simba_lab.federation.steps import Step
 from simba_lab.interpretation.probes.probing import probe
 from simba_lab.interpretation.recording import record
 from simba_lab.training.metrics import evaluate
@@ -27,27 +27,25 @@ from simba_lab.training.twins import twin_table
 class TravelLog:
     """Watches a training over many sites: give it to `follow`, then look at its tables.
 
-    After each step the network is shown held-out subjects of all sites, among whom the site tells
-    nothing of the disease, their twins with and without each bias, and the training subjects of
-    every site, or of some.
+    After each step the network sees held-out subjects of all sites (whose site says nothing about
+    the disease), their twins with and without each bias, and the training subjects of some sites.
 
     Parameters
     ----------
     model : torch.nn.Module
         The architecture; a copy takes the weights of each step.
     federation : Federation
-    cohort : Cohort, optional
+    cohort : TwinCohort, optional
         Held-out subjects to look at; ``federation.test`` by default.
     biases : sequence of str, optional
-        Which to follow; by default those that not everybody carries (everybody has a scanner).
+        The biases to follow; by default all but those that everybody carries, such as scanners.
     layers : sequence of str, optional
-        As for `simba_lab.record`; an empty sequence leaves the probes out, which take most of the
-        time.
+        As for `simba_lab.record`. An empty sequence omits the probes, which take most of the time.
     sites : sequence of str, optional
-        Whose training subjects are shown; those of all by default. An empty sequence leaves
-        forgetting out, which takes most of the time that probes do not.
+        Sites whose training subjects are shown; all by default. An empty sequence omits forgetting,
+        which takes most of the remaining time.
     every : int
-        Look after each so many steps; the last of a plan is looked at if it is a multiple.
+        Look after steps whose number is a multiple of this.
 
     Attributes
     ----------
@@ -56,12 +54,24 @@ class TravelLog:
         ``BIAS.effect``, the twin effect in logits, with interval.
     layers : pandas.DataFrame
         ``number``, ``layer``, ``target`` (``disease``, each bias, ``site``) and the ``auroc`` of a
-        linear probe there, with interval; within classes of the disease for all but itself. The
-        site is left out where it has fewer subjects than there are folds.
+        linear probe, with interval; within classes of the disease, except for the disease itself.
+        The site is omitted if a site has fewer subjects than there are folds.
     sites : pandas.DataFrame
         ``number``, ``site``; ``loss``, the mean log loss on its training subjects; ``since``, steps
-        since its last part in the training, missing before the first; ``forgotten``, the loss less
-        what it was right after that.
+        since the site last trained, missing before the first time; ``forgotten``, the loss less
+        that right after the site last trained.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> scenario = sb.Scenario(64, sb.Morphology("Insula_L", 2.5), spacing_mm=8)
+    >>> sites = [sb.federation.Site("north", 6), sb.federation.Site("south", 4)]
+    >>> federation = sb.federation.hospitals(scenario, sites, validation=4, test=4)
+    >>> model = sb.SimBANet((2, 2), norm="group", seed=0)
+    >>> log = sb.federation.TravelLog(model, federation, layers=[])
+    >>> log(sb.federation.Step(1, "visit", ("north",), model.state_dict()))
+    >>> list(log.sites)
+    ['number', 'site', 'loss', 'since', 'forgotten']
     """
 
     def __init__(
@@ -69,31 +79,29 @@ class TravelLog:
         model: torch.nn.Module,
         federation: Federation,
         *,
-        cohort: Cohort | None = None,
+        cohort: TwinCohort | None = None,
         biases: Sequence[str] | None = None,
         layers: Sequence[str] | None = None,
         sites: Sequence[str] | None = None,
         every: int = 1,
     ) -> None:
-        _check_every(every)
+        whole_number("every", every)
         self.cohort = federation.test if cohort is None else cohort
         known = self.cohort.biases
         if biases is None:
             biases = [name for name in known if 0 < self.cohort[name].mean() < 1]
         for name in biases:
-            if name not in known:
-                raise UnknownNameError.among("biases", name, known)
-        self._model, self._chosen, self._every = copy.deepcopy(model).eval(), layers, every
+            choice("biases", name, known)
+        self._model, self._layers, self._every = copy.deepcopy(model).eval(), layers, every
         self._volumes = self.cohort.arrays()
         self._twins = {
-            name: (
-                self.cohort.twin(without=name).arrays(),
-                self.cohort.twin(carrying=name).arrays(),
-            )
+            name: [self.cohort.twin(**{way: name}).arrays() for way in ("without", "carrying")]
             for name in biases
         }
-        chosen = federation.names if sites is None else sites
-        self._own = {name: (part := federation.at(name), part.arrays()) for name in chosen}
+        self._training = {}
+        for name in federation.names if sites is None else sites:
+            training = federation.at(name)
+            self._training[name] = training, training.arrays()
         self._targets = {"disease": "label", **{name: name for name in biases}}
         counts = np.unique(self.cohort["site"], return_counts=True)[1]
         if len(counts) > 1 and counts.min() >= len(np.unique(self.cohort["fold"])):
@@ -108,7 +116,7 @@ class TravelLog:
         sites: Sequence[str] | None = None,
         every: int = 1,
     ) -> TravelLog:
-        """Return an empty log for another training, which looks at the volumes of this one: they are not rendered again.
+        """Return an empty log for another training that uses the volumes of this log.
 
         Parameters
         ----------
@@ -117,16 +125,15 @@ class TravelLog:
         sites : sequence of str, optional
             Some of those that this log looks at; all of them by default.
         """
-        _check_every(every)
-        other = copy.copy(self)
-        other._model, other._chosen, other._every = copy.deepcopy(self._model), layers, every
+        whole_number("every", every)
+        log = copy.copy(self)
+        log._model, log._layers, log._every = copy.deepcopy(self._model), layers, every
         if sites is not None:
             for name in sites:
-                if name not in self._own:
-                    raise UnknownNameError.among("sites", name, self._own)
-            other._own = {name: self._own[name] for name in sites}
-        other._rows, other._visited = {name: [] for name in self._rows}, {}
-        return other
+                choice("sites", name, self._training)
+            log._training = {name: self._training[name] for name in sites}
+        log._rows, log._visited = {name: [] for name in self._rows}, {}
+        return log
 
     def __call__(self, step: Step) -> None:
         """Look at the network after a step."""
@@ -139,47 +146,42 @@ class TravelLog:
             self._look(step)
 
     def _look(self, step: Step) -> None:
-        judged = evaluate(logits(self._model, self._volumes), self.cohort, by=None).loc["all"]
+        measures = evaluate(logits(self._model, self._volumes), self.cohort, by=None).loc["all"]
         row = {"number": step.number, "phase": step.phase, "sites": ", ".join(step.sites)}
-        row |= {name: float(judged[name]) for name in ("auroc", "auroc_low", "auroc_high")}
-        for bias, (off, on) in self._twins.items():
-            found = twin_table(
-                logits(self._model, off), logits(self._model, on), self.cohort, effect=bias
-            ).loc[bias]
-            row |= {
-                f"{bias}.effect{end}": float(found[f"logit{end}"]) for end in ("", "_low", "_high")
-            }
+        row |= {name: float(measures[name]) for name in ("auroc", "auroc_low", "auroc_high")}
+        for bias, volumes in self._twins.items():
+            off, on = (logits(self._model, twins) for twins in volumes)
+            effect = twin_table(off, on, self.cohort, effect=bias).loc[bias]
+            for end in ("", "_low", "_high"):
+                row[f"{bias}.effect{end}"] = float(effect[f"logit{end}"])
         self._rows["steps"].append(row)
-        if self._chosen is not None and len(self._chosen) == 0:
-            return
-        recording = replace(
-            record(self._model, self._volumes, layers=self._chosen, pixels=False),
-            table=self.cohort.table,
-        )
+        if self._layers is None or len(self._layers):
+            self._probe(step)
+
+    def _probe(self, step: Step) -> None:
+        recording = record(self._model, self._volumes, layers=self._layers, pixels=False)
+        recording = replace(recording, table=self.cohort.table)
         for target, column in self._targets.items():
             given = None if target == "disease" else "label"
             table = probe(recording, column, given=given, permutations=0)
             for layer, entry in table.iterrows():
-                scores = {name: float(entry[name]) for name in ("auroc", "auroc_low", "auroc_high")}
-                self._rows["layers"].append(
-                    {"number": step.number, "layer": layer, "target": target} | scores
-                )
+                row = {"number": step.number, "layer": layer, "target": target}
+                row |= {name: float(entry[name]) for name in ("auroc", "auroc_low", "auroc_high")}
+                self._rows["layers"].append(row)
 
     def _look_at_sites(self, step: Step, looked: bool) -> None:
-        for name, (part, volumes) in self._own.items():
+        for name, (training, volumes) in self._training.items():
             if not looked and name not in step.sites:
                 continue
-            loss = float(
-                log_loss(part["label"], expit(logits(self._model, volumes)), labels=[0, 1])
-            )
+            probabilities = expit(logits(self._model, volumes))
+            loss = float(log_loss(training["label"], probabilities, labels=[0, 1]))
             if name in step.sites:
                 self._visited[name] = (step.number, loss)
-            last, then = self._visited.get(name, (np.nan, np.nan))
+            last, least = self._visited.get(name, (np.nan, np.nan))
             if looked:
-                entry = {"number": step.number, "site": name, "loss": loss}
-                self._rows["sites"].append(
-                    entry | {"since": step.number - last, "forgotten": loss - then}
-                )
+                row = {"number": step.number, "site": name, "loss": loss}
+                row |= {"since": step.number - last, "forgotten": loss - least}
+                self._rows["sites"].append(row)
 
     @property
     def steps(self) -> pd.DataFrame:
@@ -195,11 +197,6 @@ class TravelLog:
     def sites(self) -> pd.DataFrame:
         """One row per step and site."""
         return pd.DataFrame(self._rows["sites"])
-
-
-def _check_every(every: object) -> None:
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise SimbaError("every", every, "an integer of at least 1")
 
 
 __all__ = ["TravelLog"]

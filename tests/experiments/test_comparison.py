@@ -1,4 +1,4 @@
-"""Comparisons of strategies: equal subjects, equal passes, learning rates chosen on validation subjects."""
+"""Comparisons: equal subjects, equal passes, rates chosen on validation subjects."""
 
 import dataclasses
 import random
@@ -11,7 +11,8 @@ import simba_lab as sb
 from simba_lab.cli import main
 from simba_lab.experiments.comparison import Comparison
 from simba_lab.federation.clients import LocalClient, VisitConfig
-from simba_lab.federation.strategies import fedavg, follow
+from simba_lab.federation.steps import follow
+from simba_lab.federation.strategies import fedavg
 from simba_lab.training.predictions import logits
 
 ROOT = Path(__file__).parents[2]
@@ -104,7 +105,7 @@ def test_a_rate_that_is_too_large_gives_chance_and_not_a_crash(small):
 def test_with_one_batch_a_visit_travelling_by_gradient_descent_is_central_training_in_another_order(
     small,
 ):
-    """Both do the same number of steps, from the same weights, over the same subjects once a pass."""
+    """Both do the same number of steps, from the same weights, over the same subjects per pass."""
     federation = small.federation(1, 0)
     (central,) = small._train("central", federation, 1, 0, 1e-3)
     (travelled,) = small._train("travelling", federation, 1, 0, 1e-3)
@@ -160,8 +161,9 @@ def test_bad_comparisons_are_refused(small, change, message):
 
 
 def test_from_the_command_line_and_unknown_fields(tmp_path):
-    text = "scenario: {spacing_mm: 8.0, disease: {region: Insula_L, amplitude_mm: 2.5}}\nsubjects: 12\nper_site: [3]\n"
-    text += "strategies: [fedavg]\npasses: 4\nlearning_rates: [0.1]\nseeds: [0]\nvalidation: 8\ntest: 8\n"
+    text = "scenario: {spacing_mm: 8.0, disease: {region: Insula_L, amplitude_mm: 2.5}}\n"
+    text += "subjects: 12\nper_site: [3]\nstrategies: [fedavg]\npasses: 4\n"
+    text += "learning_rates: [0.1]\nseeds: [0]\nvalidation: 8\ntest: 8\n"
     (tmp_path / "good.yaml").write_text(text + "network: {name: SimBANet, widths: [4, 8]}\n")
     assert main(["compare", str(tmp_path / "good.yaml"), str(tmp_path / "out"), "--jobs", "1"]) == 0
     table, manifest = sb.experiments.read_results(tmp_path / "out")
@@ -183,7 +185,7 @@ def test_the_stored_table_is_whole_and_of_its_comparison():
 
 
 def test_a_random_row_of_the_stored_table_comes_out_again():
-    """With the rate that was chosen, of the rows that take seconds; other processors round differently."""
+    """Of the rows that take seconds, with the chosen rate; other processors round differently."""
     table, _ = sb.experiments.read_results(STORED)
     comparison = Comparison.from_yaml(ROOT / "data" / "comparisons" / "samples_per_site.yaml")
     quick = table[(table["per_site"] >= 5) & table["strategy"].isin(comparison.strategies)]

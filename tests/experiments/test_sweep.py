@@ -249,7 +249,7 @@ def test_the_stored_tables_are_whole_and_of_their_sweep(folder):
 
 @pytest.mark.parametrize("folder", RESULTS, ids=lambda folder: folder.name)
 def test_a_random_cell_of_the_stored_tables_comes_out_again(folder):
-    """Other processors round differently, and training magnifies it: the margin is what that did between processors.
+    """Processors round differently, and training magnifies it: hence the margins.
 
     Sizes are matched again: those of the table have six digits, and a millionth of a millimetre
     gives another network.
@@ -300,7 +300,7 @@ def test_the_ideal_shift_is_what_a_simulated_reader_finds():
 
 @pytest.fixture(scope="module")
 def planted():
-    """Networks that follow a known surface: place a takes half of what there is at d' = 2, place b nothing."""
+    """Networks that follow a known surface: place a takes half at d' = 2, place b nothing."""
     generator, rows = np.random.default_rng(0), []
     for place, level in (("a", -2.0), ("b", -9.0)):
         for d_prime in (0.5, 1, 2, 4):
@@ -350,7 +350,7 @@ def test_the_surface_finds_planted_parameters_and_thresholds(planted, monkeypatc
 
 
 def test_the_surface_needs_a_control_for_every_cell(planted):
-    with pytest.raises(sb.SimbaError, match=r"prevalence 0\.5 for every"):
+    with pytest.raises(sb.SimbaError, match=r"no control \(prevalence 0\.5\)"):
         sb.experiments.fit_surface(
             planted[(planted["prevalence.bias"] != 0.5) | (planted["seed"] > 0)]
         )
@@ -359,7 +359,7 @@ def test_the_surface_needs_a_control_for_every_cell(planted):
 
 
 def test_the_interval_of_the_surface_is_that_of_whole_seeds(planted):
-    """A seed that takes more everywhere widens it as much as the seeds differ, however many networks each has."""
+    """A seed that takes more everywhere widens it, however many networks each seed has."""
     lifted = planted.copy()
     biased = (lifted["seed"] == 0) & (lifted["prevalence.bias"] > 0.5)
     lifted.loc[biased, "twin_logit"] *= 1.5
@@ -379,7 +379,10 @@ def test_impossible_places_on_the_surface_are_refused(planted):
         (lambda: surface.uptake("a", 2, 0.3), "prevalence must be above 0.5"),
         (lambda: surface.rate("a", 0, 0.8), "d_prime must be above 0"),
         (lambda: surface.threshold("a", 2, rate=5), "rate must be above 0"),
-        (lambda: sb.experiments.fit_surface(pd.concat([planted, planted])), "one control"),
+        (
+            lambda: sb.experiments.fit_surface(pd.concat([planted, planted])),
+            "more than one control",
+        ),
     ):
         with pytest.raises(sb.SimbaError, match=says):
             ask()

@@ -1,12 +1,14 @@
-"""The same subjects in another scanner: nothing but the scanner changes, and what a planted reader makes of it is found."""
+"""The same subjects in another scanner: nothing else changes, and a planted reader is found."""
 
 import numpy as np
 import pytest
 import torch
 
 import simba_lab as sb
+from simba_lab.federation.federated_cohort import hospitals
 from simba_lab.federation.scanner_swap import scanned_at, site_effects, site_uptake
-from simba_lab.federation.sites import SCANNER, Site, hospitals, with_scanners
+from simba_lab.federation.scanners import SCANNER, with_scanners
+from simba_lab.federation.sites import Site
 
 SITES = (
     Site("north", 10, 0.8, scanner={"scanner_contrast": 2.0, "scanner_noise": 1.0}),
@@ -46,23 +48,23 @@ def test_at_their_own_site_subjects_look_as_they_do(federation):
 
 
 def test_the_scanner_is_all_that_changes(federation):
-    there = {name: scanned_at(federation, name) for name in federation.names}
+    cohorts = {name: scanned_at(federation, name) for name in federation.names}
     bare = federation.test.twin(without=list(SCANNER)).arrays()
-    for cohort in there.values():
+    for cohort in cohorts.values():
         np.testing.assert_array_equal(cohort.twin(without=list(SCANNER)).arrays(), bare)
         np.testing.assert_array_equal(cohort["label"], federation.test["label"])
         np.testing.assert_array_equal(cohort["site"], federation.test["site"])
     # The scanner of west does nothing; north and south show another picture of everybody.
-    np.testing.assert_array_equal(there["west"].arrays(), bare)
+    np.testing.assert_array_equal(cohorts["west"].arrays(), bare)
     for name in ("north", "south"):
-        assert (np.abs(there[name].arrays() - bare).max(axis=(1, 2, 3)) > 0.05).all()
+        assert (np.abs(cohorts[name].arrays() - bare).max(axis=(1, 2, 3)) > 0.05).all()
     # Nobody has been touched in the federation itself.
     np.testing.assert_array_equal(
         federation.test["scanner_contrast_magnitude"] == 2.0, federation.test["site"] == "north"
     )
 
 
-def test_a_reader_of_the_scanner_is_found_in_proportion_to_its_weight_and_a_blind_network_reads_nothing(
+def test_a_reader_of_the_scanner_is_found_by_its_weight_and_a_blind_network_reads_nothing(
     federation,
 ):
     means = np.stack(
@@ -121,7 +123,7 @@ def test_what_makes_no_sense_is_refused(federation):
         scanned_at(federation, "nroth")
     with pytest.raises(sb.SimbaError, match="at least two"):
         site_effects(Brightness(1.0), federation, sites=["north"])
-    with pytest.raises(sb.SimbaError, match="sites by subjects"):
+    with pytest.raises(sb.SimbaError, match="Rows are sites"):
         site_effects(np.zeros((2, len(federation.test))), federation)
     scenario = sb.Scenario(subjects=16, spacing_mm=8, disease=sb.Morphology("Insula_L", 2.5))
     plain = hospitals(scenario, [Site("a", 8), Site("b", 8)], validation=4, test=8)

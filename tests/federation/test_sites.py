@@ -2,15 +2,10 @@ import numpy as np
 import pytest
 
 import simba_lab as sb
-from simba_lab.federation.sites import (
-    Federation,
-    Site,
-    hospitals,
-    open_site,
-    save_sites,
-    study_sites,
-    with_scanners,
-)
+from simba_lab.federation.federated_cohort import Federation, hospitals
+from simba_lab.federation.scanners import with_scanners
+from simba_lab.federation.site_stores import open_site, save_sites
+from simba_lab.federation.sites import Site, study_sites
 
 BASE = sb.Scenario(
     subjects=16, disease=sb.Morphology("Insula_L", 2.5), bias=sb.Morphology("Putamen_L", 2.5)
@@ -104,7 +99,7 @@ def test_a_store_of_several_sites_is_refused(federation, tmp_path):
     [
         ({"name": "../x"}, "name must be small letters"),
         ({"subjects": 0}, "subjects must be an integer of at least 1"),
-        ({"disease": 1.2}, "disease must be from 0 to 1"),
+        ({"disease": 1.2}, r"disease must be in \[0, 1\]"),
         ({"prevalence": {"bias": {"disease": 0.5}}}, "of control and disease"),
         ({"scanner": {"scanner_noise": float("nan")}}, "a finite number"),
     ],
@@ -115,7 +110,7 @@ def test_bad_sites_are_refused(change, match):
 
 
 def test_bad_federations_are_refused():
-    with pytest.raises(sb.SimbaError, match="name of its own"):
+    with pytest.raises(sb.SimbaError, match="its own name"):
         hospitals(BASE, (SITES[1], SITES[1]))
     with pytest.raises(sb.core.UnknownNameError, match="scanner_contrast"):
         hospitals(BASE, SITES)

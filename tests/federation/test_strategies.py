@@ -9,18 +9,12 @@ import simba_lab as sb
 from simba_lab.core.compute import deterministic
 from simba_lab.core.rng import stream
 from simba_lab.federation.clients import LocalClient, SiteError, VisitConfig
-from simba_lab.federation.harmony import ScannerHead, initial_head
+from simba_lab.federation.federated_cohort import hospitals
+from simba_lab.federation.harmony import Harmonisation, ScannerHead, initial_head
 from simba_lab.federation.plan import Plan
-from simba_lab.federation.sites import Site, hospitals
-from simba_lab.federation.strategies import (
-    fedavg,
-    fedprox,
-    fedtm,
-    follow,
-    harmonised,
-    local,
-    travelling,
-)
+from simba_lab.federation.sites import Site
+from simba_lab.federation.steps import follow
+from simba_lab.federation.strategies import fedavg, fedprox, fedtm, harmonised, local, travelling
 
 SITES = (Site("site-1", 10), Site("site-2", 3, 1.0), Site("site-3", 6))
 CONFIG = VisitConfig(epochs=2, batch_size=4)
@@ -66,12 +60,14 @@ def plainly(model, cohort, weights, name, visit, rate=1.0):
     return {key: value.clone().contiguous() for key, value in network.state_dict().items()}
 
 
-def same(one, other) -> bool:
-    return set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
+def same(first, second) -> bool:
+    return set(first) == set(second) and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
 
 
 def test_fedavg_is_a_plain_loop_bit_for_bit(federation, model, clients):
-    found = follow(fedavg(clients, model.state_dict(), rounds=2, seed=5)).weights
+    result = follow(fedavg(clients, model.state_dict(), rounds=2, seed=5)).weights
     weights = model.state_dict()
     for visit in (1, 2):
         replies = [
@@ -90,8 +86,8 @@ def test_fedavg_is_a_plain_loop_bit_for_bit(federation, model, clients):
             )
             for key, value in weights.items()
         }
-    assert same(found, weights)
-    assert not same(found, model.state_dict())
+    assert same(result, weights)
+    assert not same(result, model.state_dict())
 
 
 def test_travelling_is_a_plain_loop_bit_for_bit(federation, model, clients):
@@ -123,26 +119,29 @@ def test_any_step_can_be_taken_up_again(clients, model):
     ):
         steps = list(strategy(clients, model.state_dict(), seed=2, **options))
         for step in steps[:-1]:
-            again = list(
-                strategy(clients, step.weights | step.head, seed=2, done=step.number, **options)
-            )
-            assert [one.number for one in again] == list(range(step.number + 1, len(steps) + 1))
-            assert same(again[-1].weights | again[-1].head, steps[-1].weights | steps[-1].head)
+            resumed = list(strategy(clients, step, seed=2, **options))
+            assert [step.number for step in resumed] == list(range(step.number + 1, len(steps) + 1))
+            assert same(resumed[-1].weights | resumed[-1].head, steps[-1].weights | steps[-1].head)
 
 
 def test_harmonised_at_strength_0_is_travelling_and_its_head_learns_the_scanners(clients, model):
     plain = follow(travelling(clients, model.state_dict(), cycles=3, seed=5, decay=0.9))
-    found = follow(
-        harmonised(clients, model.state_dict(), cycles=3, seed=5, decay=0.9, strength=0.0)
+    result = follow(
+        harmonised(
+            clients,
+            model.state_dict(),
+            cycles=3,
+            harmony=Harmonisation(strength=0.0),
+            seed=5,
+            decay=0.9,
+        )
     )
-    assert same(found.weights, plain.weights)
+    assert same(result.weights, plain.weights)
     first = initial_head(model.state_dict(), 3, width=32, seed=5)
-    assert set(found.head) == set(first)
-    assert not same(found.head, first)
+    assert set(result.head) == set(first)
+    assert not same(result.head, first)
     assert not plain.head
-    felt = follow(
-        harmonised(clients, model.state_dict(), cycles=3, seed=5, decay=0.9, strength=1.0)
-    )
+    felt = follow(harmonised(clients, model.state_dict(), cycles=3, seed=5, decay=0.9))
     assert not same(felt.weights, plain.weights)
 
 
@@ -150,10 +149,15 @@ def test_a_harmonised_visit_is_a_plain_loop_bit_for_bit(federation, model, clien
     """The second cycle, written out: head first, then the network against the head as it is now."""
     steps = list(
         harmonised(
-            clients, model.state_dict(), cycles=2, seed=5, shuffled=False, width=8, strength=2.0
+            clients,
+            model.state_dict(),
+            cycles=2,
+            harmony=Harmonisation(strength=2.0, width=8),
+            seed=5,
+            shuffled=False,
         )
     )
-    before, found, name = steps[2], steps[3], "site-1"
+    before, result, name = steps[2], steps[3], "site-1"
     network, head = (
         sb.SimBANet((4, 8), seed=9),
         torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)),
@@ -169,7 +173,9 @@ def test_a_harmonised_visit_is_a_plain_loop_bit_for_bit(federation, model, clien
         torch.tensor(cohort["label"], dtype=torch.float32),
     )
     options = {"lr": CONFIG.learning_rate, "weight_decay": CONFIG.weight_decay}
-    own, other = (torch.optim.AdamW(one.parameters(), **options) for one in (network, head))
+    network_optimiser, head_optimiser = (
+        torch.optim.AdamW(module.parameters(), **options) for module in (network, head)
+    )
     draws = stream(5, name, "visit 4")
     draws.integers(2**62)
     weight = 2.0 * (2 / (1 + np.exp(-10 * 1 / 2)) - 1)
@@ -179,23 +185,23 @@ def test_a_harmonised_visit_is_a_plain_loop_bit_for_bit(federation, model, clien
                 features = network.features(
                     volumes[rows].contiguous(memory_format=torch.channels_last_3d)
                 )
-                other.zero_grad()
+                head_optimiser.zero_grad()
                 torch.nn.functional.cross_entropy(
                     head(features.detach()), torch.zeros(len(rows), dtype=torch.long)
                 ).backward()
-                other.step()
-                own.zero_grad()
+                head_optimiser.step()
+                network_optimiser.zero_grad()
                 even = -torch.log_softmax(head(features), dim=1).mean() - np.log(3)
                 (
                     binary_cross_entropy_with_logits(network.readout(features)[:, 0], labels[rows])
                     + weight * even
                 ).backward()
-                own.step()
+                network_optimiser.step()
     assert same(
-        found.weights, {key: value.contiguous() for key, value in network.state_dict().items()}
+        result.weights, {key: value.contiguous() for key, value in network.state_dict().items()}
     )
     assert same(
-        found.head, {f"scanner_head.{key}": value for key, value in head.state_dict().items()}
+        result.head, {f"scanner_head.{key}": value for key, value in head.state_dict().items()}
     )
 
 
@@ -232,7 +238,8 @@ def test_confusion_is_least_for_even_guesses_and_does_not_teach_the_head():
 )
 def test_bad_harmonisation_is_refused(clients, model, options, message):
     with pytest.raises(sb.SimbaError, match=message):
-        follow(harmonised(clients, model.state_dict(), cycles=1, **options))
+        harmony = Harmonisation(**options)
+        follow(harmonised(clients, model.state_dict(), cycles=1, harmony=harmony))
 
 
 def test_a_network_without_a_read_out_cannot_be_harmonised(clients):
@@ -248,11 +255,11 @@ def test_a_site_that_cannot_say_its_size_ends_fedtm_by_name(clients, model, faul
 
     lost = copy.copy(clients[1])
     lost.__class__ = Lost
-    everybody = [clients[0], lost, *clients[2:]]
+    remaining = [clients[0], lost, *clients[2:]]
     with pytest.raises(
-        sb.SimbaError, match=f"{lost.name} must be able to say its number of subjects.*gone"
+        sb.SimbaError, match=f"{lost.name} did not say its number of subjects: Conn.*gone"
     ):
-        next(fedtm(everybody, model.state_dict(), rounds=1, cycles=1, least=1, faults=faults))
+        next(fedtm(remaining, model.state_dict(), rounds=1, cycles=1, least=1, faults=faults))
 
 
 def test_plans_with_options_that_their_strategy_does_not_have_are_refused():
@@ -323,12 +330,12 @@ def dead(reply):
 @pytest.mark.parametrize(
     ("spoil", "match"),
     [
-        (unfinite, "site-2 must be a reply of finite weights"),
-        (reshaped, r"site-2 must be a reply of shape \(1,\)"),
-        (dead, "site-2 must be able to train, got 'ConnectionError'. no answer"),
-        (lambda reply: {"weights": {}}, "site-2 must be a reply with weights, subjects and loss"),
-        (lambda reply: reply | {"subjects": 0}, "number of subjects above 0"),
-        (lambda reply: reply | {"weights": {}}, "the weights that were sent"),
+        (unfinite, "site-2 replied with weights that are not finite"),
+        (reshaped, r"site-2: readout.bias must be of shape \(1,\)"),
+        (dead, "site-2 could not train: ConnectionError. no answer"),
+        (lambda reply: {"weights": {}}, "site-2 did not reply with weights, subjects and loss"),
+        (lambda reply: reply | {"subjects": 0}, "subjects must be an integer of at least 1"),
+        (lambda reply: reply | {"weights": {}}, "other weights than it was sent"),
     ],
 )
 def test_a_site_that_fails_is_named_or_skipped_by_policy(clients, model, spoil, match):
@@ -350,7 +357,7 @@ def test_a_site_that_fails_is_named_or_skipped_by_policy(clients, model, spoil, 
 
 def test_bad_input_is_refused(clients, model):
     weights = model.state_dict()
-    with pytest.raises(SiteError, match="site-1 must be there once"):
+    with pytest.raises(SiteError, match="Two clients are called site-1"):
         follow(fedavg([clients[0], clients[0]], weights, rounds=1))
     with pytest.raises(sb.SimbaError, match="rounds must be"):
         follow(fedavg(clients, weights, rounds=0))
@@ -365,7 +372,7 @@ def test_bad_input_is_refused(clients, model):
     with pytest.raises(sb.SimbaError, match=r"config.learning_rate"):
         VisitConfig(learning_rate=0)
     broken = [Broken(client, dead) for client in clients]
-    with pytest.raises(sb.SimbaError, match="none of 3 answered"):
+    with pytest.raises(sb.SimbaError, match="none of 3 sites could train"):
         follow(fedavg(broken, weights, rounds=1, faults="skip"))
 
 

@@ -7,8 +7,9 @@ import torch
 import simba_lab as sb
 from simba_lab.cli import main
 from simba_lab.federation.clients import LocalClient
-from simba_lab.federation.plan import Ledger, Plan
-from simba_lab.federation.strategies import follow
+from simba_lab.federation.ledger import Ledger
+from simba_lab.federation.plan import Plan
+from simba_lab.federation.steps import follow
 from simba_lab.federation.study import Study
 
 EXAMPLES = sorted(Path("data/federations").glob("*.yaml"))
@@ -54,7 +55,9 @@ def test_a_study_runs_from_the_command_line_and_resumes(path, tmp_path, capsys):
         for name in ("north", "south")
     ]
     expected = follow(study.plan.steps(clients)).weights
-    assert all(torch.equal(value, expected[name]) for name, value in ledger.resume()[0].items())
+    assert all(
+        torch.equal(value, expected[name]) for name, value in ledger.resume().weights.items()
+    )
     stopped = Ledger(tmp_path / "stopped", study.plan)
     steps = study.plan.steps(clients)
     stopped(next(steps))
@@ -63,7 +66,9 @@ def test_a_study_runs_from_the_command_line_and_resumes(path, tmp_path, capsys):
     )  # killed while it wrote
     assert main(["federate", str(path), str(tmp_path / "stopped"), "--local"]) == 0
     assert [row["number"] for row in stopped.history()] == [1, 2, 3, 4]
-    assert all(torch.equal(value, expected[name]) for name, value in stopped.resume()[0].items())
+    assert all(
+        torch.equal(value, expected[name]) for name, value in stopped.resume().weights.items()
+    )
 
 
 def test_a_harmonised_study_keeps_its_head_and_goes_on_with_it(path, tmp_path):
@@ -83,9 +88,14 @@ def test_a_harmonised_study_keeps_its_head_and_goes_on_with_it(path, tmp_path):
     assert main(["federate", str(path), str(tmp_path / "stopped"), "--local"]) == 0
     whole = Ledger(tmp_path / "run", study.plan)
     assert all(
-        torch.equal(value, stopped.resume()[0][name]) for name, value in whole.resume()[0].items()
+        torch.equal(value, stopped.resume().weights[name])
+        for name, value in whole.resume().weights.items()
     )
-    assert len(whole.resume()[0]) == len(whole.network()) + 4
+    assert all(
+        torch.equal(value, stopped.resume().head[name])
+        for name, value in whole.resume().head.items()
+    )
+    assert len(whole.resume().head) == 4
     assert set(whole.network()) == set(study.plan.model().state_dict())
 
 
@@ -93,7 +103,7 @@ def test_a_ledger_of_another_plan_and_a_damaged_one_are_refused(path, tmp_path):
     plan = Study.from_yaml(path).plan
     Ledger(tmp_path / "ledger", plan)
     other = Plan.from_dict(plan.to_dict() | {"seed": 3})
-    with pytest.raises(sb.SimbaError, match="ledger of this very plan"):
+    with pytest.raises(sb.SimbaError, match="ledger of another plan"):
         Ledger(tmp_path / "ledger", other)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").touch()

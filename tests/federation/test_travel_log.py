@@ -8,8 +8,10 @@ from scipy.special import expit
 
 import simba_lab as sb
 from simba_lab.federation.clients import LocalClient
-from simba_lab.federation.sites import Site, hospitals
-from simba_lab.federation.strategies import Step, follow, travelling
+from simba_lab.federation.federated_cohort import hospitals
+from simba_lab.federation.sites import Site
+from simba_lab.federation.steps import Step, follow
+from simba_lab.federation.strategies import travelling
 from simba_lab.federation.travel_log import TravelLog
 from simba_lab.training.predictions import logits
 
@@ -164,7 +166,7 @@ def test_forgetting_is_followed_at_the_sites_that_are_asked_for_alone(federation
 
 
 def test_scanners_that_everybody_has_are_not_followed_and_few_subjects_leave_out_the_site():
-    from simba_lab.federation.sites import with_scanners
+    from simba_lab.federation.scanners import with_scanners
 
     scenario = with_scanners(
         sb.Scenario(subjects=16, spacing_mm=8, disease=sb.Morphology("Insula_L", 2.5))
