@@ -24,6 +24,20 @@ def positive(field: str, value: object, *, remedy: str = "") -> float:
     return float(value)
 
 
+def not_negative(field: str, value: object, *, remedy: str = "") -> float:
+    """Return a finite number of at least 0."""
+    if not _is_number(value) or not 0 <= value < np.inf:
+        raise SimbaError(field, value, "finite and at least 0", remedy)
+    return float(value)
+
+
+def below_one(field: str, value: object, *, remedy: str = "") -> float:
+    """Return a number above 0 and below 1."""
+    if not _is_number(value) or not 0 < value < 1:
+        raise SimbaError(field, value, "above 0 and below 1", remedy)
+    return float(value)
+
+
 def share(field: str, value: object, *, remedy: str = "") -> float:
     """Return a number from 0 to 1."""
     if not _is_number(value) or not 0 <= value <= 1:

@@ -67,8 +67,8 @@ class CodeReader:
 
     def refuse(self, value: object, why: str = "its content cannot be seen") -> NotFingerprintable:
         """Return the error that says which value cannot be read."""
-        place = "".join(self.path).lstrip(".") or "the value"
-        return NotFingerprintable(f"{place} is of type {type(value).__qualname__!r}: {why}")
+        address = "".join(self.path).lstrip(".") or "the value"
+        return NotFingerprintable(f"{address} is of type {type(value).__qualname__!r}: {why}")
 
     def at(self, step: str, value: object) -> None:
         """Read what is at a step below: ``.name`` or ``[3]``."""
@@ -135,7 +135,7 @@ class CodeReader:
                 self.read(value.__self__)
         elif isinstance(value, DESCRIPTORS):
             self.word("descriptor", value.__objclass__.__qualname__, value.__name__)
-        elif isinstance(value, np.ufunc) and vars(np).get(str(value.__name__)) is value:
+        elif isinstance(value, np.ufunc) and _is_of_numpy(value):
             self.word("ufunc", str(value.__name__), np.__version__)
         elif isinstance(value, types.GenericAlias | types.UnionType) or (
             type(value).__module__ == "typing"
@@ -252,12 +252,16 @@ def _is_ours(module: str) -> bool:
     return module.split(".")[0] == sources.NAME
 
 
+def _is_of_numpy(value: np.ufunc) -> bool:
+    return vars(np).get(str(value.__name__)) is value
+
+
 def _is_found(value: type, module: str) -> bool:
     """Return whether a class is what its module has under its name: a name may be borrowed."""
-    place: Any = sys.modules.get(module)
+    defined: Any = sys.modules.get(module)
     for name in value.__qualname__.split("."):
-        place = getattr(place, name, None)
-    return place is value or not value.__flags__ & OF_PYTHON
+        defined = getattr(defined, name, None)
+    return defined is value or not value.__flags__ & OF_PYTHON
 
 
 @cache
@@ -269,8 +273,8 @@ def library_of(module: str) -> str:
     if top in sys.stdlib_module_names:
         return "Python"
     loaded = sys.modules.get(top)
-    place = getattr(loaded, "__file__", None) or next(iter(getattr(loaded, "__path__", [])), "")
-    if "site-packages" not in place and "dist-packages" not in place:
+    path = getattr(loaded, "__file__", None) or next(iter(getattr(loaded, "__path__", [])), "")
+    if "site-packages" not in path and "dist-packages" not in path:
         return ""
     return f"{top} {getattr(loaded, '__version__', '')}"
 

@@ -116,11 +116,11 @@ class Cohort(ABC):
         """Best accuracy that a classifier can reach by the disease alone; NaN if nobody knows."""
         return float("nan")
 
-    def shared_subjects(self, other: Cohort) -> np.ndarray:
+    def shared_subjects(self, cohort: Cohort) -> np.ndarray:
         """Return the numbers of the people who are in both cohorts."""
-        if self.population != other.population:
+        if self.population != cohort.population:
             return np.empty(0, int)
-        return np.intersect1d(self.table.index, other.table.index)
+        return np.intersect1d(self.table.index, cohort.table.index)
 
     # -- volumes --
 
@@ -253,7 +253,8 @@ class TwinCohort(Cohort):
         `threshold` is the least difference that counts, as a share of the intensity of white
         matter. The truth for attributions.
         """
-        return np.abs(self.difference(index, effect, keep=True)) > threshold
+        changed: np.ndarray = np.abs(self.difference(index, effect, keep=True)) > threshold
+        return changed
 
     @abstractmethod
     def region(self, index: int, name: str) -> np.ndarray:

@@ -19,6 +19,7 @@ from simba_lab.core.checks import positive, whole_number
 from simba_lab.core.errors import SimbaError
 
 T = TypeVar("T")
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 # Sums in a different order round differently: the number of threads is part of the arithmetic, so
 # it is fixed.
@@ -73,8 +74,8 @@ class Compute:
         """Return the network on the device (a copy, but on the processor), device and precision."""
         device = self.torch_device()
         network = model if device.type == "cpu" else copy.deepcopy(model).to(device)
-        kinds = (value.dtype for value in network.parameters() if value.is_floating_point())
-        return network, device, next(kinds, torch.float32)
+        dtypes = (value.dtype for value in network.parameters() if value.is_floating_point())
+        return network, device, next(dtypes, torch.float32)
 
 
 def torch_device(name: str) -> torch.device:
@@ -129,6 +130,11 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module, training in before.items():
             module.training = training
+
+
+def laid_out(model: Module, layout: torch.memory_format) -> Module:
+    """Return a network whose weights have this layout in memory."""
+    return model.to(memory_format=layout)  # type: ignore[call-overload,no-any-return]
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def _yaml_problem(error: Exception) -> str:
     return f"{error}."
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """Safe loader that refuses aliases, keys that occur twice, and nesting that is too deep."""
 
     def __init__(self, stream: str) -> None:
@@ -94,7 +94,7 @@ class _Loader(yaml.SafeLoader):
         self.keys: list[str] = []
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
+        event = self.peek_event()
         if isinstance(index, yaml.ScalarNode):
             self.keys.append(str(index.value))
         elif parent is not None:
@@ -109,19 +109,19 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def _refuse(self, problem: str, event: yaml.Event) -> None:
-        place = f" at {'.'.join(self.keys[:6])}" if self.keys else ""
-        raise yaml.MarkedYAMLError(problem=problem + place, problem_mark=event.start_mark)
+        address = f" at {'.'.join(self.keys[:6])}" if self.keys else ""
+        raise yaml.MarkedYAMLError(problem=problem + address, problem_mark=event.start_mark)
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Hashable, Any]:
         mapping: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
         if len(mapping) < len(node.value):
-            seen: set[Any] = set()
+            keys: set[Any] = set()
             for key_node, _ in node.value:
-                key = self.construct_object(key_node)  # type: ignore[no-untyped-call]
-                if key in seen:
+                key = self.construct_object(key_node)
+                if key in keys:
                     problem = f"the key {key!r} occurs twice"
                     raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
-                seen.add(key)
+                keys.add(key)
         return mapping
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
@@ -153,8 +153,8 @@ def _without_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} occurs twice")
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {repeated!r} occurs twice")
     return values
 
 
@@ -168,14 +168,14 @@ def new_file(path: str | Path) -> Iterator[Path]:
     A reader sees the old file or the new one, never a part. After an error nothing is left.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PART}")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PART}")
     try:
-        yield part
-        with part.open("rb") as handle:
+        yield unfinished
+        with unfinished.open("rb") as handle:
             os.fsync(handle.fileno())
-        part.replace(path)
+        unfinished.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 def atomic_write(path: str | Path, content: bytes | str) -> None:
@@ -183,8 +183,8 @@ def atomic_write(path: str | Path, content: bytes | str) -> None:
 
     Text is written in UTF-8 with the line breaks that it has.
     """
-    with new_file(path) as part:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
+    with new_file(path) as unfinished:
+        unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: str | Path, values: Any, *, indent: int | None = 1) -> None:
@@ -203,7 +203,7 @@ def write_yaml(path: str | Path, values: Mapping[str, Any]) -> None:
     atomic_write(path, to_yaml(values))
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
@@ -279,8 +279,8 @@ def inside(folder: str | Path, name: str, field: str) -> Path:
 
 def strangers(folder: Path, names: Iterable[str]) -> list[str]:
     """Return what a folder holds besides files of these names and what a killed writer left."""
-    parts = (path.name for path in folder.iterdir() if not _is_part(path))
-    return sorted(set(parts) - set(names))
+    present = (path.name for path in folder.iterdir() if not _is_part(path))
+    return sorted(set(present) - set(names))
 
 
 def _is_part(path: Path) -> bool:

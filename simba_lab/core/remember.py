@@ -30,7 +30,7 @@ def load_json(folder: Path) -> Any:
 
 
 def remembered(
-    kind: str,
+    collection: str,
     key: str | None,
     make: Callable[[Path | None], T],
     *,
@@ -46,7 +46,7 @@ def remembered(
 
     Parameters
     ----------
-    kind : str
+    collection : str
         Folder of such results under the cache folder, such as ``"runs"``.
     key : str, optional
         Digest of what the result follows from; None for what cannot be told, and is not kept.
@@ -71,7 +71,7 @@ def remembered(
     root = cache_root(cache)
     if root is None or key is None:
         return make(None)
-    entry = root / kind / key
+    entry = root / collection / key
     if _is_whole(entry):
         try:
             return load(entry)

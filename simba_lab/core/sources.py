@@ -143,10 +143,10 @@ def _digest(words: list[str]) -> str:
 
 
 def _path(folder: Path, name: str) -> Path | None:
-    top, *parts = name.split(".")
+    top, *names = name.split(".")
     if top != NAME:
         return None
-    stem = folder.joinpath(*parts)
+    stem = folder.joinpath(*names)
     for path in (stem / "__init__.py", stem.with_suffix(".py")):
         if path.is_file():
             return path
@@ -154,8 +154,8 @@ def _path(folder: Path, name: str) -> Path | None:
 
 
 def _with_parents(name: str) -> Iterator[str]:
-    parts = name.split(".")
-    return (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+    names = name.split(".")
+    return (".".join(names[:count]) for count in range(1, len(names) + 1))
 
 
 def _imported_from(folder: Path, source: str, name: str) -> set[str]:
@@ -195,8 +195,8 @@ class _Reading:
         self._names: set[str] = set()
         self._idle: list[tuple[int, ast.ImportFrom]] = []
         self._read(tree)
-        for place, node in self._idle:
-            self.words[place] = self._from(node)
+        for position, node in self._idle:
+            self.words[position] = self._from(node)
 
     def _read(self, node: Any) -> None:
         if isinstance(node, list):
@@ -229,11 +229,11 @@ class _Reading:
                     self.words += [word for word in MEANINGFUL if word in text]
 
     def _from(self, node: ast.ImportFrom) -> str:
-        own = node.level or (node.module or "").split(".")[0] == NAME
+        is_ours = node.level or (node.module or "").split(".")[0] == NAME
         names = [
             (alias.name, alias.asname)
             for alias in node.names
-            if own or alias.name == "*" or (alias.asname or alias.name) in self._names
+            if is_ours or alias.name == "*" or (alias.asname or alias.name) in self._names
         ]
         return repr((node.module, node.level, names)) if names else ""
 

@@ -18,19 +18,19 @@ from simba_lab.core.files import new_file
 
 def digest(tensors: Mapping[str, torch.Tensor]) -> str:
     """Return a digest of the names, types, shapes and values of tensors."""
-    found = hashlib.blake2b(digest_size=16)
+    state = hashlib.blake2b(digest_size=16)
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
-        found.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
-        found.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        state.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        state.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()
 
 
 def write(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
     """Write tensors and facts to one safetensors file, all of it or nothing."""
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    with new_file(path) as part:
-        save_file(plain, part, metadata={"facts": json.dumps(facts), "digest": digest(plain)})
+    with new_file(path) as unfinished:
+        save_file(plain, unfinished, metadata={"facts": json.dumps(facts), "digest": digest(plain)})
 
 
 def read(
@@ -43,25 +43,25 @@ def read(
     SimbaError
         If the file is truncated, was changed since, or is something else.
     """
-    allowed, remedy = "a file as `fit` wrote it", "Delete it to start again."
+    allowed = "a file as `fit` wrote it"
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         facts, expected = json.loads(metadata["facts"]), metadata["digest"]
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise SimbaError(
-            field, str(path), allowed, f"It cannot be read ({error}). {remedy}"
-        ) from error
+        remedy = f"It cannot be read ({error}). Delete it to start again."
+        raise SimbaError(field, str(path), allowed, remedy) from error
     if digest(tensors) != expected:
-        raise SimbaError(field, str(path), allowed, f"Its numbers were changed since. {remedy}")
+        remedy = "Its numbers were changed since. Delete it to start again."
+        raise SimbaError(field, str(path), allowed, remedy)
     return tensors, facts
 
 
 def optimiser_state(
     optimiser: torch.optim.Optimizer,
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-    """Return the tensors of an optimiser by name, and its settings (learning rates, momenta) as plain values."""
+    """Return the tensors of an optimiser by name, and its settings as plain values."""
     state = optimiser.state_dict()
     tensors = {
         f"{number}.{name}": torch.as_tensor(value)
@@ -82,10 +82,10 @@ def restore_optimiser(
     for name, value in tensors.items():
         number, key = name.split(".")
         # Laid out in memory as the parameter is: channels-last, maybe.
-        like = parameters[int(number)]
+        parameter = parameters[int(number)]
         value = (
-            torch.empty_like(like).copy_(value)
-            if value.shape == like.shape and value.dim()
+            torch.empty_like(parameter).copy_(value)
+            if value.shape == parameter.shape and value.dim()
             else value.clone()
         )
         state.setdefault(int(number), {})[key] = value

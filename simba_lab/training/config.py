@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
+from simba_lab.core.checks import below_one, choice, known_fields, not_negative, whole_number
 from simba_lab.core.compute import THREADS
-from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.errors import SimbaError
 
-SCHEDULES = ("one_cycle", "constant")
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true")
+Schedule = Literal["one_cycle", "constant"]
+# As Lightning Fabric names them.
+Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"]
 
 
 @dataclass(frozen=True)
@@ -51,42 +53,40 @@ class FitConfig:
     See Also
     --------
     simba_lab.fastest : measures which precision and memory layout are fastest here.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> config = sb.FitConfig(epochs=3)
+    >>> config.replace(seed=1).seed, config.precision
+    (1, '32-true')
     """
 
     epochs: int = 12
     batch_size: int = 8
     learning_rate: float = 3e-3
-    schedule: str = "one_cycle"
+    schedule: Schedule = "one_cycle"
     weight_decay: float = 1e-2
     patience: int | None = None
     seed: int = 0
     threads: int = THREADS
     accelerator: str = "auto"
     devices: int = 1
-    precision: str = "32-true"
+    precision: Precision = "32-true"
     channels_last: bool = True
     snapshots: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "threads", "devices"):
-            _check_count(f"config.{name}", getattr(self, name))
+            whole_number(f"config.{name}", getattr(self, name))
         if self.patience is not None:
-            _check_count("config.patience", self.patience)
-        if not isinstance(self.seed, int) or self.seed < 0:
-            raise SimbaError("config.seed", self.seed, "an integer of at least 0")
-        if not _is_number(self.learning_rate) or not 0 < self.learning_rate < 1:
-            raise SimbaError(
-                "config.learning_rate",
-                self.learning_rate,
-                "above 0 and below 1",
-                "3e-3 works for SimBANet.",
-            )
-        if not _is_number(self.weight_decay) or not 0 <= self.weight_decay < float("inf"):
-            raise SimbaError("config.weight_decay", self.weight_decay, "finite and at least 0")
-        if self.schedule not in SCHEDULES:
-            raise UnknownNameError.among("config.schedule", self.schedule, SCHEDULES)
-        if self.precision not in PRECISIONS:
-            raise UnknownNameError.among("config.precision", self.precision, PRECISIONS)
+            whole_number("config.patience", self.patience)
+        whole_number("config.seed", self.seed, least=0)
+        remedy = "3e-3 works for SimBANet."
+        below_one("config.learning_rate", self.learning_rate, remedy=remedy)
+        not_negative("config.weight_decay", self.weight_decay)
+        choice("config.schedule", self.schedule, get_args(Schedule))
+        choice("config.precision", self.precision, get_args(Precision))
         if self.batch_size % self.devices:
             raise SimbaError(
                 "config.batch_size", self.batch_size, f"a multiple of the {self.devices} devices"
@@ -94,13 +94,15 @@ class FitConfig:
 
     @classmethod
     def paper(cls, *, seed: int = 0, **changes: Any) -> FitConfig:
-        """Return the settings of the published experiments: Adam at 1e-4, batches of 2, early stopping.
+        """Return the settings of the published experiments.
+
+        Adam at a constant 1e-4, batches of 2, early stopping.
 
         References
         ----------
         Stanley et al. (2024), JAMIA 31:2613-2621.
         """
-        published = {
+        published: dict[str, Any] = {
             "epochs": 100,
             "batch_size": 2,
             "learning_rate": 1e-4,
@@ -111,17 +113,5 @@ class FitConfig:
 
     def replace(self, **changes: Any) -> FitConfig:
         """Return the settings with some of them changed, validated anew."""
-        known = [entry.name for entry in dataclasses.fields(self)]
-        for name in changes:
-            if name not in known:
-                raise UnknownNameError.among(f"config.{name}", name, known)
+        known_fields("config", changes, [entry.name for entry in dataclasses.fields(self)])
         return dataclasses.replace(self, **changes)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _check_count(field: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise SimbaError(field, value, "an integer of at least 1")

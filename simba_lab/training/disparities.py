@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from simba_lab.core.checks import below_one
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.intervals import BOOTSTRAPS, central
@@ -30,7 +31,7 @@ def disparity(
     bound: float = BOUND,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Return the rates of the bias group minus those of the others, and whether they are equivalent.
+    """Return the rates of the bias group minus those of the others, with tests of equivalence.
 
     Parameters
     ----------
@@ -70,14 +71,16 @@ def disparity(
     Examples
     --------
     >>> import simba_lab as sb
-    >>> scenario = sb.Scenario(64, sb.Morphology("Insula_L", 2.5), sb.Morphology("Putamen_L", 2.5), spacing_mm=8)
+    >>> scenario = sb.Scenario(
+    ...     64, sb.Morphology("Insula_L", 2.5), sb.Morphology("Putamen_L", 2.5), spacing_mm=8
+    ... )
     >>> cohort = sb.synthesise(scenario)
-    >>> table = sb.disparity(cohort.test["bias"] - 0.5, cohort.test)  # it calls the bias group diseased
+    >>> scores = cohort.test["bias"] - 0.5  # these call the bias group diseased
+    >>> table = sb.disparity(scores, cohort.test)
     >>> table.loc[["tpr", "fpr"], "difference"].tolist()
     [1.0, 1.0]
     """
-    if not 0 < bound < 1:
-        raise SimbaError("bound", bound, "above 0 and below 1", f"{BOUND} is usual.")
+    below_one("bound", bound, remedy=f"{BOUND} is usual.")
     cells = _cells(cohort, by)
     counts = {
         cell: _resamples(stream(seed, "evaluation", f"disparity/{cell}"), len(subjects))
@@ -131,17 +134,17 @@ def _cells(cohort: Cohort, by: str) -> _Cells:
 
 
 def _resamples(generator: np.random.Generator, count: int) -> np.ndarray:
-    """Return how often each subject is in each bootstrap sample; the first row is the sample itself."""
+    """Return how often each subject is in each bootstrap sample; in the first row once each."""
     drawn = generator.multinomial(count, np.full(count, 1 / count), size=BOOTSTRAPS)
     return np.concatenate([np.ones((1, count)), drawn]).astype(np.float32)
 
 
 def _gaps(scores: np.ndarray, cells: _Cells, counts: _Cells) -> dict[str, _Gap]:
     """Return the difference of each rate between the groups."""
-    outside, inside = (_rates(scores, cells, counts, group) for group in (0, 1))
+    reference, bias_group = (_rates(scores, cells, counts, group) for group in (0, 1))
     gaps = {}
     for rate in RATES:
-        differences = inside[rate].astype(float) - outside[rate]
+        differences = bias_group[rate].astype(float) - reference[rate]
         gaps[rate] = _Gap(float(differences[0]), differences[1:])
     return gaps
 
@@ -152,11 +155,11 @@ def _rates(scores: np.ndarray, cells: _Cells, counts: _Cells, group: int) -> dic
     healthy_counts, diseased_counts = (counts[label, group] for label in (0, 1))
     fpr = healthy_counts @ (healthy > 0).astype(np.float32) / len(healthy)
     tpr = diseased_counts @ (diseased > 0).astype(np.float32) / len(diseased)
-    right = len(diseased) * tpr + len(healthy) * (1 - fpr)
+    correct = len(diseased) * tpr + len(healthy) * (1 - fpr)
     above = np.sign(diseased[:, None] - healthy[None, :]).astype(np.float32)
     pairs = len(diseased) * len(healthy)
     won = ((diseased_counts @ above) * healthy_counts).sum(axis=1) / pairs
-    accuracy = right / (len(diseased) + len(healthy))
+    accuracy = correct / (len(diseased) + len(healthy))
     return {"tpr": tpr, "fpr": fpr, "accuracy": accuracy, "auroc": (won + 1) / 2}
 
 
@@ -167,6 +170,6 @@ def _judged(draws: np.ndarray, bound: float, smallest: int) -> dict[str, float]:
     by the bound: where all of a few subjects are judged alike, a bootstrap sees no spread.
     """
     low, high = central(draws)
-    outside = max(int((draws <= -bound).sum()), int((draws >= bound).sum()))
-    p_value = max((1 + outside) / (1 + len(draws)), (1 - bound) ** smallest)
+    beyond_bound = max(int((draws <= -bound).sum()), int((draws >= bound).sum()))
+    p_value = max((1 + beyond_bound) / (1 + len(draws)), (1 - bound) ** smallest)
     return {"low": low, "high": high, "p_equivalent": p_value, "equivalent": p_value < 0.05}

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from simba_lab.core.cohort import Cohort, TwinCohort, with_twins
+from simba_lab.core.compute import laid_out
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.fingerprint import fingerprint
 from simba_lab.core.remember import remembered
@@ -196,5 +197,5 @@ def _fit(
         **fitted.facts,
         "seconds": round(time.perf_counter() - start, 2),
     }
-    network = network.cpu().to(memory_format=torch.contiguous_format).eval()
+    network = laid_out(network.cpu(), torch.contiguous_format).eval()
     return Run(network, fitted.history, config, provenance, fitted.snapshots)

@@ -1,4 +1,4 @@
-"""What the result of a fit follows from, as digests: network, cohort, settings, mitigation, code."""
+"""What the result of a fit follows from: digests of network, cohort, settings, mitigation, code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def identity_of(
     Raises
     ------
     NotFingerprintable
-        If the network, or somebody's own mitigation, has an attribute that does not show its content.
+        If the network, or a mitigation of your own, has an attribute whose content cannot be read.
     """
     switches = sorted(getattr(cohort, "switches", {}).items())
     return {

@@ -66,7 +66,9 @@ def evaluate(
     Examples
     --------
     >>> import simba_lab as sb
-    >>> scenario = sb.Scenario(64, sb.Morphology("Insula_L", 2.5), sb.Morphology("Putamen_L", 2.5), spacing_mm=8)
+    >>> scenario = sb.Scenario(
+    ...     64, sb.Morphology("Insula_L", 2.5), sb.Morphology("Putamen_L", 2.5), spacing_mm=8
+    ... )
     >>> cohort = sb.synthesise(scenario)
     >>> sb.evaluate(sb.SimBANet((4, 8)), cohort.test)["n"].to_dict()
     {'all': 16, 'NB': 8, 'B': 8}
@@ -134,7 +136,9 @@ def calibration(
     Examples
     --------
     >>> import simba_lab as sb
-    >>> scenario = sb.Scenario(64, sb.Morphology("Insula_L", 2.5), sb.Morphology("Putamen_L", 2.5), spacing_mm=8)
+    >>> scenario = sb.Scenario(
+    ...     64, sb.Morphology("Insula_L", 2.5), sb.Morphology("Putamen_L", 2.5), spacing_mm=8
+    ... )
     >>> cohort = sb.synthesise(scenario)
     >>> sb.training.calibration(sb.SimBANet((4, 8)), cohort.test, bins=2)["n"].tolist()
     [4, 4, 4, 4]

@@ -1,4 +1,4 @@
-"""3D convolutional networks with stable, named blocks. They work on any volumes, not only on those of this lab."""
+"""3D convolutional networks with stable, named blocks, for any volumes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,15 @@ from torch import nn
 from simba_lab.core.checks import choice
 from simba_lab.core.errors import SimbaError
 
-ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "sigmoid": nn.Sigmoid}
-NORMS = {"batch": nn.BatchNorm3d, "group": lambda width: nn.GroupNorm(min(8, width), width)}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "sigmoid": nn.Sigmoid,
+}
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm3d,
+    "group": lambda width: nn.GroupNorm(min(8, width), width),
+}
 
 
 class BlockNetwork(nn.Module):
@@ -53,10 +60,11 @@ class BlockNetwork(nn.Module):
 
 
 class SimBANet(BlockNetwork):
-    """A small 3D CNN: blocks of convolution, halving, normalisation and activation, then a linear read-out.
+    """A small 3D CNN: blocks that each halve the volume, then a linear read-out.
 
-    The blocks are the submodules ``block1``, ``block2``, ...; the output of a block is what probes
-    and interventions call its activations.
+    A block has a convolution, halving, normalisation and activation. The blocks are the submodules
+    ``block1``, ``block2``, ...; the output of a block is what probes and interventions call its
+    activations.
 
     Parameters
     ----------
@@ -144,7 +152,7 @@ class SimBANet(BlockNetwork):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions and a shortcut past them; the first, and the shortcut, may halve the volume."""
+    """Two convolutions and a shortcut past them; the block may halve the volume."""
 
     def __init__(self, channels: int, width: int, stride: int, norm: str) -> None:
         super().__init__()

@@ -44,7 +44,9 @@ def logits(
     Examples
     --------
     >>> import simba_lab as sb
-    >>> scenario = sb.Scenario(64, sb.Morphology("Insula_L", 2.5), sb.Morphology("Putamen_L", 2.5), spacing_mm=8)
+    >>> scenario = sb.Scenario(
+    ...     64, sb.Morphology("Insula_L", 2.5), sb.Morphology("Putamen_L", 2.5), spacing_mm=8
+    ... )
     >>> cohort = sb.synthesise(scenario)
     >>> sb.logits(sb.SimBANet((4, 8)), cohort.test).shape
     (16,)

@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import copy
 import time
-from typing import TYPE_CHECKING
+from itertools import product
 
 import numpy as np
 import pandas as pd
 import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
 
-from simba_lab.core.compute import deterministic
+from simba_lab.core.checks import whole_number
+from simba_lab.core.cohort import Cohort
+from simba_lab.core.compute import deterministic, laid_out
 from simba_lab.core.errors import SimbaError
-from simba_lab.training.config import FitConfig
+from simba_lab.training.config import FitConfig, Precision
 from simba_lab.training.networks import logit
 
-if TYPE_CHECKING:
-    from simba_lab.core.cohort import Cohort
+# The other precisions of FitConfig need scaling, or lose too much.
+PRECISIONS: tuple[Precision, ...] = ("32-true", "bf16-mixed")
+WARM_UP_STEPS = 2
 
 
 def fastest(
     model: torch.nn.Module, cohort: Cohort, config: FitConfig | None = None, *, steps: int = 6
 ) -> tuple[FitConfig, pd.DataFrame]:
-    """Measure which precision and memory layout train a network fastest here, and return settings with them.
+    """Return the settings with which a network trains fastest here, and how long each takes.
 
-    Settings whose network, hardware or arithmetic fails, or whose loss is not finite, are left out.
-    The settings are then fixed: a fit with them is as repeatable as any.
+    Precisions and memory layouts are measured. Settings whose network, hardware or arithmetic
+    fails, or whose loss is not finite, are left out. A fit with the returned settings is as
+    repeatable as any.
 
     Parameters
     ----------
@@ -41,60 +46,71 @@ def fastest(
     pandas.DataFrame
         One row per setting: ``precision``, ``channels_last``, ``ms_per_volume`` (median; NaN if it
         does not work).
+
+    Raises
+    ------
+    SimbaError
+        If the network cannot be trained on these volumes with any of the settings.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> scenario = sb.Scenario(
+    ...     64, sb.Morphology("Insula_L", 2.5), sb.Morphology("Putamen_L", 2.5), spacing_mm=8
+    ... )
+    >>> cohort = sb.synthesise(scenario)
+    >>> config, table = sb.training.fastest(sb.SimBANet((4, 8)), cohort, steps=1)
+    >>> list(table.columns), len(table)
+    (['precision', 'channels_last', 'ms_per_volume'], 4)
     """
     config = config or FitConfig()
+    whole_number("steps", steps)
+    subjects = cohort.train.where(np.arange(min(config.batch_size, len(cohort.train))))
+    volumes = torch.from_numpy(subjects.arrays())[:, None]
+    labels = torch.from_numpy(subjects["label"].astype(np.float32))
     rows = []
-    few = cohort.train.where(np.arange(min(config.batch_size, len(cohort.train))))
-    volumes = torch.from_numpy(few.arrays())[:, None]
-    labels = torch.from_numpy(few["label"].astype(np.float32))
-    for precision in ("32-true", "bf16-mixed"):
-        for channels_last in (True, False):
-            try:
-                seconds = _timed(model, volumes, labels, config, precision, channels_last, steps)
-            except (RuntimeError, ValueError):
-                seconds = np.nan
-            rows.append(
-                {
-                    "precision": precision,
-                    "channels_last": channels_last,
-                    "ms_per_volume": 1e3 * seconds / len(few),
-                }
-            )
-    table = pd.DataFrame(rows)
+    for precision, channels_last in product(PRECISIONS, (True, False)):
+        settings = config.replace(precision=precision, channels_last=channels_last)
+        try:
+            seconds = _seconds_per_step(model, volumes, labels, settings, steps)
+        except (RuntimeError, ValueError):
+            seconds = np.nan
+        rows.append((precision, channels_last, 1e3 * seconds / len(subjects)))
+    table = pd.DataFrame(rows, columns=["precision", "channels_last", "ms_per_volume"])
     if table["ms_per_volume"].isna().all():
-        raise SimbaError(
-            "model", type(model).__name__, "a network that can be trained on these volumes"
-        )
-    best = table.loc[table["ms_per_volume"].idxmin()]
-    return config.replace(
-        precision=best["precision"], channels_last=bool(best["channels_last"])
-    ), table
+        allowed = "a network that can be trained on these volumes"
+        raise SimbaError("model", type(model).__name__, allowed)
+    precision, channels_last, _ = rows[int(table["ms_per_volume"].idxmin())]
+    return config.replace(precision=precision, channels_last=channels_last), table
 
 
-def _timed(
-    model, volumes, labels, config: FitConfig, precision: str, channels_last: bool, steps: int
+def _seconds_per_step(
+    model: torch.nn.Module,
+    volumes: torch.Tensor,
+    labels: torch.Tensor,
+    config: FitConfig,
+    steps: int,
 ) -> float:
     from lightning_fabric import Fabric  # slow to import
 
-    fabric = Fabric(accelerator=config.accelerator, devices=1, precision=precision)
-    layout = torch.channels_last_3d if channels_last else torch.contiguous_format
+    fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
+    layout = torch.channels_last_3d if config.channels_last else torch.contiguous_format
     with deterministic(config.threads), torch.random.fork_rng():
-        body = copy.deepcopy(model).to(memory_format=layout)
-        network, optimiser = fabric.setup(
-            body, torch.optim.AdamW(body.parameters(), lr=config.learning_rate)
-        )
+        body = laid_out(copy.deepcopy(model), layout)
+        optimiser = torch.optim.AdamW(body.parameters(), lr=config.learning_rate)
+        network, optimiser = fabric.setup(body, optimiser)
         network.train()
-        x, y = fabric.to_device(volumes).contiguous(memory_format=layout), fabric.to_device(labels)
+        volumes = fabric.to_device(volumes).contiguous(memory_format=layout)
+        labels = fabric.to_device(labels)
         times = []
-        for _ in range(steps + 2):
+        for _ in range(WARM_UP_STEPS + steps):
             start = time.perf_counter()
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(
-                logit(network(x)).float(), y
-            )
+            scores = logit(network(volumes)).float()
+            loss = binary_cross_entropy_with_logits(scores, labels)
             optimiser.zero_grad()
             fabric.backward(loss)
             optimiser.step()
             if not np.isfinite(loss.item()):  # also waits for the device
                 raise ValueError("loss is not finite")
             times.append(time.perf_counter() - start)
-    return float(np.median(times[2:]))
+    return float(np.median(times[WARM_UP_STEPS:]))

@@ -62,7 +62,7 @@ class FitState:
             "train_loss": self.total / self.seen,
             **validation,
             "seconds": seconds,
-            "learning_rate": self.schedule.get_last_lr()[0],
+            "learning_rate": float(self.schedule.get_last_lr()[0]),
         }
         if all(row["validation_loss"] < earlier["validation_loss"] for earlier in self.rows):
             self.best = self._weights()
@@ -77,8 +77,8 @@ class FitState:
             return True
         if patience is None or len(self.rows) <= patience:
             return False
-        best = int(np.argmin([row["validation_loss"] for row in self.rows]))
-        return len(self.rows) - 1 - best >= patience
+        best_epoch = int(np.argmin([row["validation_loss"] for row in self.rows]))
+        return len(self.rows) - 1 - best_epoch >= patience
 
     def save(self, path: Path, identity: Mapping[str, str]) -> None:
         """Write everything that the next step depends on."""

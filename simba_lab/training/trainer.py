@@ -1,4 +1,4 @@
-"""Trainer: the loop of a fit, from the first step to the last validation, on one device or several."""
+"""Trainer: the loop of a fit, on one device or several."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from simba_lab.core.batches import Feed
 from simba_lab.core.cohort import Cohort
-from simba_lab.core.compute import deterministic
+from simba_lab.core.compute import deterministic, laid_out
 from simba_lab.core.errors import SimbaError
 from simba_lab.training.config import FitConfig
 from simba_lab.training.identity import identity_of
@@ -141,7 +141,7 @@ class Trainer:
         self.labels = torch.from_numpy(cohort.validation["label"].astype(np.float32))
         body = _Body(copy.deepcopy(model).to(fabric.device))
         self.layout = _memory_layout(body, self.volumes, config)
-        body = body.to(memory_format=self.layout)
+        body = laid_out(body, self.layout)
         # The fused step rounds differently: it is for those who chose speed over full precision.
         optimiser = torch.optim.AdamW(
             body.parameters(),
@@ -151,8 +151,8 @@ class Trainer:
         )
         self.network, self.optimiser = fabric.setup(body, optimiser)
         rows = len(self.objective.order(config.seed, 0))
-        whole, left = divmod(rows, config.batch_size)
-        self.steps = whole + (left >= config.devices)
+        batches, remainder = divmod(rows, config.batch_size)
+        self.steps = batches + (remainder >= config.devices)
         self.schedule = self._schedule()
         self.state = FitState(
             body.network, self.optimiser, self.schedule, self.objective, snapshots=config.snapshots
@@ -252,9 +252,9 @@ class Trainer:
                 for volumes in self.validation.batches(rows)
             ]
         )
-        right = ((scores > 0) == (self.labels > 0)).float()
+        correct = ((scores > 0) == (self.labels > 0)).float()
         loss = self.objective.validation_loss(scores, self.labels)
-        return {"validation_loss": loss, "validation_accuracy": right.mean().item()}
+        return {"validation_loss": loss, "validation_accuracy": correct.mean().item()}
 
     def save(self) -> None:
         """Write a checkpoint, if one is wanted."""
@@ -275,12 +275,14 @@ class _Body(torch.nn.Module):
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         if not features:
             return self.network(x)
-        if not (hasattr(self.network, "features") and hasattr(self.network, "readout")):
+        read_features = getattr(self.network, "features", None)
+        readout = getattr(self.network, "readout", None)
+        if read_features is None or readout is None:
             allowed = "a network with methods features(x) and readout(features)"
             remedy = "Unlearning works on what the read-out sees; SimBANet and ResNet3D have both."
             raise SimbaError("model", type(self.network).__name__, allowed, remedy)
-        seen = self.network.features(x)
-        return self.network.readout(seen), seen
+        values = read_features(x)
+        return readout(values), values
 
 
 def _reseed(seed: int, epoch: int, step: int, rank: int) -> None:
@@ -294,7 +296,7 @@ def _memory_layout(body: _Body, feed: Feed, config: FitConfig) -> torch.memory_f
     if not config.channels_last:
         return torch.contiguous_format
     layout = torch.channels_last_3d
-    trial, training = copy.deepcopy(body).to(memory_format=layout).eval(), body.training
+    trial, training = laid_out(copy.deepcopy(body), layout).eval(), body.training
     volumes = next(feed.batches([torch.arange(min(2, len(feed)))]))
     try:
         logit(trial(volumes.contiguous(memory_format=layout))).sum().backward()

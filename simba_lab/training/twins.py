@@ -1,4 +1,4 @@
-"""Whether a network uses an effect: its logits for the same subjects without the effect and with it."""
+"""Whether a network uses an effect: its logits for subjects and for their twins."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def twin_effect(
     """Return how the prediction for the same subjects changes when an effect is switched on.
 
     Every subject is rendered twice, with the effect and without it; anatomy, noise and all other
-    effects are equal. So the mean difference is the average causal effect on the prediction: nothing
-    confounds it.
+    effects are equal. So the mean difference is the average causal effect on the prediction, and
+    nothing confounds it.
 
     Parameters
     ----------
@@ -57,7 +57,9 @@ def twin_effect(
     Examples
     --------
     >>> import simba_lab as sb
-    >>> scenario = sb.Scenario(64, sb.Morphology("Insula_L", 2.5), sb.Morphology("Putamen_L", 2.5), spacing_mm=8)
+    >>> scenario = sb.Scenario(
+    ...     64, sb.Morphology("Insula_L", 2.5), sb.Morphology("Putamen_L", 2.5), spacing_mm=8
+    ... )
     >>> cohort = sb.synthesise(scenario)
     >>> table = sb.twin_effect(sb.SimBANet((4, 8)), cohort.test, effect="bias")
     >>> list(table.columns[:4]), len(table)
@@ -66,8 +68,8 @@ def twin_effect(
     if len(cohort) < 2:
         raise SimbaError("cohort", f"{len(cohort)} subjects", "at least 2 subjects")
     off, on = twin_logits(model, cohort, effect=effect)
-    others = None if control is None else twin_logits(control, cohort, effect=effect)
-    return twin_table(off, on, cohort, effect=effect, control=others, seed=seed)
+    control_logits = None if control is None else twin_logits(control, cohort, effect=effect)
+    return twin_table(off, on, cohort, effect=effect, control=control_logits, seed=seed)
 
 
 def twin_table(
@@ -89,6 +91,18 @@ def twin_table(
         As for `twin_effect`.
     control : tuple of two ndarrays, optional
         Logits of the control network, without the effect and with it.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> scenario = sb.Scenario(
+    ...     64, sb.Morphology("Insula_L", 2.5), sb.Morphology("Putamen_L", 2.5), spacing_mm=8
+    ... )
+    >>> cohort = sb.synthesise(scenario)
+    >>> off, on = sb.training.twin_logits(sb.SimBANet((4, 8)), cohort.test)
+    >>> table = sb.training.twin_table(off, on, cohort.test, control=(off, on))
+    >>> table.loc["bias", ["n", "excess"]].tolist()
+    [16.0, 0.0]
     """
     magnitude, change, turned = cohort[f"{effect}_magnitude"], on - off, _turned(off, on)
     count = len(change)
@@ -116,7 +130,7 @@ def twin_table(
 
 
 def _turned(off: np.ndarray, on: np.ndarray) -> np.ndarray:
-    """Return 1 if an effect turns a decision to diseased, -1 if to healthy, 0 if it changes nothing."""
+    """Return 1 where an effect turns a decision to diseased, -1 where to healthy, else 0."""
     return (on > 0).astype(float) - (off > 0)
 
 
@@ -128,7 +142,9 @@ def twin_logits(
     Examples
     --------
     >>> import simba_lab as sb
-    >>> scenario = sb.Scenario(64, sb.Morphology("Insula_L", 2.5), sb.Morphology("Putamen_L", 2.5), spacing_mm=8)
+    >>> scenario = sb.Scenario(
+    ...     64, sb.Morphology("Insula_L", 2.5), sb.Morphology("Putamen_L", 2.5), spacing_mm=8
+    ... )
     >>> cohort = sb.synthesise(scenario)
     >>> off, on = sb.training.twin_logits(sb.SimBANet((4, 8)), cohort.test, effect="disease")
     >>> off.shape, on.shape

@@ -78,8 +78,8 @@ def test_a_write_is_complete_or_absent(tmp_path):
     mask = os.umask(0)
     os.umask(mask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
-    with pytest.raises(RuntimeError, match="halfway"), files.new_file(path) as part:
-        part.write_text("ne")
+    with pytest.raises(RuntimeError, match="halfway"), files.new_file(path) as unfinished:
+        unfinished.write_text("ne")
         raise RuntimeError("halfway")
     assert path.read_bytes() == b"old\r\n" and list(tmp_path.iterdir()) == [path]
 

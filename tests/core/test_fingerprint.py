@@ -98,7 +98,9 @@ def test_each_thing_that_a_forward_pass_sees_changes_the_key():
 def test_tied_weights_are_not_equal_weights():
     first, second = nn.Linear(2, 2), nn.Linear(2, 2)
     second.load_state_dict(first.state_dict())
-    untied, tied = (fingerprint(nn.Sequential(first, other)) for other in (second, first))
+    untied, tied = (
+        fingerprint(nn.Sequential(first, second_layer)) for second_layer in (second, first)
+    )
     assert untied != tied
 
 

@@ -117,8 +117,8 @@ def test_imports_for_type_checkers_are_not_followed(tmp_path):
 
 def test_fields_of_a_dataclass_keep_what_their_annotation_does(tmp_path):
     digests = set()
-    for number, kind in enumerate(["int", "float", "ClassVar[int]", "typing.ClassVar"]):
-        text = f"class A:\n    x: {kind} = 1\n"
+    for number, annotation in enumerate(["int", "float", "ClassVar[int]", "typing.ClassVar"]):
+        text = f"class A:\n    x: {annotation} = 1\n"
         package = small_package(tmp_path / str(number), main=text)
         digests.add(code_fingerprint("simba_lab.main", package=package))
     assert len(digests) == 2

@@ -28,22 +28,22 @@ def weights(model):
     return checkpoints.digest(model.state_dict())
 
 
-def assert_equal_runs(one, two):
-    assert weights(one.model) == weights(two.model)
+def assert_equal_runs(first, second):
+    assert weights(first.model) == weights(second.model)
     pd.testing.assert_frame_equal(
-        one.history.drop(columns="seconds"), two.history.drop(columns="seconds")
+        first.history.drop(columns="seconds"), second.history.drop(columns="seconds")
     )
 
 
 def interrupted_fit(monkeypatch, model, cohort, config, checkpoint, steps):
     """Fit until a step is interrupted; progress is written after every step."""
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", -1.0)
-    forward, left = type(model).forward, [steps]
+    forward, steps_left = type(model).forward, [steps]
 
     def stopped(self, x):
         if self.training and x.requires_grad is False and torch.is_grad_enabled():
-            left[0] -= 1
-            if left[0] < 0:
+            steps_left[0] -= 1
+            if steps_left[0] < 0:
                 raise KeyboardInterrupt
         return forward(self, x)
 
@@ -57,8 +57,8 @@ def interrupted_fit(monkeypatch, model, cohort, config, checkpoint, steps):
 def test_a_fit_that_was_interrupted_goes_on_with_the_same_bits(
     cohort, tmp_path, monkeypatch, steps
 ):
-    """Steps 3 and 11 are in mid-epoch, 5 is the first of the second epoch; dropout draws as it would have."""
-    model, whole = net(dropout=0.5), sb.fit(net(dropout=0.5), cohort, SMALL, cache=False)
+    """Steps 3 and 11 are in mid-epoch, step 5 starts the second epoch; dropout draws the same."""
+    model, uninterrupted = net(dropout=0.5), sb.fit(net(dropout=0.5), cohort, SMALL, cache=False)
     path = tmp_path / "fit.checkpoint"
     interrupted_fit(monkeypatch, model, cohort, SMALL, path, steps)
     _, facts = checkpoints.read(path)
@@ -66,7 +66,7 @@ def test_a_fit_that_was_interrupted_goes_on_with_the_same_bits(
         facts["place"]["epoch"] * 5 + facts["place"]["step"] == steps
     )  # 40 subjects in batches of 8
     resumed = sb.fit(model, cohort, SMALL, cache=False, checkpoint=path)
-    assert_equal_runs(whole, resumed)
+    assert_equal_runs(uninterrupted, resumed)
     assert not path.exists()
 
 
@@ -95,7 +95,7 @@ def test_a_fit_that_was_killed_goes_on_with_the_same_bits(tmp_path, scenario):
         ]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
-    whole, _ = start("whole").communicate()
+    uninterrupted, _ = start("whole").communicate()
     process = start("killed")
     assert process.stdout.readline().strip() == "ready"
     deadline = time.monotonic() + 60
@@ -108,7 +108,7 @@ def test_a_fit_that_was_killed_goes_on_with_the_same_bits(tmp_path, scenario):
         "killed before or after the fit, not in it"
     )
     again, _ = start("killed").communicate()
-    assert again.split() == whole.split()
+    assert again.split() == uninterrupted.split()
     assert not [
         path for path in (tmp_path / "killed" / "runs").iterdir() if path.suffix == ".checkpoint"
     ]
@@ -122,27 +122,27 @@ def checkpoint(cohort, tmp_path, monkeypatch):
 
 
 def test_checkpoints_of_another_fit_are_refused_and_say_what_differs(cohort, checkpoint, scenario):
-    other = sb.synthesise(scenario.replace(noise=0.02), seed=0)
-    for arguments, says in (
+    noisier = sb.synthesise(scenario.replace(noise=0.02), seed=0)
+    for arguments, message in (
         ((sb.SimBANet((4, 16)), cohort, SMALL), "Another network"),
         ((net(1), cohort, SMALL), "Another network"),
-        ((net(), other, SMALL), "Another cohort"),
+        ((net(), noisier, SMALL), "Another cohort"),
         ((net(), cohort, SMALL.replace(learning_rate=1e-3)), "Another config"),
     ):
-        with pytest.raises(sb.SimbaError, match=says):
+        with pytest.raises(sb.SimbaError, match=message):
             sb.fit(*arguments, cache=False, checkpoint=checkpoint)
     with pytest.raises(sb.SimbaError, match="Another mitigation"):
         sb.fit(net(), cohort, SMALL, cache=False, checkpoint=checkpoint, mitigation="reweighing")
 
 
 def test_damaged_checkpoints_are_refused(cohort, checkpoint):
-    whole = checkpoint.read_bytes()
-    checkpoint.write_bytes(whole[: len(whole) // 2])
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[: len(content) // 2])
     with pytest.raises(
         sb.SimbaError, match=r"checkpoint must be a file as `fit` wrote it.*cannot be read"
     ):
         sb.fit(net(), cohort, SMALL, cache=False, checkpoint=checkpoint)
-    checkpoint.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    checkpoint.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(sb.SimbaError, match="numbers were changed"):
         sb.fit(net(), cohort, SMALL, cache=False, checkpoint=checkpoint)
     save_file({"weight": torch.zeros(2)}, checkpoint)
@@ -155,11 +155,11 @@ def test_weights_that_were_tampered_with_are_refused(cohort, tmp_path):
     run.save(tmp_path / "run")
     assert weights(sb.training.Run.load(tmp_path / "run", net(5)).model) == weights(run.model)
     path = tmp_path / "run" / "weights.safetensors"
-    found = load_file(path)
+    tensors = load_file(path)
     with checkpoints.safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-    found["readout.bias"] += 1
-    save_file(found, path, metadata=metadata)
+    tensors["readout.bias"] += 1
+    save_file(tensors, path, metadata=metadata)
     with pytest.raises(sb.SimbaError, match="changed since"):
         sb.training.Run.load(tmp_path / "run", net())
     with pytest.raises(sb.SimbaError, match="nothing exists yet"):
@@ -183,8 +183,8 @@ def test_volumes_that_do_not_fit_in_memory_are_fed_the_same(cohort):
     feed = Feed(cohort, torch.device("cpu"), memory_gb=0)
     rows = [torch.tensor([3, 1]), torch.tensor([0])]
     volumes = cohort.arrays()
-    for batch, found in zip(rows, feed.batches(rows), strict=True):
-        np.testing.assert_array_equal(found[:, 0].numpy(), volumes[batch.numpy()])
+    for batch_rows, batch in zip(rows, feed.batches(rows), strict=True):
+        np.testing.assert_array_equal(batch[:, 0].numpy(), volumes[batch_rows.numpy()])
 
 
 class Flat(nn.Module):
@@ -213,19 +213,21 @@ def test_any_network_can_be_fitted(scenario, make):
 
 
 def test_a_fit_on_two_devices_gives_the_gradient_of_the_whole_batch(scenario, tmp_path):
-    """Group normalisation does not look at the batch, so two halves must give what one whole gives, to rounding."""
+    """Group normalisation ignores the batch: two halves give the gradient of the whole batch."""
     script = f"""
 import simba_lab as sb
 if __name__ == "__main__":
     cohort = sb.synthesise(sb.Scenario.from_yaml({str(tmp_path / "scenario.yaml")!r}), seed=0)
+    config = sb.FitConfig(
+        epochs=1, accelerator="cpu", threads=1, schedule="constant", learning_rate=1e-3
+    )
+    model = sb.SimBANet((4, 8), norm="group", seed=0)
     runs = [
-        sb.fit(sb.SimBANet((4, 8), norm="group", seed=0), cohort, sb.FitConfig(epochs=1, devices=devices, accelerator="cpu",
-               threads=1, schedule="constant", learning_rate=1e-3), cache=False)
-        for devices in (1, 2)
+        sb.fit(model, cohort, config.replace(devices=devices), cache=False) for devices in (1, 2)
     ]
-    one, two = (dict(run.model.named_parameters()) for run in runs)
-    print(max(float((one[name] - two[name]).abs().max()) for name in one))
-    print(max(float((one[name] - start).abs().max())
+    alone, shared = (dict(run.model.named_parameters()) for run in runs)
+    print(max(float((alone[name] - shared[name]).abs().max()) for name in alone))
+    print(max(float((alone[name] - start).abs().max())
               for name, start in sb.SimBANet((4, 8), norm="group", seed=0).named_parameters()))
 """
     scenario.replace(subjects=32).to_yaml(tmp_path / "scenario.yaml")
@@ -251,10 +253,13 @@ def test_a_pair_differs_in_the_correlation_alone(cohort):
 
 def test_the_fastest_settings_are_measured_ones_that_work(cohort):
     config, table = sb.training.fastest(net(), cohort, SMALL, steps=2)
-    works = table.dropna()
-    assert len(works) >= 2
-    best = works.loc[works["ms_per_volume"].idxmin()]
-    assert (config.precision, config.channels_last) == (best["precision"], best["channels_last"])
+    working = table.dropna()
+    assert len(working) >= 2
+    fastest_row = working.loc[working["ms_per_volume"].idxmin()]
+    assert (config.precision, config.channels_last) == (
+        fastest_row["precision"],
+        fastest_row["channels_last"],
+    )
     assert config.epochs == SMALL.epochs
     torch.manual_seed(0)
     _, flat = sb.training.fastest(Flat(), cohort, SMALL, steps=2)
@@ -380,7 +385,7 @@ def test_snapshots_survive_an_interruption(cohort, tmp_path, monkeypatch):
         sb.SimBANet((4, 8), seed=0),
         tmp_path / "checkpoint",
     )
-    whole = sb.fit(model, cohort, config, cache=False)
+    uninterrupted = sb.fit(model, cohort, config, cache=False)
     calls, validate = [], trainer.Trainer.validate
 
     def dies(*arguments):
@@ -394,5 +399,9 @@ def test_snapshots_survive_an_interruption(cohort, tmp_path, monkeypatch):
         sb.fit(model, cohort, config, cache=False, checkpoint=path)
     resumed = sb.fit(model, cohort, config, cache=False, checkpoint=path)
     assert len(resumed.snapshots) == 4
-    for one, other in zip(resumed.snapshots, whole.snapshots, strict=True):
-        assert all(torch.equal(one[name], other[name]) for name in one)
+    for resumed_weights, expected_weights in zip(
+        resumed.snapshots, uninterrupted.snapshots, strict=True
+    ):
+        assert all(
+            torch.equal(resumed_weights[name], expected_weights[name]) for name in resumed_weights
+        )

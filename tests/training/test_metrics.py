@@ -19,7 +19,7 @@ RATES = ["tpr", "fpr", "accuracy", "auroc"]
 
 
 class Brightness(nn.Module):
-    """A planted network: its logit is the mean intensity of given voxels, times a weight, above an offset."""
+    """A planted network: its logit is linear in the mean intensity of given voxels."""
 
     def __init__(self, mask, weight=50.0, offset=0.0):
         super().__init__()
@@ -47,7 +47,7 @@ def people(cohort, **columns):
 
 
 def cells(cohort, counts, *, times=1):
-    """Return subjects and logits, given (diseased, group, how many, how many of them are called diseased)."""
+    """Return subjects and logits, given (diseased, group, subjects, subjects called diseased)."""
     label, bias, scores = [], [], []
     for diseased, group, count, called in counts:
         label += [diseased] * count * times
@@ -73,9 +73,9 @@ def test_rates_of_given_logits_are_counted_by_hand(cohort):
     assert table.index.tolist() == ["all", "NB", "B"]
     for column, values in expected.items():
         assert table[column].tolist() == pytest.approx(values), column
-    everybody = sb.evaluate(scores, subjects, threshold=-2)
-    assert (everybody[["tpr", "fpr"]] == 1).all(axis=None)
-    assert everybody["accuracy"].tolist() == pytest.approx([18 / 34, 10 / 20, 8 / 14])
+    all_diseased = sb.evaluate(scores, subjects, threshold=-2)
+    assert (all_diseased[["tpr", "fpr"]] == 1).all(axis=None)
+    assert all_diseased["accuracy"].tolist() == pytest.approx([18 / 34, 10 / 20, 8 / 14])
 
 
 def test_intervals_of_rates_are_those_of_wilson(cohort):
@@ -105,7 +105,7 @@ def test_brier_score_is_the_mean_squared_error_of_the_probability(cohort):
 
 
 def graded(cohort):
-    """Return subjects at ten probabilities, 20 at each, exactly so many of them diseased; and their logits."""
+    """Return 20 subjects at each of ten probabilities, which hold exactly, and their logits."""
     probability = np.repeat(np.arange(1, 20, 2) / 20, 20)
     label = np.concatenate([np.arange(20) < 20 * share for share in probability[::20]]).astype(int)
     return people(cohort, label=label, bias=np.tile([0, 1], 100)), logit(probability)
@@ -123,7 +123,7 @@ def test_calibration_error_is_nothing_for_true_probabilities_and_large_for_overc
 
 
 def test_calibration_error_does_not_depend_on_the_order_of_subjects(cohort):
-    """Everybody is given the base rate: perfectly calibrated, however subjects with the same answer are sorted."""
+    """The base rate for all subjects is perfectly calibrated, however ties are sorted."""
     label = np.repeat([0, 1], 50)
     assert (
         sb.evaluate(np.full(100, 2.0), people(cohort, label=label), by=None).loc[
@@ -218,18 +218,18 @@ def test_intersections_of_two_biases_are_four_groups_that_add_up(crossed):
 
 
 def test_groups_that_cannot_be_compared_are_refused_by_name(crossed):
-    some = crossed.where((crossed["near"] == 0) | (crossed["scanner"] == 0))
+    incomplete = crossed.where((crossed["near"] == 0) | (crossed["scanner"] == 0))
     with pytest.raises(sb.SimbaError, match="no members of group 'near B, scanner B'"):
-        sb.evaluate(np.zeros(len(some)), some, by=["near", "scanner"])
-    nobody = crossed.where(crossed["near"] == 1)
+        sb.evaluate(np.zeros(len(incomplete)), incomplete, by=["near", "scanner"])
+    bias_group = crossed.where(crossed["near"] == 1)
     with pytest.raises(sb.SimbaError, match="no members of group 'NB'"):
-        sb.evaluate(np.zeros(len(nobody)), nobody, by="near")
-    for by, says in (
+        sb.evaluate(np.zeros(len(bias_group)), bias_group, by="near")
+    for by, message in (
         ([], "by must be"),
         ("scaner", "Did you mean scanner"),
         (["near", "scaner"], "Did you mean scanner"),
     ):
-        with pytest.raises(sb.SimbaError, match=says):
+        with pytest.raises(sb.SimbaError, match=message):
             sb.evaluate(np.zeros(80), crossed, by=by)
     for by in (["near", "scanner"], "split"):
         with pytest.raises(sb.SimbaError, match="of two groups"):
@@ -238,19 +238,19 @@ def test_groups_that_cannot_be_compared_are_refused_by_name(crossed):
 
 def test_equal_networks_have_no_excess_disparity(cohort):
     rng = np.random.default_rng(5)
-    scores, other = rng.normal(cohort["bias"], 1), rng.normal(size=80)
-    unlike = sb.disparity(scores, cohort, control=other)
-    np.testing.assert_allclose(unlike["excess"], unlike["difference"] - unlike["control"])
-    assert unlike.loc["auroc", "control"] == pytest.approx(
-        sb.disparity(other, cohort).loc["auroc", "difference"]
+    scores, control_scores = rng.normal(cohort["bias"], 1), rng.normal(size=80)
+    different = sb.disparity(scores, cohort, control=control_scores)
+    np.testing.assert_allclose(different["excess"], different["difference"] - different["control"])
+    assert different.loc["auroc", "control"] == pytest.approx(
+        sb.disparity(control_scores, cohort).loc["auroc", "difference"]
     )
-    assert (unlike["excess"] != 0).any() and not unlike["excess_equivalent"].any()
-    alike = sb.disparity(scores, cohort, control=scores.copy())
-    assert (alike[["excess", "excess_low", "excess_high"]] == 0).all(axis=None)
-    large, many = cells(
+    assert (different["excess"] != 0).any() and not different["excess_equivalent"].any()
+    equal = sb.disparity(scores, cohort, control=scores.copy())
+    assert (equal[["excess", "excess_low", "excess_high"]] == 0).all(axis=None)
+    large, many_scores = cells(
         cohort, [(1, 0, 100, 60), (0, 0, 100, 20), (1, 1, 100, 70), (0, 1, 100, 30)]
     )
-    assert sb.disparity(many, large, control=many.copy())["excess_equivalent"].all()
+    assert sb.disparity(many_scores, large, control=many_scores.copy())["excess_equivalent"].all()
 
 
 def test_a_planted_gap_is_found_and_is_not_equivalent(cohort):
@@ -279,29 +279,31 @@ def test_intervals_of_a_gap_are_as_wide_as_two_shares_make_them(cohort):
 
 def test_equivalence_takes_a_large_sample(cohort):
     counts = [(label, group, 10, 4 + 2 * label) for label in (0, 1) for group in (0, 1)]
-    few, many = (
+    small, large = (
         sb.disparity(scores, subjects)
         for subjects, scores in (cells(cohort, counts, times=n) for n in (1, 200))
     )
-    assert many["equivalent"].all() and (many["high"] < BOUND).all()
+    assert large["equivalent"].all() and (large["high"] < BOUND).all()
     assert (
-        few["difference"].tolist()
-        == many["difference"].tolist()
+        small["difference"].tolist()
+        == large["difference"].tolist()
         == pytest.approx([0, 0, 0, 0], abs=1e-6)
     )
-    assert not few["equivalent"].any() and (few["high"] > BOUND).all()
+    assert not small["equivalent"].any() and (small["high"] > BOUND).all()
     subjects, scores = cells(cohort, counts)
     assert sb.disparity(scores, subjects, bound=0.9)["equivalent"].all()
 
 
 def test_auroc_gap_is_the_difference_of_two_aurocs(cohort):
     scores = np.random.default_rng(6).normal(cohort["label"], 1).round(1)  # some are tied
-    parts = [cohort["bias"] == group for group in (0, 1)]
-    outside, inside = (roc_auc_score(cohort["label"][part], scores[part]) for part in parts)
-    assert sb.disparity(scores, cohort).loc["auroc", "difference"] == pytest.approx(
-        inside - outside, abs=1e-6
+    groups = [cohort["bias"] == group for group in (0, 1)]
+    reference_auroc, bias_auroc = (
+        roc_auc_score(cohort["label"][members], scores[members]) for members in groups
     )
-    assert abs(inside - outside) > 1e-3
+    assert sb.disparity(scores, cohort).loc["auroc", "difference"] == pytest.approx(
+        bias_auroc - reference_auroc, abs=1e-6
+    )
+    assert abs(bias_auroc - reference_auroc) > 1e-3
 
 
 @pytest.mark.parametrize("bound", [0, 1, -0.1, 2])
@@ -322,7 +324,7 @@ def test_disparity_of_any_column_with_two_values(cohort):
 
 @pytest.fixture(scope="module")
 def planted(cohort):
-    """Two networks that look at the bias region, one of them hardly, with answers on both sides of the threshold."""
+    """Two networks that look at the bias region, strongly and weakly, and give both answers."""
     test = cohort.test
     near = np.any([test.changed(index, "bias") for index in range(len(test))], axis=0)
     offset = np.median(test.arrays()[:, near].mean(axis=1))
@@ -331,12 +333,12 @@ def planted(cohort):
 
 def test_excess_of_a_twin_effect_is_the_difference_of_two_twin_effects(cohort, planted):
     test, (strong, weak) = cohort.test, planted
-    both = sb.twin_effect(strong, test, control=weak).loc["bias"]
-    assert both["logit"] == sb.twin_effect(strong, test).loc["bias", "logit"]
-    assert both["control"] == pytest.approx(sb.twin_effect(weak, test).loc["bias", "logit"])
-    assert both["excess"] == pytest.approx(both["logit"] - both["control"])
-    assert both["excess_low"] < both["excess"] < both["excess_high"]
-    assert not both["excess_low"] <= 0 <= both["excess_high"]
+    effect = sb.twin_effect(strong, test, control=weak).loc["bias"]
+    assert effect["logit"] == sb.twin_effect(strong, test).loc["bias", "logit"]
+    assert effect["control"] == pytest.approx(sb.twin_effect(weak, test).loc["bias", "logit"])
+    assert effect["excess"] == pytest.approx(effect["logit"] - effect["control"])
+    assert effect["excess_low"] < effect["excess"] < effect["excess_high"]
+    assert not effect["excess_low"] <= 0 <= effect["excess_high"]
     itself = sb.twin_effect(strong, test, control=strong).loc[
         "bias", ["excess", "excess_low", "excess_high"]
     ]
@@ -372,11 +374,11 @@ ROUTED = GroupRouted([Constant(-1.0), Constant(2.0)], "bias", [0, 1])
 
 
 def test_each_subject_is_judged_by_the_network_of_the_group_that_it_shows(cohort):
-    test, inside = cohort.test, cohort.test["bias"] == 1
-    assert 0 < inside.sum() < len(test)
-    np.testing.assert_array_equal(sb.logits(ROUTED, test), np.where(inside, 2, -1))
+    test, carriers = cohort.test, cohort.test["bias"] == 1
+    assert 0 < carriers.sum() < len(test)
+    np.testing.assert_array_equal(sb.logits(ROUTED, test), np.where(carriers, 2, -1))
     np.testing.assert_array_equal(
-        sb.logits(ROUTED, test.twin(flipped="bias")), np.where(inside, -1, 2)
+        sb.logits(ROUTED, test.twin(flipped="bias")), np.where(carriers, -1, 2)
     )
     assert (sb.logits(ROUTED, test.twin(carrying="bias")) == 2).all()
     assert (sb.logits(ROUTED, test.twin(without="bias")) == -1).all()
@@ -405,33 +407,33 @@ def test_groups_that_no_network_is_of_are_refused(cohort, groups):
 
 
 def test_flipped_twins_carry_the_bias_where_their_subjects_do_not(cohort):
-    some = cohort.where(range(8))
-    inside = some["bias"] == 1
-    assert 0 < inside.sum() < len(some)
+    subjects = cohort.where(range(8))
+    carriers = subjects["bias"] == 1
+    assert 0 < carriers.sum() < len(subjects)
     flipped, carrying, without = (
-        some.twin(**{how: "bias"}).arrays() for how in ("flipped", "carrying", "without")
+        subjects.twin(**{switch: "bias"}).arrays() for switch in ("flipped", "carrying", "without")
     )
-    assert (flipped != some.arrays()).any(axis=(1, 2, 3)).all()
-    np.testing.assert_array_equal(flipped[~inside], carrying[~inside])
-    np.testing.assert_array_equal(flipped[inside], without[inside])
+    assert (flipped != subjects.arrays()).any(axis=(1, 2, 3)).all()
+    np.testing.assert_array_equal(flipped[~carriers], carrying[~carriers])
+    np.testing.assert_array_equal(flipped[carriers], without[carriers])
 
 
 def test_carriers_are_who_shows_the_bias(cohort):
-    inside = cohort["bias"] == 1
-    np.testing.assert_array_equal(cohort.carriers("bias"), inside)
-    np.testing.assert_array_equal(cohort.twin(flipped="bias").carriers("bias"), ~inside)
+    carriers = cohort["bias"] == 1
+    np.testing.assert_array_equal(cohort.carriers("bias"), carriers)
+    np.testing.assert_array_equal(cohort.twin(flipped="bias").carriers("bias"), ~carriers)
     assert cohort.twin(carrying="bias").carriers("bias").all()
     assert not cohort.twin(without="bias").carriers("bias").any()
-    for ask in (lambda: cohort.carriers("disease"), lambda: cohort.twin(flipped="disease")):
+    for call in (lambda: cohort.carriers("disease"), lambda: cohort.twin(flipped="disease")):
         with pytest.raises(sb.SimbaError, match="known names"):
-            ask()
+            call()
 
 
 def test_the_unbiased_control_has_equal_prevalence_in_both_classes_and_the_same_splits(cohort):
     assert cohort.table.groupby("label")["bias"].mean().tolist() == pytest.approx([0.2, 0.8])
     control = cohort.unbiased()
     assert (control.table.groupby(["split", "label"])["bias"].mean() == 0.5).all()
-    sizes = [one.table.groupby(["split", "label"]).size() for one in (cohort, control)]
+    sizes = [subjects.table.groupby(["split", "label"]).size() for subjects in (cohort, control)]
     pd.testing.assert_series_equal(*sizes)
     pd.testing.assert_frame_equal(cohort.test.unbiased().table, control.test.table)
     assert control.test.table.index.equals(cohort.test.table.index)

@@ -59,37 +59,49 @@ def test_weights_make_class_and_group_independent(groups):
 
 
 def test_reweighing_makes_rare_combinations_count_as_much_as_common_ones(cohort):
-    one, plain = objective(cohort, "reweighing"), Objective(cohort.train, cohort.validation, "bias")
-    sizes = torch.bincount(one.cells)
+    reweighed, plain = (
+        objective(cohort, "reweighing"),
+        Objective(cohort.train, cohort.validation, "bias"),
+    )
+    sizes = torch.bincount(reweighed.cells)
     rare, common = sizes == sizes.min(), sizes == sizes.max()
     assert rare.sum() == common.sum() == 2
 
-    def cost(which):
+    def cost(objective):
         """What each combination adds to the loss if all its members get the same wrong answer."""
-        parts = [(which.cells == cell).nonzero()[:, 0] for cell in range(4)]
+        cells = [(objective.cells == cell).nonzero()[:, 0] for cell in range(4)]
         wrong = [
-            which.loss(nn.Identity(), 1 - 2 * which.labels[rows], rows, None, None) * len(rows)
-            for rows in parts
+            objective.loss(nn.Identity(), 1 - 2 * objective.labels[rows], rows, None, None)
+            * len(rows)
+            for rows in cells
         ]
         return torch.stack(wrong)
 
     assert cost(plain)[common].min() > 2 * cost(plain)[rare].max()
-    torch.testing.assert_close(cost(one)[common], cost(one)[rare])
+    torch.testing.assert_close(cost(reweighed)[common], cost(reweighed)[rare])
 
 
-def expected_draws(one, name):
+def expected_draws(objective, name):
     """How often each cell should come in an epoch: as under independence, or all equally often."""
-    table = torch.bincount(one.cells, minlength=4).double().reshape(2, 2)
+    table = torch.bincount(objective.cells, minlength=4).double().reshape(2, 2)
     independent = table.sum(0, keepdim=True) * table.sum(1, keepdim=True) / table.sum()
-    return independent.flatten() if name == "resampling" else torch.full((4,), len(one.cells) / 4)
+    return (
+        independent.flatten()
+        if name == "resampling"
+        else torch.full((4,), len(objective.cells) / 4)
+    )
 
 
 @pytest.mark.parametrize("name", ["resampling", "group_dro"])
 def test_each_subject_is_drawn_its_expected_number_of_times(cohort, name):
-    one = objective(cohort, name)
-    expected = (expected_draws(one, name) / torch.bincount(one.cells))[one.cells]
+    drawn_objective = objective(cohort, name)
+    expected = (expected_draws(drawn_objective, name) / torch.bincount(drawn_objective.cells))[
+        drawn_objective.cells
+    ]
     assert expected.min() < 0.7 and expected.max() > 2
-    drawn = torch.stack([torch.bincount(one.order(0, epoch), minlength=40) for epoch in range(400)])
+    drawn = torch.stack(
+        [torch.bincount(drawn_objective.order(0, epoch), minlength=40) for epoch in range(400)]
+    )
     assert (drawn >= expected.floor()).all() and (drawn <= expected.ceil()).all()
     # Five standard errors of a share of 400.
     assert (drawn.double().mean(0) - expected).abs().max() < 5 * 0.5 / 400**0.5
@@ -98,12 +110,12 @@ def test_each_subject_is_drawn_its_expected_number_of_times(cohort, name):
 
 @pytest.mark.parametrize("name", ["resampling", "group_dro"])
 def test_each_combination_is_drawn_as_often_as_expected_within_one(cohort, name):
-    one = objective(cohort, name)
-    expected = expected_draws(one, name)
-    assert (torch.bincount(one.cells) - expected).abs().max() > 4
+    drawn_objective = objective(cohort, name)
+    expected = expected_draws(drawn_objective, name)
+    assert (torch.bincount(drawn_objective.cells) - expected).abs().max() > 4
     drawn = torch.stack(
         [
-            torch.bincount(one.cells[one.order(seed, epoch)])
+            torch.bincount(drawn_objective.cells[drawn_objective.order(seed, epoch)])
             for seed in range(5)
             for epoch in range(5)
         ]
@@ -113,25 +125,27 @@ def test_each_combination_is_drawn_as_often_as_expected_within_one(cohort, name)
 
 @pytest.mark.parametrize("name", MITIGATIONS)
 def test_the_order_follows_from_seed_and_epoch(cohort, name):
-    one, other = objective(cohort, name), objective(cohort, name)
+    first, second = objective(cohort, name), objective(cohort, name)
     orders = {
-        (seed, epoch): tuple(one.order(seed, epoch).tolist()) for seed in (0, 1) for epoch in (0, 1)
+        (seed, epoch): tuple(first.order(seed, epoch).tolist())
+        for seed in (0, 1)
+        for epoch in (0, 1)
     }
     assert len(set(orders.values())) == 4
     assert all(
-        tuple(other.order(*key).tolist()) == order for key, order in reversed(orders.items())
+        tuple(second.order(*key).tolist()) == order for key, order in reversed(orders.items())
     )
 
 
 def test_shares_of_group_dro_move_to_the_worst_combination(cohort):
-    one = objective(cohort, sb.training.GroupDRO(step=0.1))
-    rows = torch.arange(len(one.labels))
-    right, worst = 2 * one.labels - 1, 2
-    scores = torch.where(one.cells == worst, -2 * right, 2 * right)
+    robust = objective(cohort, sb.training.GroupDRO(step=0.1))
+    rows = torch.arange(len(robust.labels))
+    signs, worst = 2 * robust.labels - 1, 2
+    scores = torch.where(robust.cells == worst, -2 * signs, 2 * signs)
     shares, losses = [], []
     for _ in range(20):
-        losses.append(one.loss(nn.Identity(), scores, rows, None, None).item())
-        shares.append(one.shares.clone())
+        losses.append(robust.loss(nn.Identity(), scores, rows, None, None).item())
+        shares.append(robust.shares.clone())
     shares = torch.stack(shares)
     torch.testing.assert_close(shares.sum(1), torch.ones(20))
     assert (shares[:, worst].diff() > 0).all() and shares[-1, worst] > 0.7
@@ -142,14 +156,14 @@ def test_shares_of_group_dro_move_to_the_worst_combination(cohort):
 
 
 def test_group_dro_chooses_the_epoch_by_the_worst_combination(cohort):
-    one, plain = objective(cohort, "group_dro"), Objective(cohort.train, cohort.validation)
+    robust, plain = objective(cohort, "group_dro"), Objective(cohort.train, cohort.validation)
     labels = torch.from_numpy(cohort.validation["label"].astype(np.float32))
     fair, unfair = (
         (2 * labels - 1) * 0.5,
-        (2 * labels - 1) * torch.where(one.validation_cells == 1, -0.5, 3.0),
+        (2 * labels - 1) * torch.where(robust.validation_cells == 1, -0.5, 3.0),
     )
     assert plain.validation_loss(unfair, labels) < plain.validation_loss(fair, labels)
-    assert one.validation_loss(fair, labels) < one.validation_loss(unfair, labels)
+    assert robust.validation_loss(fair, labels) < robust.validation_loss(unfair, labels)
 
 
 class Reader(nn.Module):
@@ -164,18 +178,19 @@ def test_an_objective_that_is_restored_goes_on_the_same(cohort, name):
     rng, rows = np.random.default_rng(0), torch.arange(40)
     batches = [torch.from_numpy(rng.normal(size=40).astype(np.float32)) for _ in range(8)]
 
-    def losses(one, number):
+    def losses(objective, number):
         return [
-            one.loss(Reader(), batches[i], rows, None, Progress(0, 0, i / 8)).item() for i in number
+            objective.loss(Reader(), batches[i], rows, None, Progress(0, 0, i / 8)).item()
+            for i in number
         ]
 
-    whole, first, second, fresh = (objective(cohort, name) for _ in range(4))
-    expected = losses(whole, range(8))
+    uninterrupted, first, second, fresh = (objective(cohort, name) for _ in range(4))
+    expected = losses(uninterrupted, range(8))
     assert losses(fresh, range(4, 8)) != expected[4:]  # there is something to restore
     assert losses(first, range(4)) == expected[:4]
     second.restore({key: value.clone() for key, value in first.state().items()})
     assert losses(second, range(4, 8)) == expected[4:]
-    final, resumed = whole.state(), second.state()
+    final, resumed = uninterrupted.state(), second.state()
     assert final and final.keys() == resumed.keys()
     assert all(torch.equal(final[key], resumed[key]) for key in final)
 
@@ -192,10 +207,10 @@ def test_a_restored_state_can_be_saved_again_before_the_next_step(cohort, name):
 
 
 class Knows(nn.Module):
-    """A planted network that knows each subject by its number: one feature is the group, one the disease, both noisy.
+    """A planted network that knows each subject by its number.
 
-    What it learns is how much of each feature it keeps, beside noise that stays, and a free
-    read-out.
+    One feature is the group, one is the disease, both are noisy. What it learns is how much of each
+    feature it keeps, beside noise that stays, and a free read-out.
     """
 
     def __init__(self, cohort, seed):
@@ -216,13 +231,13 @@ class Knows(nn.Module):
 
 
 def readable(model, cohort, column):
-    """Return how well a logistic regression reads a column from the features, given the other of class and group."""
+    """Return how well a regression reads class or group from the features, given the other."""
     with torch.no_grad():
-        found = model.features(torch.arange(len(cohort))).numpy()
+        features = model.features(torch.arange(len(cohort))).numpy()
     areas = []
     for value in (0, 1):
         given = cohort["label" if column == "bias" else "bias"] == value
-        x, y = found[given], cohort[column][given]
+        x, y = features[given], cohort[column][given]
         areas.append(
             roc_auc_score(
                 y, LogisticRegression(class_weight="balanced").fit(x, y).decision_function(x)
@@ -233,25 +248,25 @@ def readable(model, cohort, column):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_unlearning_hides_the_group_from_who_reads_the_features(cohort, seed):
-    found = {}
+    models = {}
     for strength in (1e-6, 10.0):
-        one = sb.training.AdversarialUnlearning(strength=strength, learning_rate=0.05).objective(
-            cohort, cohort
-        )
+        unlearning = sb.training.AdversarialUnlearning(
+            strength=strength, learning_rate=0.05
+        ).objective(cohort, cohort)
         model = Knows(cohort, seed)
         body, optimiser = trainer._Body(model), torch.optim.Adam(model.parameters(), lr=0.02)
         assert readable(model, cohort, "bias") > 0.95
         with deterministic(1):
             for step in range(150):
-                rows = one.order(seed, step)
-                loss = one.loss(body, rows, rows, None, Progress(seed, step, step / 150))
+                rows = unlearning.order(seed, step)
+                loss = unlearning.loss(body, rows, rows, None, Progress(seed, step, step / 150))
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
-        found[strength] = model
-    assert readable(found[1e-6], cohort, "bias") > 0.95
-    assert readable(found[10.0], cohort, "bias") < 0.8
-    assert readable(found[10.0], cohort, "label") > 0.95  # the disease is still there
+        models[strength] = model
+    assert readable(models[1e-6], cohort, "bias") > 0.95
+    assert readable(models[10.0], cohort, "bias") < 0.8
+    assert readable(models[10.0], cohort, "label") > 0.95  # the disease is still there
 
 
 def test_unlearning_refuses_networks_without_a_read_out(cohort):
@@ -272,12 +287,12 @@ def test_unlearning_refuses_networks_without_a_read_out(cohort):
 
 
 class Spread(nn.Module):
-    """A planted network: its logit is linear in the spread of the intensities, which a contrast bias changes."""
+    """A planted network: its logit is linear in the spread of intensities, hence in contrast."""
 
     def __init__(self, cohort):
         super().__init__()
-        found = cohort.train.arrays().std((1, 2, 3))
-        self.mean, self.sd = float(found.mean()), float(found.std())
+        spreads = cohort.train.arrays().std((1, 2, 3))
+        self.mean, self.sd = float(spreads.mean()), float(spreads.std())
         self.linear = nn.Linear(1, 1)
         nn.init.zeros_(self.linear.weight)
 
@@ -304,14 +319,20 @@ def test_twin_consistency_makes_the_answers_to_twins_alike(bright, seed):
 
 
 def test_the_penalty_of_twins_is_their_squared_difference(cohort):
-    one = objective(cohort, sb.training.TwinConsistency(strength=3.0))
-    rows, own, other = torch.arange(4), torch.tensor([1.0, -1, 2, 0]), torch.tensor([1.0, 1, 0, 0])
-    plain = one.per_subject(own, rows).mean()
-    assert one.loss(nn.Identity(), own, rows, own, None).item() == pytest.approx(plain.item())
-    assert one.loss(nn.Identity(), own, rows, other, None).item() == pytest.approx(
+    consistent = objective(cohort, sb.training.TwinConsistency(strength=3.0))
+    rows, scores, twin_scores = (
+        torch.arange(4),
+        torch.tensor([1.0, -1, 2, 0]),
+        torch.tensor([1.0, 1, 0, 0]),
+    )
+    plain = consistent.per_subject(scores, rows).mean()
+    assert consistent.loss(nn.Identity(), scores, rows, scores, None).item() == pytest.approx(
+        plain.item()
+    )
+    assert consistent.loss(nn.Identity(), scores, rows, twin_scores, None).item() == pytest.approx(
         plain.item() + 3 * 2
     )
-    np.testing.assert_array_equal(one.twins.carriers("bias"), cohort.train["bias"] == 0)
+    np.testing.assert_array_equal(consistent.twins.carriers("bias"), cohort.train["bias"] == 0)
 
 
 def test_twin_consistency_needs_a_bias(cohort):
@@ -334,15 +355,15 @@ def test_each_network_of_a_group_learns_from_its_group_alone(cohort):
         isinstance(run.model, GroupRouted) and run.model.groups == [0, 1] and run.model.by == "bias"
     )
     assert run.history.groupby("group")["kept"].sum().tolist() == [1, 1]
-    before = [digest(part) for part in run.model.networks]
+    before = [digest(network) for network in run.model.networks]
     assert before[0] != before[1]
     for group in (0, 1):
-        others = cohort["bias"] != group
-        label = np.where(others, 1 - cohort["label"], cohort["label"])
+        other_group = cohort["bias"] != group
+        label = np.where(other_group, 1 - cohort["label"], cohort["label"])
         turned = replace(cohort, table=cohort.table.assign(label=label))
         after = [
-            digest(part)
-            for part in sb.fit(
+            digest(network)
+            for network in sb.fit(
                 net(), turned, SMALL, mitigation="group_models", cache=False
             ).model.networks
         ]
@@ -373,11 +394,14 @@ def test_a_run_of_another_table_is_another_run(cohort, tmp_path):
         for step in (1, 2)
     ]
     turned = replace(cohort, table=cohort.table.assign(label=1 - cohort["label"]))
-    for mitigation, pair in ((sb.training.Reweighing(by="hand"), hands), (None, (cohort, turned))):
+    for mitigation, cohorts in (
+        (sb.training.Reweighing(by="hand"), hands),
+        (None, (cohort, turned)),
+    ):
         fresh, kept = (
             [
-                digest(sb.fit(net(), one, SMALL, mitigation=mitigation, cache=cache).model)
-                for one in pair
+                digest(sb.fit(net(), subjects, SMALL, mitigation=mitigation, cache=cache).model)
+                for subjects in cohorts
             ]
             for cache in (False, tmp_path)
         )
@@ -401,16 +425,16 @@ def uninterrupted(cohort, case):
     return UNINTERRUPTED[case]
 
 
-def same(run, other):
-    assert digest(run.model) == digest(other.model)
-    histories = [one.history.drop(columns="seconds") for one in (run, other)]
+def assert_equal_fits(run, expected):
+    assert digest(run.model) == digest(expected.model)
+    histories = [fitted.history.drop(columns="seconds") for fitted in (run, expected)]
     pd.testing.assert_frame_equal(*histories, check_exact=True)
 
 
 @contextmanager
-def killed_at(monkeypatch, where, name, call):
+def killed_at(monkeypatch, owner, name, call):
     """Interrupt a fit when a function is called for the n-th time, counted from 1."""
-    numbers, original = count(1), getattr(where, name)
+    numbers, original = count(1), getattr(owner, name)
 
     def stops(*arguments, **options):
         if next(numbers) == call:
@@ -418,7 +442,7 @@ def killed_at(monkeypatch, where, name, call):
         return original(*arguments, **options)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(where, name, stops)
+        patch.setattr(owner, name, stops)
         yield
 
 
@@ -427,7 +451,7 @@ def test_fits_with_and_without_mitigation_are_deterministic(cohort, case):
     mitigation, options = CASES[case]
     torch.manual_seed(3)  # nobody else's stream counts
     run = sb.fit(net(**options), cohort, SMALL, mitigation=mitigation, cache=False)
-    same(run, uninterrupted(cohort, case))
+    assert_equal_fits(run, uninterrupted(cohort, case))
     assert digest(run.model) != digest(
         uninterrupted(cohort, "none" if case != "none" else "dropout").model
     )
@@ -460,7 +484,7 @@ def test_fits_that_were_interrupted_in_an_epoch_go_on_with_the_same_bits(
     run = go_on()
     # It went on rather than began again; eight steps would be all of two networks.
     assert next(taken) < 8 if mitigation == "group_models" else next(taken) == 2
-    same(run, uninterrupted(cohort, case))
+    assert_equal_fits(run, uninterrupted(cohort, case))
     assert not list(tmp_path.iterdir())
 
 
@@ -482,7 +506,7 @@ def test_fits_that_were_interrupted_twice_go_on_with_the_same_bits(
         go_on()
     with killed_at(monkeypatch, Objective, "per_subject", 1):
         go_on()
-    same(go_on(), uninterrupted(cohort, case))
+    assert_equal_fits(go_on(), uninterrupted(cohort, case))
 
 
 def test_a_constant_rate_is_taken_up_again(cohort, tmp_path, monkeypatch):
@@ -491,14 +515,14 @@ def test_a_constant_rate_is_taken_up_again(cohort, tmp_path, monkeypatch):
     with killed_at(monkeypatch, Objective, "per_subject", 5):
         sb.fit(net(), cohort, config, cache=False, checkpoint=tmp_path / "checkpoint")
     run = sb.fit(net(), cohort, config, cache=False, checkpoint=tmp_path / "checkpoint")
-    same(run, sb.fit(net(), cohort, config, cache=False))
+    assert_equal_fits(run, sb.fit(net(), cohort, config, cache=False))
 
 
 @pytest.mark.parametrize("name", MITIGATIONS)
 def test_mitigations_are_made_again_from_what_they_say(name):
-    made = mitigation_from(name)
-    assert type(made) is MITIGATIONS[name] and mitigation_from(made) is made
-    assert mitigation_from(made.to_dict()) == made
+    mitigation = mitigation_from(name)
+    assert type(mitigation) is MITIGATIONS[name] and mitigation_from(mitigation) is mitigation
+    assert mitigation_from(mitigation.to_dict()) == mitigation
     assert mitigation_from({"name": name, "by": "scanner"}).by == "scanner"
 
 
@@ -565,13 +589,13 @@ def test_a_bias_that_does_not_exist_is_refused(cohort, name):
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_groups_that_nobody_was_trained_on_are_refused(cohort, split):
-    """Otherwise validation would count them as members of another group, or there would be nothing to fit to them."""
+    """Validation would count them in another group, or no network would be fitted to them."""
     site = np.where(
         (cohort["split"] == split) & (cohort.table.groupby("split").cumcount() % 3 == 0),
         1,
         2 * cohort["bias"],
     )
-    other = replace(cohort, table=cohort.table.assign(site=site))
+    changed = replace(cohort, table=cohort.table.assign(site=site))
     for name in ("group_dro", "group_models") if split == "validation" else ("group_models",):
         with pytest.raises(sb.SimbaError, match="group"):
-            sb.fit(net(), other, SMALL, mitigation={"name": name, "by": "site"}, cache=False)
+            sb.fit(net(), changed, SMALL, mitigation={"name": name, "by": "site"}, cache=False)

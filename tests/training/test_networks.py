@@ -51,9 +51,9 @@ def run(cohort, tmp_path_factory):
 def test_networks_start_equal_with_equal_seeds_and_leave_the_generator_alone():
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    one, two, three = net(0), net(0), net(1)
+    first, second, different = net(0), net(0), net(1)
     assert torch.equal(before, torch.get_rng_state())
-    assert digest(one) == digest(two) != digest(three)
+    assert digest(first) == digest(second) != digest(different)
 
 
 @pytest.mark.parametrize(
@@ -110,9 +110,14 @@ c = sb.synthesise(sb.Scenario.from_yaml(sys.argv[1]), seed=0)
 run = sb.fit(sb.SimBANet((4, 8), seed=0), c, sb.FitConfig(epochs=2), cache=False)
 weights = b"".join(value.numpy().tobytes() for value in run.model.state_dict().values())
 grams = sb.record(run.model, c.test)
-tables = [run.history.drop(columns="seconds"), sb.evaluate(run.model, c.test), sb.twin_effect(run.model, c.test),
-          sb.probe(grams, c.test["bias"], folds=2, permutations=3),
-          sb.attribute(run.model, c.test.where(range(2)), method=sb.attribution.IntegratedGradients(4)).table]
+method = sb.attribution.IntegratedGradients(4)
+tables = [
+    run.history.drop(columns="seconds"),
+    sb.evaluate(run.model, c.test),
+    sb.twin_effect(run.model, c.test),
+    sb.probe(grams, c.test["bias"], folds=2, permutations=3),
+    sb.attribute(run.model, c.test.where(range(2)), method=method).table,
+]
 print(hashlib.sha256(weights + "".join(table.to_csv() for table in tables).encode()).hexdigest())
 """
 
@@ -195,9 +200,9 @@ def test_evaluate_counts_right(cohort):
             self.labels, self.seen = labels, 0
 
         def forward(self, x):
-            part = torch.from_numpy(self.labels[self.seen : self.seen + len(x)])
+            labels = torch.from_numpy(self.labels[self.seen : self.seen + len(x)])
             self.seen += len(x)
-            return part.float() * 2 - 1
+            return labels.float() * 2 - 1
 
     test = cohort.test
     labels = test["label"].copy()
@@ -219,7 +224,7 @@ def test_evaluate_counts_right(cohort):
 
 
 def test_twin_effect_finds_a_planted_shortcut_and_its_size(cohort):
-    """A linear network on the bias region: the effect is known exactly; one on the far side must not react."""
+    """A linear network on the bias region has a known effect; on the far side it has none."""
     test = cohort.test
     near = np.zeros(cohort.lattice.shape, bool)
     near[np.any([test.changed(i, "bias") for i in range(len(test))], axis=0)] = True

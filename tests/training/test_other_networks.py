@@ -38,12 +38,12 @@ def test_a_densenet_of_monai_is_fitted_recorded_probed_compared_and_edited(cohor
     assert all(similar[name, name] == pytest.approx(1) for name in names)
     # Exact twins: with the twin's activations of one layer in place, what follows is the twin's.
     twin = test.twin(without="bias")
-    others = sb.record(run.model, twin, layers=layers, features=["features.transition1"])
+    twin_recording = sb.record(run.model, twin, layers=layers, features=["features.transition1"])
     with sb.edit(
         run.model,
         {
             "features.transition1": sb.interpretation.replacing(
-                others.features["features.transition1"]
+                twin_recording.features["features.transition1"]
             )
         },
     ):

@@ -73,7 +73,7 @@ class _Robust(Resampled):
         volumes: torch.Tensor,
         rows: torch.Tensor,
         twins: torch.Tensor | None,
-        progress: Progress | None,
+        progress: Progress,
     ) -> torch.Tensor:
         losses, cells = self.per_subject(logit(network(volumes)), rows), self.cells[rows]
         means = [(cell, losses[cells == cell].mean()) for cell in cells.unique().tolist()]
@@ -81,7 +81,8 @@ class _Robust(Resampled):
             self.shares[cell] *= np.exp(min(50.0, self.step * mean.item()))
         self.shares /= self.shares.sum()
         present = sum(self.shares[cell].item() for cell, _ in means)
-        return sum(self.shares[cell].item() / present * mean for cell, mean in means)
+        terms = (self.shares[cell].item() / present * mean for cell, mean in means)
+        return sum(terms, start=losses.new_zeros(()))
 
     def validation_loss(self, scores: torch.Tensor, labels: torch.Tensor) -> float:
         losses = binary_cross_entropy_with_logits(scores, labels, reduction="none")

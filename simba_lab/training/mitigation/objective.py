@@ -72,7 +72,7 @@ class Objective:
         volumes: torch.Tensor,
         rows: torch.Tensor,
         twins: torch.Tensor | None,
-        progress: Progress | None,
+        progress: Progress,
     ) -> torch.Tensor:
         """Return the loss of a batch of rows.
 

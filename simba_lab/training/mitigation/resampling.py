@@ -57,7 +57,7 @@ class Resampled(Reweighed):
         volumes: torch.Tensor,
         rows: torch.Tensor,
         twins: torch.Tensor | None,
-        progress: Progress | None,
+        progress: Progress,
     ) -> torch.Tensor:
         """Return the loss of a batch of rows, without weights."""
         return Objective.loss(self, network, volumes, rows, twins, progress)

@@ -36,7 +36,7 @@ class Reweighing(Mitigation):
 
 
 class Reweighed(Objective):
-    """Cross-entropy with the weights of `cell_weights`, in training and in the choice of the epoch."""
+    """Cross-entropy with the weights of `cell_weights`, in training and in validation."""
 
     def __init__(self, train: Cohort, validation: Cohort, by: str) -> None:
         super().__init__(train, validation, by)
@@ -50,7 +50,7 @@ class Reweighed(Objective):
         volumes: torch.Tensor,
         rows: torch.Tensor,
         twins: torch.Tensor | None,
-        progress: Progress | None,
+        progress: Progress,
     ) -> torch.Tensor:
         """Return the weighted loss of a batch of rows."""
         losses = self.per_subject(logit(network(volumes)), rows)

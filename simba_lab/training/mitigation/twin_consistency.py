@@ -64,8 +64,9 @@ class _Consistent(Reweighed):
         volumes: torch.Tensor,
         rows: torch.Tensor,
         twins: torch.Tensor | None,
-        progress: Progress | None,
+        progress: Progress,
     ) -> torch.Tensor:
+        assert twins is not None, "the objective has twins"
         scores = logit(network(torch.cat([volumes, twins])))
         factual, counterfactual = scores[: len(rows)], scores[len(rows) :]
         difference = (factual - counterfactual).float().square().mean()
