@@ -78,19 +78,24 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "threads", "devices"):
-            whole_number(f"config.{name}", getattr(self, name))
+            self._set(name, whole_number(f"config.{name}", getattr(self, name)))
         if self.patience is not None:
-            whole_number("config.patience", self.patience)
-        whole_number("config.seed", self.seed, least=0)
+            self._set("patience", whole_number("config.patience", self.patience))
+        self._set("seed", whole_number("config.seed", self.seed, least=0))
         remedy = "3e-3 works for SimBANet."
-        below_one("config.learning_rate", self.learning_rate, remedy=remedy)
-        not_negative("config.weight_decay", self.weight_decay)
+        rate = below_one("config.learning_rate", self.learning_rate, remedy=remedy)
+        self._set("learning_rate", rate)
+        self._set("weight_decay", not_negative("config.weight_decay", self.weight_decay))
         choice("config.schedule", self.schedule, get_args(Schedule))
         choice("config.precision", self.precision, get_args(Precision))
         if self.batch_size % self.devices:
             raise SimbaError(
                 "config.batch_size", self.batch_size, f"a multiple of the {self.devices} devices"
             )
+
+    def _set(self, name: str, value: float) -> None:
+        """Keep a plain number in the place of one of NumPy: JSON and digests tell them apart."""
+        object.__setattr__(self, name, value)
 
     @classmethod
     def paper(cls, *, seed: int = 0, **changes: Any) -> FitConfig:
