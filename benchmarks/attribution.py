@@ -1,4 +1,4 @@
-"""SmoothGrad and integrated gradients against Captum called volume by volume with its defaults, and peak memory.
+"""SmoothGrad and integrated gradients against Captum, volume by volume, and peak memory.
 
 Usage: python benchmarks/attribution.py [--quick]
 """
@@ -32,7 +32,7 @@ MEMORY_GB = 4.0
 
 
 class SeededTunnel(NoiseTunnel):
-    """Captum's SmoothGrad with the noise of the lab, in pairs of opposite sign, so that maps can be compared."""
+    """Captum's SmoothGrad with the noise of the lab in pairs of opposite sign: comparable maps."""
 
     subject = 0
 
@@ -55,12 +55,12 @@ def audience(subjects: int, spacing_mm: float) -> sb.Cohort:
 
 
 def trained() -> torch.nn.Module:
-    """Return a network that has learnt something: completeness is harder than at initial weights."""
+    """Return a trained network: completeness is harder than at initial weights."""
     return sb.fit(sb.SimBANet(seed=0), audience(160, 4), sb.FitConfig(epochs=8)).model.eval()
 
 
 def against_captum(subjects: int) -> dict[str, float]:
-    """Times of both in turns of fifty subjects, so that whatever else the machine does slows down both alike."""
+    """Times of both in turns of fifty subjects: other work on the machine slows both equally."""
     cohort, model, found = audience(subjects, 4), trained(), {}
     volumes = torch.from_numpy(cohort.arrays())[
         :, None
@@ -165,7 +165,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few subjects")
     quick = parser.parse_args().quick
     print(
-        f"{os.cpu_count()} cores, load before the start {os.getloadavg()[0]:.1f} (times are worth little above 0.3)"
+        f"{os.cpu_count()} cores, load before the start {os.getloadavg()[0]:.1f} "
+        "(times are worth little above 0.3)"
     )
     subjects = 10 if quick else 200
     print(f"{subjects} volumes at 4 mm, a trained network of four blocks, blank baseline")

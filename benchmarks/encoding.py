@@ -1,4 +1,4 @@
-"""Probes and similarity of all blocks against scikit-learn on flattened features, with the memory that they take.
+"""Probes and similarity of all blocks against scikit-learn on flattened features; memory.
 
 Usage: python benchmarks/encoding.py [--quick]
 """
@@ -35,7 +35,7 @@ def audience(subjects: int, spacing_mm: float) -> sb.Cohort:
 
 
 def lab(subjects: int) -> dict[str, float]:
-    """Seconds of rendering and recording, of probes with all their floors, and of CKA; peak memory in GB."""
+    """Seconds of rendering and recording, probes with floors, and CKA; peak memory in GB."""
     cohort = audience(subjects, 4)
     start = time.perf_counter()
     recording = sb.record(sb.SimBANet(seed=0), cohort)
@@ -94,7 +94,7 @@ def both_ways(subjects: int) -> dict[str, float]:
 def by_library(
     seen: np.ndarray, target: np.ndarray, unseen: np.ndarray, inner: PredefinedSplit
 ) -> np.ndarray:
-    """Choose the penalty as the lab does: by the best scaled prediction of inner folds, less the mean of the others."""
+    """Choose the penalty as the lab does: best scaled prediction of inner folds, centred."""
     means = np.array([np.mean(target[inner.test_fold != fold]) for fold in inner.test_fold])
     wanted, best = target - means, (np.inf, 0.0)
     size = np.square(seen - seen.mean(axis=0)).sum() / len(seen)
@@ -132,7 +132,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few subjects")
     quick = parser.parse_args().quick
     print(
-        f"{os.cpu_count()} cores, load before the start {os.getloadavg()[0]:.1f} (times are worth little above 0.3)"
+        f"{os.cpu_count()} cores, load before the start {os.getloadavg()[0]:.1f} "
+        "(times are worth little above 0.3)"
     )
     subjects = 200 if quick else 1000
     print(f"All probes and CKA of {subjects} volumes at 4 mm, pixels and four blocks")
@@ -143,7 +144,8 @@ def main() -> None:
     print(Figure("together", together, "s", at_most=60.0))
     print(Figure("peak memory", found["memory"], "GB", at_most=2.0), flush=True)
     print(
-        "One held-out fold of a probe of each block, against scikit-learn's Ridge on flattened features"
+        "One held-out fold of a probe of each block, against scikit-learn's Ridge "
+        "on flattened features"
     )
     found = alone(both_ways, subjects)
     print(Figure("lab, its share of recording included", found["ours"], "s"))

@@ -50,11 +50,12 @@ class Figure:
     def __str__(self) -> str:
         sign, target = ("<=", self.at_most) if self.at_most is not None else (">=", self.at_least)
         wanted = "" if target is None else f"{sign} {target:g}"
-        return f"  {self.name:<70}{self.value:>10.4g} {self.unit:<5}{wanted:>9}  {self.verdict}".rstrip()
+        value = f"{self.value:>10.4g} {self.unit:<5}"
+        return f"  {self.name:<70}{value}{wanted:>9}  {self.verdict}".rstrip()
 
 
 def best_of(rounds: int, function: Callable[[], object]) -> float:
-    """Return the least time of several rounds in seconds: whatever else the machine does only ever adds to it."""
+    """Return the least time of several rounds in seconds: other work on the machine only adds."""
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -64,7 +65,7 @@ def best_of(rounds: int, function: Callable[[], object]) -> float:
 
 
 def bandwidth(cores: int) -> dict[str, float]:
-    """Return bytes per second of a copy (one array read, one written) and a sum (two read, one written), on all cores.
+    """Return bytes per second of a copy and of a sum of two arrays, on all cores.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""The published way to make one volume, written anew with SimpleITK: the baseline of `synthesis.py`.
+"""The published way to make a volume, rewritten with SimpleITK: baseline of `synthesis.py`.
 
 Stanley et al. (2023) render a subject on the lattice of the SRI24 atlas, 173 x 211 x 155 voxels of
 1 mm, from three stationary velocity fields: healthy anatomy ``s``, disease ``d`` and bias ``b``.
@@ -105,12 +105,12 @@ def sampled(image: sitk.Image, displacement: sitk.Image) -> sitk.Image:
 
 
 def compose(outer: sitk.Image, inner: sitk.Image) -> sitk.Image:
-    """Return the displacement of ``outer o inner``; the edge of a field counts as still, as in ITK."""
+    """Return the displacement of ``outer o inner``; a field is still at its edge, as in ITK."""
     return inner + sampled(outer, inner)
 
 
 def exponential(velocity: np.ndarray, lattice: Lattice) -> sitk.Image:
-    """Return the displacement of the flow of an interleaved velocity in mm at time 1, by scaling and squaring."""
+    """Return the displacement in mm at time 1 of a velocity's flow, by scaling and squaring."""
     longest = np.sqrt(np.einsum("xyzd,xyzd->xyz", velocity, velocity).max()) / lattice.spacing_mm
     squarings = max(0, int(np.ceil(np.log2(max(longest, 1e-6) / FIRST_STEP_VOXELS))))
     displacement = to_image(velocity / np.float32(2**squarings), lattice)

@@ -1,4 +1,4 @@
-"""How fast, how exact and how sharp the lab renders: every figure beside its target, measured in one run.
+"""How fast, exactly and sharply the lab renders: every figure beside its target, in one run.
 
 Usage: python benchmarks/synthesis.py [--quick] [--json FILE]
 """
@@ -37,7 +37,7 @@ COMPARED = 20_000
 def cohort_of(
     subjects: int, spacing_mm: float, *, seed: int = 0, scanner: bool = True
 ) -> sb.Cohort:
-    """Return a cohort in which everybody shows the disease and the bias; without `scanner`, no noise and a flat field."""
+    """Return a cohort in which all carry disease and bias; without `scanner`, no noise or field."""
     scenario = sb.Scenario.from_yaml(SCENARIO).replace(subjects=subjects, spacing_mm=spacing_mm)
     if not scanner:
         scenario = scenario.replace(noise=0.0, bias_field=0.0)
@@ -45,7 +45,7 @@ def cohort_of(
 
 
 def onto(cohort: sb.Cohort, lattice: sb.core.Lattice) -> sb.Cohort:
-    """Return the same subjects on another lattice than the template's own, none of them rendered yet."""
+    """Return the same subjects, not yet rendered, on another lattice than the template's."""
     moved, renderer = replace(cohort), cohort.renderer
     cache = type(renderer.cache)(renderer.cache.size)
     moved.__dict__["renderer"] = replace(renderer, lattice=lattice, cache=cache)
@@ -53,7 +53,7 @@ def onto(cohort: sb.Cohort, lattice: sb.core.Lattice) -> sb.Cohort:
 
 
 def seconds_per_volume(cohorts: Iterable[sb.Cohort]) -> tuple[float, float]:
-    """Return the least time per volume over cohorts that were never rendered before, with all cores at work.
+    """Return the least time per volume over cohorts never rendered before, with all cores.
 
     Both by the clock and as processor time over the cores, which is what the clock would show if
     nothing else ran.
@@ -87,7 +87,7 @@ def words(lattice: sb.core.Lattice) -> str:
 def published_volume(
     cohort: sb.Cohort, index: int, lattice: sb.core.Lattice, rounds: int
 ) -> published_pipeline.Published:
-    """Render one subject of a cohort by the published pipeline, from dense velocities; return the fastest of the rounds."""
+    """Render a subject by the published pipeline, from dense velocities; return the least time."""
     template, magnitudes = cohort.template, cohort.magnitudes(index)
     velocities = {"subject": truth.subject_velocity(cohort, index, lattice)}
     for name, effect in cohort.scenario.effects.items():
@@ -104,7 +104,7 @@ def published_volume(
 
 
 def on_lattice(template: sb.synthesis.Template, lattice: sb.core.Lattice) -> np.ndarray:
-    """Return the template on another lattice of 1 mm whose voxels coincide with its own: nothing is interpolated."""
+    """Return the template on another 1 mm lattice with coinciding voxels: no interpolation."""
     still = np.zeros((3, 2, 2, 2))
     return deformation.warp(
         template.t1,
@@ -116,7 +116,7 @@ def on_lattice(template: sb.synthesis.Template, lattice: sb.core.Lattice) -> np.
 
 
 def speed_of(published: published_pipeline.Published, quick: bool) -> list[Figure]:
-    """Time volumes of the lab at 1 mm and compare them with the published pipeline and with memory."""
+    """Time volumes of the lab at 1 mm, against the published pipeline and memory speed."""
     subjects, rounds, lattice = (FEWEST, 2, sri24()) if quick else (24, 4, sri24())
     own, wide, clean = (
         seconds_per_volume(make(seed) for seed in range(rounds))
@@ -171,7 +171,7 @@ def speed_of(published: published_pipeline.Published, quick: bool) -> list[Figur
 
 
 def training_volumes(quick: bool) -> list[Figure]:
-    """Time the volumes that networks are trained on: cohorts of 400, each subject for the first time."""
+    """Time the volumes of training: cohorts of 400, each subject for the first time."""
     clock, processor = seconds_per_volume(
         cohort_of(400, 4.0, seed=seed) for seed in range(2 if quick else 5)
     )
@@ -182,7 +182,7 @@ def training_volumes(quick: bool) -> list[Figure]:
 
 
 def displacement_error(quick: bool) -> list[Figure]:
-    """Compare the positions that the lab samples with those of fine integration in float64, all effects on.
+    """Compare sampled positions with those of fine float64 integration, all effects on.
 
     Positions are read off by rendering images whose intensity is a coordinate: trilinear
     interpolation keeps a ramp, and two points an axis make one that no position leaves.
@@ -219,7 +219,7 @@ def displacement_error(quick: bool) -> list[Figure]:
 
 
 def blur(published: published_pipeline.Published) -> list[Figure]:
-    """Compare the detail left by one interpolation and by four, on the same deformation, with the still template's."""
+    """Compare detail after one and after four interpolations with that of the still template."""
     still = on_lattice(sb.load_template(), sri24())
     images = {
         "one interpolation": onto(published_cohort(), sri24()).array(0),
@@ -249,7 +249,7 @@ def published_cohort() -> sb.Cohort:
 
 
 def gradient_energy(image: np.ndarray) -> float:
-    """Mean squared difference of neighbours inside the brain, whose edge would hide everything else."""
+    """Mean squared difference of neighbours inside the brain, away from its dominant edge."""
     inside = binary_erosion(image > BACKGROUND, iterations=3)
     return float(np.mean([np.diff(image, axis=axis, append=0)[inside] ** 2 for axis in range(3)]))
 
@@ -270,7 +270,7 @@ def fine_energy(image: np.ndarray) -> float:
 
 
 def against_scipy(quick: bool) -> list[Figure]:
-    """Time the fused kernel against the same composition in scipy, one thread, the subject's flow not included."""
+    """Time the fused kernel against scipy's composition, one thread, without the subject's flow."""
     figures = []
     for spacing in (4.0,) if quick else (4.0, 2.0, 1.0):
         cohort = cohort_of(FEWEST, spacing)
@@ -299,7 +299,7 @@ def against_scipy(quick: bool) -> list[Figure]:
 
 
 def with_scipy(image, image_lattice, coarse, coarse_lattice, local, output):
-    """Compose and interpolate with map_coordinates, one array a step; parameters of `deformation.warp_once`."""
+    """Compose and interpolate with map_coordinates; parameters of `deformation.warp_once`."""
 
     def voxels(points, lattice):
         return [(points[axis] - lattice.origin_mm[axis]) / lattice.spacing_mm for axis in range(3)]
@@ -329,7 +329,8 @@ def main() -> None:
     options = parser.parse_args()
     load = os.getloadavg()[0]
     print(
-        f"{os.cpu_count()} cores, load before the start {load:.1f} (times are worth little above 0.3)"
+        f"{os.cpu_count()} cores, load before the start {load:.1f} "
+        "(times are worth little above 0.3)"
     )
     compile_kernels()
     published = published_volume(published_cohort(), 0, sri24(), rounds=2 if options.quick else 3)

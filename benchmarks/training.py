@@ -34,7 +34,7 @@ FASTEST, RENDERED = "lab, fastest settings here", "lab, fastest settings here, r
 
 
 class Files(Dataset):
-    """Volumes as MONAI's and TorchIO's users have them: one compressed NIfTI file each, read when asked for."""
+    """Volumes as users of MONAI and TorchIO have them: compressed NIfTI files, read lazily."""
 
     def __init__(self, paths: list[Path], labels: np.ndarray) -> None:
         self.paths, self.labels = paths, labels.astype(np.float32)
@@ -108,7 +108,7 @@ def lab_fit(cohort: sb.Cohort, config: sb.FitConfig) -> tuple[float, float]:
 
 
 def throughput(epochs: int) -> list[Figure]:
-    """Volumes per second of training from files on disk: the lab's store, and one NIfTI file a volume."""
+    """Volumes per second of training from disk: the lab's store, and one NIfTI file a volume."""
     cohort = sb.synthesise(sb.Scenario.from_yaml(SCENARIOS / "near.yaml"), seed=0)
     volumes, held_out = epochs * len(cohort.train), len(cohort.validation)
     fast, speeds = sb.training.fastest(sb.SimBANet(seed=0), cohort, sb.FitConfig(epochs=epochs))
@@ -179,7 +179,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two epochs instead of eight")
     epochs = 2 if parser.parse_args().quick else 8
     print(
-        f"{CORES} cores, load before the start {os.getloadavg()[0]:.1f} (times are worth little above 0.3)"
+        f"{CORES} cores, load before the start {os.getloadavg()[0]:.1f} "
+        "(times are worth little above 0.3)"
     )
     for title, measure in (
         ("Training of SimBANet 8-16-32-64 at 40 x 48 x 40, batches of 8", throughput),

@@ -1,4 +1,4 @@
-"""What the lab approximates, without its approximations: velocities from their definition and flows by many small steps.
+"""What the lab approximates: velocities by their definition, flows by many small steps.
 
 Float64, cubic splines on lattices far below the length scales, classical Runge-Kutta. Slow, and
 sharing nothing with the lab's kernels; the strength of an effect is calibrated anew.
@@ -70,7 +70,7 @@ class Field:
 
 
 def flowed(field: Field, points_mm: np.ndarray, time: float, *, steps: int = STEPS) -> np.ndarray:
-    """Return where the flow of a stationary field carries points (3, n) in some time, by classical Runge-Kutta steps."""
+    """Return where a stationary field's flow carries points (3, n), by Runge-Kutta steps."""
     here, step = np.array(points_mm, np.float64), time / steps
     for _ in range(steps):
         first = field(here)
@@ -81,7 +81,7 @@ def flowed(field: Field, points_mm: np.ndarray, time: float, *, steps: int = STE
 
 
 def subject_velocity(cohort: Cohort, index: int, onto: Lattice) -> np.ndarray:
-    """Return the velocity of one subject's anatomy on any lattice, float64, shape (3, X, Y, Z), in mm.
+    """Return the velocity in mm of a subject's anatomy on a lattice, float64, (3, X, Y, Z).
 
     The model gives it on the coarse lattice; quintic splines fill the space between. With a length
     scale of 20 mm, five points, they are within 0.2 um of the Gaussian process itself (its modes
@@ -109,7 +109,7 @@ def subject_field(cohort: Cohort, index: int) -> Field:
 
 
 def effect_field(effect: Morphology, template: Template) -> Field:
-    """Return the velocity of an effect of magnitude 1 everywhere: the peak of its flow of time 1 is the amplitude."""
+    """Return the velocity of an effect of magnitude 1: its flow peaks at the amplitude."""
     values, box = local_velocity(effect, template)
     shape = Field(np.moveaxis(values, -1, 0), box)
     dense = Lattice.spanning(
@@ -130,7 +130,7 @@ def effect_field(effect: Morphology, template: Template) -> Field:
 
 
 def sampled_at(cohort: Cohort, index: int, points_mm: np.ndarray) -> np.ndarray:
-    """Return where in the template the volume of a subject has to be sampled at points (3, n), in mm.
+    """Return the template positions to sample for a subject's points (3, n), in mm.
 
     The image is ``T o exp(-disease) o exp(-bias) o exp(-subject)``: the effect applied last is
     undone first.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -93,9 +92,10 @@ def components(
                 entry[target] = right.mean()
                 entry |= columns_of_central(target, [right[sample].mean() for sample in samples])
             entry["leak"] = (decided["disease"][number] == carriers).mean()
-            balanced = partial(design.question.balanced_accuracy, decided["within"][number])
-            entry["bias_within"] = balanced()
-            entry |= columns_of_central("bias_within", [balanced(sample) for sample in samples])
+            within = decided["within"][number]
+            entry["bias_within"] = design.question.balanced_accuracy(within)
+            drawn = [design.question.balanced_accuracy(within, sample) for sample in samples]
+            entry |= columns_of_central("bias_within", np.array(drawn))
             table.append(entry)
         return table
 
@@ -130,12 +130,12 @@ def _decisions(
                 classifier = LogisticRegression().fit(seen[:, chosen], values[train])
                 decided[name][number, test] = classifier.predict(unseen[:, chosen])
             for value in (0, 1):
-                alike, held_out = disease[train] == value, disease[test] == value
+                train_group, test_group = disease[train] == value, disease[test] == value
                 classifier = LogisticRegression(class_weight="balanced").fit(
-                    seen[alike][:, chosen], carriers[train][alike]
+                    seen[train_group][:, chosen], carriers[train][train_group]
                 )
-                answers = classifier.predict(unseen[held_out][:, chosen])
-                decided["within"][number, test[held_out]] = answers
+                answers = classifier.predict(unseen[test_group][:, chosen])
+                decided["within"][number, test[test_group]] = answers
     return decided, np.mean(shares, axis=0)
 
 
@@ -187,7 +187,7 @@ def angles(
         without = pd.DataFrame([_directions(gram, design, names, rows) for rows in remaining])
         squares = ((without - without.mean()) ** 2).sum(skipna=False)
         error = np.sqrt((JACKKNIFE_PARTS - 1) / JACKKNIFE_PARTS * squares)
-        entry = {}
+        entry: dict[str, float] = {}
         for name, value in estimate.items():
             half = norm.ppf(0.975) * error[name]
             entry |= {name: value, f"{name}_low": value - half, f"{name}_high": value + half}
@@ -302,7 +302,8 @@ def projections(
             return [(mean - np.mean(means)) / spread for mean in means]
 
         estimates = positions(np.arange(len(scores)))
-        low, high = central([positions(sample) for sample in samples], axis=0)
+        drawn = np.array([positions(sample) for sample in samples])
+        low, high = central(drawn, axis=0)
         return [
             {
                 "layer": layer,

@@ -115,13 +115,13 @@ def edit(
             raise UnknownNameError.among("layer", layer, known)
 
     def edited(layer: str, output: torch.Tensor) -> torch.Tensor:
-        result = edits[layer](output)
-        if not isinstance(result, torch.Tensor) or result.shape != output.shape:
-            is_tensor = isinstance(result, torch.Tensor)
-            value = tuple(result.shape) if is_tensor else type(result).__name__
+        activations = edits[layer](output)
+        if not isinstance(activations, torch.Tensor) or activations.shape != output.shape:
+            is_tensor = isinstance(activations, torch.Tensor)
+            value = tuple(activations.shape) if is_tensor else type(activations).__name__
             allowed = f"a tensor of shape {tuple(output.shape)}"
             raise SimbaError(f"edited activations of {layer}", value, allowed)
-        return result
+        return activations
 
     with hooked(model, list(edits), of_tensors(edited)):
         yield model

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar, overload
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,8 @@ from simba_lab.core.compute import Compute, deterministic, evaluating
 from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.interpretation.hooks import hooked, largest_call, layer_names, of_tensors
 from simba_lab.interpretation.spool import Spool
+
+Default = TypeVar("Default")
 
 PIXELS = "pixels"
 # Batches of more bytes are cut to the memory that the activations of the network need.
@@ -68,7 +71,13 @@ class Recording(Mapping[str, np.ndarray]):
     def __contains__(self, layer: object) -> bool:
         return layer in self.grams
 
-    def get(self, layer: str, default: object = None) -> object:
+    @overload
+    def get(self, layer: str, /) -> np.ndarray | None: ...
+
+    @overload
+    def get(self, layer: str, default: np.ndarray | Default, /) -> np.ndarray | Default: ...
+
+    def get(self, layer: str, default: object = None, /) -> object:
         """Return the Gram matrix of a layer, or `default` if it was not recorded."""
         return self.grams.get(layer, default)
 
@@ -146,11 +155,11 @@ def record(
     compute = compute or Compute()
     memory_gb = compute.memory(1.0)
     whole_number("batch_size", batch_size)
-    wanted = []
+    feature_layers = []
     for pattern in features:
-        wanted += [PIXELS] if pattern == PIXELS else layer_names(model, [pattern])
+        feature_layers += [PIXELS] if pattern == PIXELS else layer_names(model, [pattern])
     names = layer_names(model, layers)
-    names += [name for name in wanted if name not in names and name != PIXELS]
+    names += [name for name in feature_layers if name not in names and name != PIXELS]
     sources = _sources(volumes)
     count = _count(sources)
     network, device, precision = compute.placed(model)
@@ -161,19 +170,19 @@ def record(
         torch.no_grad(),
     ):
         arrays = _arrays(sources, device)
-        first, taken = np.asarray(next(arrays), np.float32), 0.0
-        if batch_size > 1 and batch_size * first.nbytes > LARGE_BATCH:
-            volume = torch.from_numpy(first)[None, None].to(device, precision)
+        first_volume, reserved_gb = np.asarray(next(arrays), np.float32), 0.0
+        if batch_size > 1 and batch_size * first_volume.nbytes > LARGE_BATCH:
+            volume = torch.from_numpy(first_volume)[None, None].to(device, precision)
             needed = largest_call(network, volume)
             batch_size = max(1, min(batch_size, int(memory_gb * 1e9 / 2 // needed)))
-            taken = batch_size * needed / 1e9
-        spool = Spool(count, Path(folder), memory_gb, device, taken)
+            reserved_gb = batch_size * needed / 1e9
+        spool = Spool(count, Path(folder), memory_gb, device, reserved_gb)
         with hooked(network, names, of_tensors(spool.add)):
-            for batch in batches(chain([first], arrays), batch_size):
-                if pixels or PIXELS in wanted:
+            for batch in batches(chain([first_volume], arrays), batch_size):
+                if pixels or PIXELS in feature_layers:
                     spool.add(PIXELS, batch)
                 network(batch.to(device, precision))
-        activations = {name: spool.kept(name) for name in wanted}
+        activations = {name: spool.kept(name) for name in feature_layers}
         grams = {name: spool.gram(name) for name in ([PIXELS] if pixels else []) + names}
     return Recording(grams, activations, _subjects(sources), _table(sources))
 

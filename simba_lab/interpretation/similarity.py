@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -120,13 +120,13 @@ def cka(
     ]
     last = list(networks)[-1]
 
-    def row(layer: str, other: str) -> dict[str, float]:
-        left, right = kernels["first", layer], kernels[last, other]
-        sizes = norms["first", layer], norms[last, other]
+    def row(layer: str, counterpart: str) -> dict[str, object]:
+        left, right = kernels["first", layer], kernels[last, counterpart]
+        sizes = norms["first", layer], norms[last, counterpart]
         product = _criterion(left, right, debiased)
         scale = np.sqrt(sizes[0].value * sizes[1].value)
         value = product.value / scale
-        entry = {"first": layer, "second": other, "cka": value}
+        entry: dict[str, object] = {"first": layer, "second": counterpart, "cka": value}
         with np.errstate(invalid="ignore", divide="ignore"):
             without = product.without / np.sqrt(sizes[0].without * sizes[1].without)
         entry["low"], entry["high"] = jackknife_of_correlation(value, without)
@@ -137,8 +137,12 @@ def cka(
             entry["p"] = (1 + (null >= value).sum()) / (1 + len(null))
         return entry
 
-    pairs = ((layer, other) for layer in first for other in networks[last])
+    pairs = ((layer, counterpart) for layer in first for counterpart in networks[last])
     return pd.DataFrame(in_threads(row, pairs)).set_index(["first", "second"])
+
+
+# A sum over all subjects, or an array of such sums, each without one of the subjects.
+Sums = TypeVar("Sums", float, np.ndarray)
 
 
 class _Criterion(NamedTuple):
@@ -202,7 +206,7 @@ def _criterion(left: list[np.ndarray], right: list[np.ndarray], debiased: bool) 
     return _Criterion(value, np.concatenate(without))
 
 
-def _u_statistic(n: int, trace: np.ndarray, product: np.ndarray, chain: np.ndarray) -> np.ndarray:
+def _u_statistic(n: int, trace: Sums, product: Sums, chain: Sums) -> Sums:
     """Return the unbiased criterion of n subjects from three sums: Song et al. (2012), eq. 5."""
     return (trace + product / ((n - 1) * (n - 2)) - 2 * chain / (n - 2)) / (n * (n - 3))
 
@@ -242,11 +246,11 @@ def _shuffled(
 ) -> float:
     """Return the criterion after the subjects of the right network are reordered within groups."""
     total = 0.0
-    for block, other, order in zip(left, right, orders, strict=True):
-        n = len(block)
-        trace = np.einsum("ij,ij->", block, other[np.ix_(order, order)])
+    for first, second, order in zip(left, right, orders, strict=True):
+        n = len(first)
+        trace = np.einsum("ij,ij->", first, second[np.ix_(order, order)])
         if debiased:
-            rows, columns = block.sum(axis=0), other.sum(axis=0)
+            rows, columns = first.sum(axis=0), second.sum(axis=0)
             product, chain = rows.sum() * columns.sum(), rows @ columns[order]
             total += _u_statistic(n, trace, product, chain) * n
         else:

@@ -18,14 +18,19 @@ BLOCK_FEATURES, BLOCK_BYTES = 32768, 128 * 2**20
 class Spool:
     """Features of each layer, one row per volume, in memory or in files.
 
-    Of the memory, `taken` GB are in use already.
+    Of the memory, `reserved_gb` is in use already.
     """
 
     def __init__(
-        self, count: int, folder: Path, memory_gb: float, device: torch.device, taken: float = 0.0
+        self,
+        count: int,
+        folder: Path,
+        memory_gb: float,
+        device: torch.device,
+        reserved_gb: float = 0.0,
     ) -> None:
         self.count, self.folder, self.device = count, folder, device
-        self.memory_gb, self.left = memory_gb, (memory_gb - taken) * 1e9
+        self.memory_gb, self.free_bytes = memory_gb, (memory_gb - reserved_gb) * 1e9
         self.stores: dict[str, Rows] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
 
@@ -49,8 +54,8 @@ class Spool:
 
     def _new(self, name: str, size: int) -> Rows:
         needed = 4 * self.count * size
-        if needed <= self.left:
-            self.left -= needed
+        if needed <= self.free_bytes:
+            self.free_bytes -= needed
             return Rows(self.count, size, None)
         free = shutil.disk_usage(self.folder).free
         if needed > free:
@@ -87,9 +92,12 @@ class Spool:
             # large mean.
             mean = block.mean(dim=0)
             block = block - mean
-            along = (block @ mean).double()
+            projection = (block @ mean).double()
             total += (
-                (block @ block.T).double() + along[:, None] + along + mean.double() @ mean.double()
+                (block @ block.T).double()
+                + projection[:, None]
+                + projection
+                + mean.double() @ mean.double()
             )
         return total.cpu().numpy()
 
@@ -104,7 +112,7 @@ class Rows:
     def __init__(self, count: int, size: int, path: Path | None) -> None:
         self.count, self.size, self.path, self.filled = count, size, path, 0
         self.width = max(1, min(size, BLOCK_FEATURES, BLOCK_BYTES // (4 * count)))
-        self.values = np.empty(count * size, np.float32) if path is None else None
+        self.values = np.empty(count * size if path is None else 0, np.float32)
         if path is not None:
             path.touch()
 
@@ -113,7 +121,7 @@ class Rows:
         for start in range(0, self.size, self.width):
             block = np.ascontiguousarray(rows[:, start : start + self.width])
             offset = start * self.count + self.filled * block.shape[1]
-            if self.values is not None:
+            if self.path is None:
                 self.values[offset : offset + block.size] = block.ravel()
             else:
                 with self.path.open("r+b") as file:
@@ -125,7 +133,7 @@ class Rows:
         """Iterate over the blocks, shape (count, width) each."""
         for start in range(0, self.size, self.width):
             width = min(self.width, self.size - start)
-            if self.values is not None:
+            if self.path is None:
                 block = self.values[start * self.count : (start + width) * self.count]
             else:
                 block = np.fromfile(

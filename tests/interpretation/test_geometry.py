@@ -71,7 +71,7 @@ def test_variance_shares_are_those_of_the_covariance(planted_components):
 
 
 def test_components_are_held_out():
-    """With as many components as some of the subjects, classifiers describe their own subjects well."""
+    """With as many components as training subjects, classifiers fit those subjects well."""
     rows = []
     for seed in range(8):
         rng = np.random.default_rng(seed)
@@ -132,7 +132,7 @@ def test_bad_components_are_refused(arguments, says):
 
 
 def turned(first, second, cosine, n=100, p=40, seed=0):
-    """Features with two directions of known lengths (relative to the noise of all features) and cosine."""
+    """Features with two directions of known cosine and lengths (relative to all noise)."""
     rng = np.random.default_rng(seed)
     label, bias = design(n)
     features, size = rng.standard_normal((n, p)), np.sqrt(p)
@@ -237,7 +237,7 @@ def test_bad_angles_are_refused(factors, says):
 
 
 def positions(carried, seed=0, n=240, p=15):
-    """Positions on the disease axis of a layer in which the bias moves along it, or is not there."""
+    """Positions on the disease axis of a layer in which the bias moves along it, or is absent."""
     label, bias = design(n)
     features = np.random.default_rng(seed).standard_normal((n, p))
     features[:, 0] += 2 * signed(label) + carried * signed(bias)
@@ -259,8 +259,8 @@ def test_minorities_lie_nearer_the_middle_where_the_axis_contains_the_bias():
 
 def test_groups_lie_together_where_the_axis_does_not_contain_the_bias():
     rows = [positions(0.0, seed=seed)["position"] for seed in range(8)]
-    apart = [row["patients, B"] - row["patients, NB"] for row in rows]
-    assert abs(np.mean(apart)) < 0.25 and np.mean(
+    distances = [row["patients, B"] - row["patients, NB"] for row in rows]
+    assert abs(np.mean(distances)) < 0.25 and np.mean(
         [row["patients, B"] for row in rows]
     ) == pytest.approx(2, abs=0.3)
     table = positions(0.0)

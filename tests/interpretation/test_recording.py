@@ -85,10 +85,10 @@ def test_some_layers_in_memory_and_others_in_files_give_the_same(cohort):
 
 @pytest.mark.parametrize("memory_gb", [1.0, 6e-6])
 def test_features_have_the_shape_of_the_layer_and_their_gram_is_the_gram(memory_gb, monkeypatch):
-    """At 6 kB the 3.6 kB of the first layer that runs stay in memory, and the others go to files."""
+    """At 6 kB the first layer that runs (3.6 kB) stays in memory, later layers go to files."""
     monkeypatch.setattr(spool, "BLOCK_FEATURES", 50)
     model = small()
-    found = sb.record(
+    recording = sb.record(
         model,
         VOLUMES,
         features=["0", "3"],
@@ -97,52 +97,61 @@ def test_features_have_the_shape_of_the_layer_and_their_gram_is_the_gram(memory_
         batch_size=2,
         compute=sb.Compute(memory_gb=memory_gb),
     )
-    assert list(found) == ["1", "0", "3"] and list(found.features) == ["0", "3"] and len(found) == 3
-    assert found.features["0"].shape == (7, 2, 4, 4, 4) and found.features["0"].dtype == np.float32
+    assert (
+        list(recording) == ["1", "0", "3"]
+        and list(recording.features) == ["0", "3"]
+        and len(recording) == 3
+    )
+    assert (
+        recording.features["0"].shape == (7, 2, 4, 4, 4)
+        and recording.features["0"].dtype == np.float32
+    )
     with torch.no_grad():
         np.testing.assert_allclose(
-            found.features["0"], model[0](torch.from_numpy(np.stack(VOLUMES))[:, None]), atol=1e-6
+            recording.features["0"],
+            model[0](torch.from_numpy(np.stack(VOLUMES))[:, None]),
+            atol=1e-6,
         )
     for name in ("0", "3"):
-        np.testing.assert_allclose(found[name], gram(found.features[name]), rtol=1e-5)
+        np.testing.assert_allclose(recording[name], gram(recording.features[name]), rtol=1e-5)
 
 
 def test_pixels_are_returned_as_they_are():
-    found = sb.record(small(), VOLUMES, features=["pixels"], pixels=False)
-    assert list(found) == ["0", "3"]
-    np.testing.assert_array_equal(found.features["pixels"][:, 0], VOLUMES)
+    recording = sb.record(small(), VOLUMES, features=["pixels"], pixels=False)
+    assert list(recording) == ["0", "3"]
+    np.testing.assert_array_equal(recording.features["pixels"][:, 0], VOLUMES)
 
 
 def test_a_recording_says_which_layers_it_has():
-    found = sb.record(small(), VOLUMES, pixels=False)
-    assert "0" in found and "pixels" not in found
-    assert found.get("pixels") is None and dict(found) == found.grams
+    recording = sb.record(small(), VOLUMES, pixels=False)
+    assert "0" in recording and "pixels" not in recording
+    assert recording.get("pixels") is None and dict(recording) == recording.grams
 
 
 def test_twins_are_recorded_beside_their_subjects(cohort, twins):
     model, count = net(), len(cohort.test)
-    both = sb.record(model, [cohort.test, twins], features=["block2"], batch_size=5)
+    pair = sb.record(model, [cohort.test, twins], features=["block2"], batch_size=5)
     alone = sb.record(model, cohort.test)
     assert (
-        both["block1"].shape == (2 * count, 2 * count) and len(both.features["block2"]) == 2 * count
+        pair["block1"].shape == (2 * count, 2 * count) and len(pair.features["block2"]) == 2 * count
     )
-    np.testing.assert_allclose(both["block1"][:count, :count], alone["block1"], rtol=1e-5)
+    np.testing.assert_allclose(pair["block1"][:count, :count], alone["block1"], rtol=1e-5)
     np.testing.assert_allclose(
-        both["block2"][count:, count:], sb.record(model, twins)["block2"], rtol=1e-5
+        pair["block2"][count:, count:], sb.record(model, twins)["block2"], rtol=1e-5
     )
-    np.testing.assert_array_equal(both.subjects, np.tile(cohort.test.table.index, 2))
+    np.testing.assert_array_equal(pair.subjects, np.tile(cohort.test.table.index, 2))
     assert sb.record(model, list(cohort.test.arrays())).subjects is None
 
 
 def test_half_precision_networks_are_recorded_in_single_precision():
-    found = sb.record(small().bfloat16(), VOLUMES, features=["0"])
+    recording = sb.record(small().bfloat16(), VOLUMES, features=["0"])
     whole = sb.record(small(), VOLUMES)
-    assert found.features["0"].dtype == np.float32
-    np.testing.assert_allclose(found["0"], gram(found.features["0"]), rtol=1e-5)
-    np.testing.assert_allclose(found["0"], whole["0"], rtol=0.03)
-    assert not np.array_equal(found["0"], whole["0"])
+    assert recording.features["0"].dtype == np.float32
+    np.testing.assert_allclose(recording["0"], gram(recording.features["0"]), rtol=1e-5)
+    np.testing.assert_allclose(recording["0"], whole["0"], rtol=0.03)
+    assert not np.array_equal(recording["0"], whole["0"])
     assert (
-        found["pixels"].tobytes() == whole["pixels"].tobytes()
+        recording["pixels"].tobytes() == whole["pixels"].tobytes()
     )  # volumes do not lose digits to the network
 
 
@@ -174,9 +183,9 @@ def test_large_volumes_come_in_batches_that_the_memory_holds(monkeypatch):
 
 
 def test_batches_do_not_change_the_result(cohort):
-    one, many = (sb.record(net(), cohort.test, batch_size=size) for size in (1, 64))
-    for name in one:
-        np.testing.assert_allclose(one[name], many[name], rtol=1e-5)
+    single, batched = (sb.record(net(), cohort.test, batch_size=size) for size in (1, 64))
+    for name in single:
+        np.testing.assert_allclose(single[name], batched[name], rtol=1e-5)
 
 
 def test_hooks_are_removed_also_after_an_error(cohort):
@@ -196,12 +205,12 @@ def test_hooks_are_removed_also_after_an_error(cohort):
 
 def test_only_one_module_registers_hooks():
     package = Path(sb.__file__).parent
-    found = [
+    recording = [
         path.name
         for path in package.rglob("*.py")
         if re.search(r"register_\w*hook", path.read_text(encoding="utf-8"))
     ]
-    assert found == ["hooks.py"]
+    assert recording == ["hooks.py"]
 
 
 def test_the_network_is_left_in_the_mode_it_was_in():
@@ -321,13 +330,15 @@ def test_putting_the_twins_activations_in_place_gives_the_twins_logits(cohort, t
     model = net()
     with torch.no_grad():
         model.readout.weight *= 50  # twins differ by more than the tolerance
-    own, other = sb.logits(model, cohort.test), sb.logits(model, twins)
-    assert np.abs(own - other).max() > 1e-3
+    logits, twin_logits = sb.logits(model, cohort.test), sb.logits(model, twins)
+    assert np.abs(logits - twin_logits).max() > 1e-3
     features = sb.record(model, twins, features=[layer]).features[layer]
-    with sb.edit(model, {layer: sb.interpretation.replacing(features)}) as same:
-        assert same is model
-        np.testing.assert_allclose(sb.logits(model, cohort.test, batch_size=5), other, atol=1e-5)
-    np.testing.assert_array_equal(sb.logits(model, cohort.test), own)
+    with sb.edit(model, {layer: sb.interpretation.replacing(features)}) as edited:
+        assert edited is model
+        np.testing.assert_allclose(
+            sb.logits(model, cohort.test, batch_size=5), twin_logits, atol=1e-5
+        )
+    np.testing.assert_array_equal(sb.logits(model, cohort.test), logits)
 
 
 def test_putting_the_own_activations_in_place_changes_nothing(cohort):
@@ -466,7 +477,7 @@ def test_edits_of_layers_without_a_tensor_are_refused():
 
 
 def test_subjects_of_different_seeds_are_no_twins(scenario):
-    one, two = (sb.synthesise(scenario, seed=seed).where(np.arange(4)) for seed in (0, 1))
+    first, second = (sb.synthesise(scenario, seed=seed).where(np.arange(4)) for seed in (0, 1))
     model = sb.SimBANet((2,), seed=0)
-    assert len(set(sb.record(model, [one, two]).subjects)) == 8
-    assert len(set(sb.record(model, [one, one.twin(without="bias")]).subjects)) == 4
+    assert len(set(sb.record(model, [first, second]).subjects)) == 8
+    assert len(set(sb.record(model, [first, first.twin(without="bias")]).subjects)) == 4

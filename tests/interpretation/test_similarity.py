@@ -22,14 +22,14 @@ def related(n=30, p=12, seed=0):
     )
 
 
-def one(first, second, **options):
+def cka_row(first, second, **options):
     return sb.cka({"a": first}, {"b": second}, **options).iloc[0]
 
 
 def gaussian(features, bandwidth):
-    apart = ((features[:, None] - features) ** 2).sum(axis=2)
-    width = bandwidth * np.sqrt(np.median(apart[np.triu_indices(len(apart), 1)]))
-    return np.exp(-apart / (2 * width**2))
+    squares = ((features[:, None] - features) ** 2).sum(axis=2)
+    width = bandwidth * np.sqrt(np.median(squares[np.triu_indices(len(squares), 1)]))
+    return np.exp(-squares / (2 * width**2))
 
 
 def kornblith(left, right):
@@ -61,10 +61,12 @@ def song(left, right):
 def test_cka_equals_its_definition(kernel, debiased):
     for seed in range(3):
         left, right = related(seed=seed)
-        found = one(gram(left), gram(right), kernel=kernel, debiased=debiased, bandwidth=0.7)["cka"]
+        value = cka_row(gram(left), gram(right), kernel=kernel, debiased=debiased, bandwidth=0.7)[
+            "cka"
+        ]
         explicit = [gram(x) if kernel == "linear" else gaussian(x, 0.7) for x in (left, right)]
-        assert found == pytest.approx((song if debiased else kornblith)(*explicit), abs=1e-9)
-        assert 0.05 < found < 0.95
+        assert value == pytest.approx((song if debiased else kornblith)(*explicit), abs=1e-9)
+        assert 0.05 < value < 0.95
 
 
 def test_linear_cka_of_features_is_the_ratio_of_their_products():
@@ -73,7 +75,7 @@ def test_linear_cka_of_features_is_the_ratio_of_their_products():
     expected = (np.linalg.norm(left.T @ right) ** 2) / (
         np.linalg.norm(left.T @ left) * np.linalg.norm(right.T @ right)
     )
-    assert one(gram(left), gram(right), debiased=False)["cka"] == pytest.approx(expected)
+    assert cka_row(gram(left), gram(right), debiased=False)["cka"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])
@@ -81,16 +83,16 @@ def test_linear_cka_of_features_is_the_ratio_of_their_products():
 def test_what_cka_is_blind_to(kernel, debiased):
     left, right = related()
     turn = np.linalg.qr(RNG.standard_normal((left.shape[1], left.shape[1])))[0]
-    expected = one(gram(left), gram(right), kernel=kernel, debiased=debiased)
-    for same in (left @ turn, 1e6 * left, 1e-6 * left, left + 100.0, 3 * left @ turn - 5):
-        found = one(gram(same), gram(right), kernel=kernel, debiased=debiased)
-        np.testing.assert_allclose(found, expected, atol=1e-6)
-        itself = one(gram(left), gram(same), kernel=kernel, debiased=debiased)
+    expected = cka_row(gram(left), gram(right), kernel=kernel, debiased=debiased)
+    for equivalent in (left @ turn, 1e6 * left, 1e-6 * left, left + 100.0, 3 * left @ turn - 5):
+        row = cka_row(gram(equivalent), gram(right), kernel=kernel, debiased=debiased)
+        np.testing.assert_allclose(row, expected, atol=1e-6)
+        itself = cka_row(gram(left), gram(equivalent), kernel=kernel, debiased=debiased)
         assert itself["cka"] == pytest.approx(1, abs=1e-8) and itself["low"] > 0.999
     stretched = left * np.linspace(0.1, 10, left.shape[1])
     assert (
         abs(
-            one(gram(stretched), gram(right), kernel=kernel, debiased=debiased)["cka"]
+            cka_row(gram(stretched), gram(right), kernel=kernel, debiased=debiased)["cka"]
             - expected["cka"]
         )
         > 0.01
@@ -120,7 +122,7 @@ def test_the_matrix_has_the_first_network_in_its_rows():
     second = {"y3": gram(right), "y1": gram(right[:, :4]), "y2": gram(right[:, 4:])}
     matrix = sb.interpretation.cka_matrix(sb.cka(first, second, permutations=3), "cka")
     assert matrix.index.tolist() == ["x2", "x1"] and matrix.columns.tolist() == ["y3", "y1", "y2"]
-    assert matrix.loc["x1", "y3"] == one(first["x1"], second["y3"])["cka"]
+    assert matrix.loc["x1", "y3"] == cka_row(first["x1"], second["y3"])["cka"]
 
 
 @pytest.mark.parametrize("debiased", [True, False])
@@ -150,9 +152,9 @@ def test_leaving_subjects_out_equals_computing_without_them(debiased):
 
 def test_the_interval_is_that_of_a_jackknife():
     left, right = related()
-    row = one(gram(left), gram(right))
+    row = cka_row(gram(left), gram(right))
     without = [
-        one(*(gram(np.delete(x, i, axis=0)) for x in (left, right)))["cka"] for i in range(30)
+        cka_row(*(gram(np.delete(x, i, axis=0)) for x in (left, right)))["cka"] for i in range(30)
     ]
     bent = np.arctanh(without)
     error = np.sqrt(29 / 30 * ((bent - bent.mean()) ** 2).sum())
@@ -165,11 +167,11 @@ def test_random_features_look_alike_only_without_the_debiasing():
     for seed in range(40):
         rng = np.random.default_rng(seed)
         left, right = (gram(rng.standard_normal((50, 2000), np.float32)) for _ in range(2))
-        row = one(left, right, permutations=20, seed=seed)
+        row = cka_row(left, right, permutations=20, seed=seed)
         covered.append(row["low"] <= 0 <= row["high"])
         within.append(row["null_low"] <= row["cka"] <= row["null_high"])
         values.append(row["cka"])
-        biased.append(one(left, right, debiased=False)["cka"])
+        biased.append(cka_row(left, right, debiased=False)["cka"])
     assert np.mean(covered) >= 0.85
     assert np.mean(within) >= 0.75  # of only 20 shuffles
     assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(40) and min(biased) > 0.5
@@ -182,8 +184,8 @@ def test_intervals_cover_the_alignment_of_many_subjects():
         shared = rng.standard_normal((n, 4))
         return [gram(shared @ mix + 2 * rng.standard_normal((n, 10))) for mix in mixing]
 
-    true = one(*pair(np.random.default_rng(1000), 1500))["cka"]
-    rows = [one(*pair(np.random.default_rng(seed), 50)) for seed in range(40)]
+    true = cka_row(*pair(np.random.default_rng(1000), 1500))["cka"]
+    rows = [cka_row(*pair(np.random.default_rng(seed), 50)) for seed in range(40)]
     covered = np.mean([row["low"] <= true <= row["high"] for row in rows])
     values = np.array([row["cka"] for row in rows])
     assert 0.1 < true < 0.9 and covered >= 0.85
@@ -195,11 +197,11 @@ def test_intervals_cover_the_alignment_of_many_subjects():
 
 def test_the_null_distribution_tells_shared_from_unrelated_layers():
     left, right = related(n=40)
-    row = one(gram(left), gram(right), permutations=40)
+    row = cka_row(gram(left), gram(right), permutations=40)
     assert row["cka"] > row["null_high"] > 0 > row["null_low"] and row["p"] == 1 / 41
-    shuffled = one(gram(left), gram(right[RNG.permutation(40)]), permutations=40)
+    shuffled = cka_row(gram(left), gram(right[RNG.permutation(40)]), permutations=40)
     assert shuffled["p"] > 0.05
-    assert "p" not in one(gram(left), gram(right)).index
+    assert "p" not in cka_row(gram(left), gram(right)).index
 
 
 @pytest.mark.parametrize("debiased", [True, False])
@@ -213,11 +215,11 @@ def test_shuffles_equal_computing_with_shuffled_subjects(debiased):
         for x in (left, right)
     ]
     moved = right[np.ix_(order, order)]
-    other = similarity._kernels(
+    shuffled_kernels = similarity._kernels(
         moved, kernel="linear", debiased=debiased, bandwidth=1, groups=[np.arange(30)]
     )
     assert similarity._shuffled(*ready, [order], debiased) == pytest.approx(
-        similarity._criterion(ready[0], other, debiased).value, rel=1e-9
+        similarity._criterion(ready[0], shuffled_kernels, debiased).value, rel=1e-9
     )
 
 
@@ -227,9 +229,11 @@ def test_given_removes_alignment_that_is_due_to_the_group_alone():
     for seed in range(20):
         rng = np.random.default_rng(seed)
         left, right = (rng.standard_normal((90, 40)) + 8 * np.eye(3, 40)[group] for _ in range(2))
-        fooled.append(one(gram(left), gram(right))["cka"])
+        fooled.append(cka_row(gram(left), gram(right))["cka"])
         rows.append(
-            one(gram(left), gram(right), given=np.array(["a", "b", "c"])[group], permutations=10)
+            cka_row(
+                gram(left), gram(right), given=np.array(["a", "b", "c"])[group], permutations=10
+            )
         )
     values = np.array([row["cka"] for row in rows])
     assert min(fooled) > 0.5 and abs(values.mean()) < 3 * values.std() / np.sqrt(20)
@@ -241,19 +245,20 @@ def test_given_keeps_alignment_within_groups():
     left, right = related(n=60)
     group = np.arange(60) % 2
     moved = [x + 10 * group[:, None] * RNG.standard_normal(x.shape[1]) for x in (left, right)]
-    within = one(*map(gram, moved), given=group)
+    within = cka_row(*map(gram, moved), given=group)
     assert within["cka"] == pytest.approx(
-        one(gram(left), gram(right), given=group)["cka"], abs=1e-8
+        cka_row(gram(left), gram(right), given=group)["cka"], abs=1e-8
     )
     assert within["low"] > 0.1
-    assert one(gram(left), gram(left), given=group)["cka"] == pytest.approx(1)
+    assert cka_row(gram(left), gram(left), given=group)["cka"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("debiased", [True, False])
 def test_given_of_a_single_value_is_none(debiased):
     left, right = (gram(x) for x in related())
     pd.testing.assert_series_equal(
-        one(left, right, debiased=debiased), one(left, right, debiased=debiased, given=np.zeros(30))
+        cka_row(left, right, debiased=debiased),
+        cka_row(left, right, debiased=debiased, given=np.zeros(30)),
     )
 
 
@@ -266,11 +271,11 @@ def test_the_same_call_gives_the_same_bytes():
 
 def test_a_wider_gaussian_sees_coarser_likeness():
     left, right = related()
-    wide = one(gram(left), gram(right), kernel="rbf", bandwidth=100)["cka"]
+    wide = cka_row(gram(left), gram(right), kernel="rbf", bandwidth=100)["cka"]
     assert wide == pytest.approx(
-        one(gram(left), gram(right))["cka"], abs=1e-3
+        cka_row(gram(left), gram(right))["cka"], abs=1e-3
     )  # its limit is linear
-    assert one(gram(left), gram(right), kernel="rbf", bandwidth=0.3)["cka"] != pytest.approx(
+    assert cka_row(gram(left), gram(right), kernel="rbf", bandwidth=0.3)["cka"] != pytest.approx(
         wide, abs=0.01
     )
 
@@ -306,7 +311,7 @@ def test_bad_alignments_are_refused(arguments, says):
 
 
 def test_a_bandwidth_needs_subjects_that_differ():
-    alike = np.zeros((12, 4))
-    alike[:2] = np.random.default_rng(0).normal(size=(2, 4))
+    features = np.zeros((12, 4))
+    features[:2] = np.random.default_rng(0).normal(size=(2, 4))
     with pytest.raises(sb.SimbaError, match="Most subjects are the same"):
-        sb.cka({"a": alike @ alike.T}, kernel="rbf")
+        sb.cka({"a": features @ features.T}, kernel="rbf")

@@ -14,22 +14,21 @@ from simba_lab.core.errors import SimbaError
 
 @dataclass(frozen=True, eq=False)
 class Baselines:
-    """One volume for all subjects (`constant`), or one for each (`cohort`)."""
+    """One volume for all subjects (an array), or one for each (a cohort)."""
 
-    constant: np.ndarray | None = None
-    cohort: Cohort | None = None
+    source: Cohort | np.ndarray
 
     def volumes(self, subjects: np.ndarray, keep: bool) -> Iterator[np.ndarray]:
         """Iterate over the baselines of some subjects: float32, shape (X, Y, Z)."""
-        if self.cohort is None:
+        if isinstance(self.source, np.ndarray):
             for _ in subjects:
-                yield self.constant
+                yield self.source
         elif keep:
-            for volume in self.cohort.where(subjects).volumes():
+            for volume in self.source.where(subjects).volumes():
                 yield np.asarray(volume, np.float32)
         else:
             for index in subjects:
-                yield self.cohort.array(int(index), keep=False)
+                yield self.source.array(int(index), keep=False)
 
 
 def baselines_of(
@@ -51,7 +50,7 @@ def baselines_of(
             given = f"{len(baseline)} volumes of shape {baseline.lattice.shape}"
             raise SimbaError("baseline", given, f"{len(cohort)} volumes of shape {shape}")
         check_twins(cohort, baseline, effect)
-        return Baselines(cohort=baseline)
+        return Baselines(baseline)
     if effect is not None:
         remedy = f"Try baseline=cohort.twin(without={effect!r})."
         raise SimbaError("effect", effect, "left out unless the baseline are twins", remedy)

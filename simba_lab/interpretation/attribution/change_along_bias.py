@@ -65,16 +65,16 @@ def split_change(
         raise SimbaError.problem("direction must be non-zero.", remedy)
     old, new = (np.einsum("ij,ij->i", values, bias) / length for values in (first, last))
     total = np.square(last - first).sum(axis=1)
-    along = new - old
-    residual = np.sqrt(np.maximum(total - along**2, 0))
+    aligned = new - old
+    residual = np.sqrt(np.maximum(total - aligned**2, 0))
 
     def measures(rows: np.ndarray) -> list[np.ndarray]:
         size = np.sqrt(total[rows])
         with np.errstate(invalid="ignore", divide="ignore"):
             return [
-                (along[rows] ** 2).sum(axis=-1) / total[rows].sum(axis=-1),
-                along[rows].sum(axis=-1) / size.sum(axis=-1),
-                along[rows].mean(axis=-1),
+                (aligned[rows] ** 2).sum(axis=-1) / total[rows].sum(axis=-1),
+                aligned[rows].sum(axis=-1) / size.sum(axis=-1),
+                aligned[rows].mean(axis=-1),
                 residual[rows].mean(axis=-1),
                 new[rows].mean(axis=-1) / old[rows].mean(axis=-1),
             ]

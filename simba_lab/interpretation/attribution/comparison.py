@@ -72,11 +72,11 @@ def compare(
         stream(seed, "subjects", "compare attributions"), len(cohort), PROBE_BOOTSTRAPS
     )
     measures = {}
-    for name, choice in methods.items():
-        own = choice if isinstance(choice, Mapping) else {"method": choice}
-        tables = {"mean": _scores(model, cohort, {**options, **own})}
+    for name, setting in methods.items():
+        settings = setting if isinstance(setting, Mapping) else {"method": setting}
+        tables = {"mean": _scores(model, cohort, {**options, **settings})}
         if control is not None:
-            tables["control"] = _scores(control, cohort, {**options, **own})
+            tables["control"] = _scores(control, cohort, {**options, **settings})
             tables["excess"] = tables["mean"] - tables["control"]
         for score in tables["mean"]:
             measures[name, score] = {

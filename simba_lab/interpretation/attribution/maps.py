@@ -240,19 +240,19 @@ class _Mapping:
 
     def refine(self, method: IntegratedGradients) -> None:
         """Take more steps for the subjects whose maps do not add up."""
-        taken = np.full(len(self.cohort), method.steps)
+        step_counts = np.full(len(self.cohort), method.steps)
         for _ in range(REFINEMENTS if method.tolerance is not None else 0):
             change = np.array([row["logit_change"] for row in self.sums])
             total = np.array([row["total"] for row in self.sums])
             wrong = np.abs(total - change) > method.tolerance * np.abs(change).mean()
             if not wrong.any():
                 break
-            finer = midpoints(3 * taken.max())
+            finer = midpoints(3 * step_counts.max())
             # Every third point is the midpoint of an interval of the coarser path.
             unknown = finer[np.arange(len(finer)) % 3 != 1]
             self.add(np.flatnonzero(wrong), points=unknown, weight=2 / 3)
-            taken[wrong] = len(finer)
-        for row, steps in zip(self.sums, taken, strict=True):
+            step_counts[wrong] = len(finer)
+        for row, steps in zip(self.sums, step_counts, strict=True):
             row["steps"] = steps
 
     def finished(self) -> Attribution:

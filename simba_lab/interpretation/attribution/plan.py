@@ -92,10 +92,10 @@ def plan_of(
     saved, largest = activation_bytes(scorer, volume)
     allowed, image = memory_gb * 1e9, float(volume.nbytes)
     if method.differentiates:
-        each = method.activations * saved + WORKSPACE * largest
+        volume_bytes = method.activations * saved + WORKSPACE * largest
     else:
-        each = 2 * WORKSPACE * largest + 4 * image
-    least = each + COPIES * image
+        volume_bytes = 2 * WORKSPACE * largest + 4 * image
+    least = volume_bytes + COPIES * image
     if least > allowed:
         needed = f"at least {least / 1e9:.2g}, which one volume needs"
         remedy = "Use larger voxels or a smaller network."
@@ -106,13 +106,13 @@ def plan_of(
         check_differentiable(scorer, volume)
     fits = least + HIDDEN_COPIES * largest <= allowed
     network = split_network(scorer, volume, split=method.splits and fits)
-    held = COPIES * image + (HIDDEN_COPIES * largest if network.stand_in is not None else 0)
-    left = allowed - len(cohort) * image
-    in_memory = len(cohort) * image <= allowed / 2 and each + held <= left
-    left = left if in_memory else allowed
+    held_bytes = COPIES * image + (HIDDEN_COPIES * largest if network.stand_in is not None else 0)
+    free_bytes = allowed - len(cohort) * image
+    in_memory = len(cohort) * image <= allowed / 2 and volume_bytes + held_bytes <= free_bytes
+    free_bytes = free_bytes if in_memory else allowed
     grain = max(1, int(GRAIN_BYTES // max(saved, 1))) if device.type == "cpu" else MOST_VOLUMES
-    chunk = int(max(1, min(MOST_VOLUMES, grain, (left - held) // each)))
+    chunk = int(max(1, min(MOST_VOLUMES, grain, (free_bytes - held_bytes) // volume_bytes)))
     group = max(1, chunk // method.passes) if method.differentiates else 1
-    while group > 1 and chunk * each + group * held > left:
+    while group > 1 and chunk * volume_bytes + group * held_bytes > free_bytes:
         group -= 1
     return Plan(method, network, device, chunk, group, image <= SMALL * allowed, in_memory)

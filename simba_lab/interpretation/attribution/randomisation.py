@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -120,4 +120,4 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for layer in layers:
-            layer.reset_parameters()
+            cast(Callable[[], None], layer.reset_parameters)()

@@ -36,7 +36,8 @@ class Scorer(nn.Module):
         _simplify_norms(self)
         for layer in self.modules():
             if isinstance(layer, nn.Conv3d):  # a third faster
-                layer.to(memory_format=torch.channels_last_3d)
+                # The stubs of PyTorch know the memory format of tensors only.
+                layer.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the score of each volume, shape (N,)."""
@@ -53,10 +54,13 @@ class Scorer(nn.Module):
 class _Affine(nn.Module):
     """Batch normalisation with fixed statistics; its derivative needs no activations."""
 
-    def __init__(self, norm: nn.BatchNorm3d) -> None:
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, norm: nn.BatchNorm3d, mean: torch.Tensor, variance: torch.Tensor) -> None:
         super().__init__()
-        scale = torch.rsqrt(norm.running_var + norm.eps)
-        shift = -norm.running_mean * scale
+        scale = torch.rsqrt(variance + norm.eps)
+        shift = -mean * scale
         if norm.affine:
             scale, shift = scale * norm.weight, shift * norm.weight + norm.bias
         self.register_buffer("scale", scale.detach().view(-1, 1, 1, 1))
@@ -69,8 +73,10 @@ class _Affine(nn.Module):
 def _simplify_norms(parent: nn.Module) -> None:
     for name, child in parent.named_children():
         watched = child._forward_hooks or child._forward_pre_hooks
-        if type(child) is nn.BatchNorm3d and child.running_var is not None and not watched:
-            parent._modules[name] = _Affine(child)
+        if type(child) is nn.BatchNorm3d and not watched:
+            mean, variance = child.running_mean, child.running_var
+            if mean is not None and variance is not None:
+                parent._modules[name] = _Affine(child, mean, variance)
         else:
             _simplify_norms(child)
 

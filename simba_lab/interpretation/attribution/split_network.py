@@ -94,25 +94,30 @@ def split_network(scorer: Scorer, volume: torch.Tensor, *, split: bool = True) -
     split : bool
         False: leave it whole.
     """
-    whole = SplitNetwork(scorer, nn.Identity(), None, None, volume)
+    undivided = SplitNetwork(scorer, nn.Identity(), None, None, volume)
     places = {
         id(module): (parent, name)
         for parent in scorer.modules()
         for name, module in parent.named_children()
     }
     convolutions = (layer for layer in scorer.modules() if isinstance(layer, nn.Conv3d))
-    first = next((layer for layer in convolutions if layer.in_channels == 1), None)
-    if first is None or not split or first._forward_hooks or first._forward_pre_hooks:
-        return whole
+    first_layer = next((layer for layer in convolutions if layer.in_channels == 1), None)
+    if (
+        first_layer is None
+        or not split
+        or first_layer._forward_hooks
+        or first_layer._forward_pre_hooks
+    ):
+        return undivided
     blank = volume.new_full((1, 1, 1, 1, 1), torch.nan).expand(volume.shape)
-    halves = SplitNetwork(scorer, first, _StandIn(), places[id(first)], blank)
+    halves = SplitNetwork(scorer, first_layer, _StandIn(), places[id(first_layer)], blank)
     noise = stream(0, "attribution", "first layer").standard_normal(volume.shape, np.float32)
     trial = 3 * torch.from_numpy(noise).to(volume)
     with torch.no_grad():
         expected = scorer(trial)
         try:
-            score = halves.score(first(trial))
+            score = halves.score(first_layer(trial))
         except (RuntimeError, ValueError, AssertionError):
-            return whole  # the network looks at its input before it uses it
-    same = score.shape == expected.shape and torch.allclose(score, expected, rtol=1e-4, atol=1e-5)
-    return halves if same else whole
+            return undivided  # the network looks at its input before it uses it
+    equal = score.shape == expected.shape and torch.allclose(score, expected, rtol=1e-4, atol=1e-5)
+    return halves if equal else undivided

@@ -59,7 +59,8 @@ def group_map(maps: Attribution | np.ndarray, cohort: TwinCohort) -> nib.Nifti1I
     >>> sb.attribution.group_map(test.arrays(), test).shape
     (20, 24, 20)
     """
-    values, total, count = _checked(maps, cohort), 0.0, 0.0
+    values = _checked(maps, cohort)
+    total, count = (np.zeros(cohort.lattice.shape) for _ in range(2))
     for index in range(len(cohort)):
         sums, voxels = _sums(values[index], cohort, index)
         total, count = total + np.where(voxels > 0, sums, 0), count + np.nan_to_num(voxels)
@@ -78,7 +79,9 @@ def _sums(values: np.ndarray, cohort: TwinCohort, index: int) -> tuple[np.ndarra
     The number is NaN where there are none.
     """
     lattice = cohort.lattice
-    positions = np.moveaxis(cohort.positions_mm(index), 0, -1) - np.float32(lattice.origin_mm)
+    positions = np.moveaxis(cohort.positions_mm(index), 0, -1) - np.array(
+        lattice.origin_mm, np.float32
+    )
     nearest = np.round(positions / lattice.spacing_mm).astype(int)
     within = ((nearest >= 0) & (nearest < lattice.shape)).all(axis=-1)
     voxels = np.ravel_multi_index(tuple(nearest[within].T), lattice.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -71,7 +72,7 @@ def encoding_and_use(
     Returns
     -------
     pandas.DataFrame
-        Indexed by layer: ``auroc`` with 95 % interval, ``floor`` (mean of the untrained networks) and
+        Indexed by layer: ``auroc`` with 95 % interval, ``floor`` (mean of untrained networks) and
         ``above_floor``; ``effect``, the change of the logit that the bias makes; ``removed``, by
         how much it falls when the bias is erased in this layer, with a 95 % interval over subjects,
         and ``removed_random``, the same for a random direction; ``disease``, the change of the
@@ -102,12 +103,12 @@ def encoding_and_use(
     names = chosen_layers(model, layers)
     choice("effect", effect, test.biases)
     check_disjoint(test, audience, "audience")
-    options = {"pixels": False, "compute": compute}
+    layers_of = partial(record, layers=names, pixels=False, compute=compute)
     encoded = probe(
-        record(model, audience, layers=names, **options),
+        layers_of(model, audience),
         effect,
         given="label",
-        floors=[record(network, audience, layers=names, **options) for network in untrained],
+        floors=[layers_of(network, audience) for network in untrained],
         permutations=0,
     )
     pairs = {name: [twin.arrays() for twin in twins_of(test, name)] for name in (effect, "disease")}
@@ -122,7 +123,10 @@ def encoding_and_use(
     concepts = {name: twin_concept(audience, name, seed) for name in (effect, "random")}
     twins, rows = list(twins_of(audience, effect)), []
     for layer in names:
-        features = record(model, twins, layers=[layer], features=[layer], **options).features[layer]
+        recording = record(
+            model, twins, layers=[layer], features=[layer], pixels=False, compute=compute
+        )
+        features = recording.features.pop(layer)
         removed = {}
         for concept, erasure in zip(concepts, leaces(features, [*concepts.values()]), strict=True):
             with edit(model, {layer: erasure}):

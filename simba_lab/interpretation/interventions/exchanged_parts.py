@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -134,8 +135,8 @@ class Regions(Parts):
         """Refuse a layer without a lattice."""
         if len(shape) != 4:
             remedy = "It has no lattice for regions: name a layer before it is flattened."
-            given = f"with activations of shape {shape}"
-            raise SimbaError(f"layer {layer}", given, "of shape (channels, x, y, z)", remedy)
+            value = f"with activations of shape {shape}"
+            raise SimbaError(f"layer {layer}", value, "of shape (channels, x, y, z)", remedy)
 
     def voxels_of(self, cohort: TwinCohort, effect: str) -> Callable[[slice], Voxels]:
         """Return a function that gives the regions of some subjects."""
@@ -158,32 +159,37 @@ class Regions(Parts):
         """Return a function for each region, which gives the mask of one subject."""
         if self.regions is None:
             names = [effect, *(name for name in cohort.effects if name != effect)]
-            return {name: lambda index, name=name: cohort.changed(index, name) for name in names}
+            return {name: partial(cohort.changed, effect=name) for name in names}
         if isinstance(self.regions, Mapping):
             makers: dict[str, Callable[[int], np.ndarray]] = {}
             shape = cohort.lattice.shape
             for name, mask in self.regions.items():
                 mask = np.asarray(mask)
                 if mask.dtype != bool or mask.shape not in (shape, (len(cohort), *shape)):
-                    given, allowed = f"{mask.dtype} of shape {mask.shape}", f"bool of shape {shape}"
-                    raise SimbaError(f"regions[{name!r}]", given, f"{allowed} or (n, ...)")
-                makers[name] = lambda index, mask=mask: mask if mask.ndim == 3 else mask[index]
+                    value, allowed = f"{mask.dtype} of shape {mask.shape}", f"bool of shape {shape}"
+                    raise SimbaError(f"regions[{name!r}]", value, f"{allowed} or (n, ...)")
+                makers[name] = partial(_mask_of, mask)
             return makers
-        names = [self.regions] if isinstance(self.regions, str) else self.regions
+        names = [self.regions] if isinstance(self.regions, str) else list(self.regions)
         for name in names:
             cohort.region(0, name)  # raises now if there is no such region
-        return {name: lambda index, name=name: cohort.region(index, name) for name in names}
+        return {name: partial(cohort.region, name=name) for name in names}
 
     def masks(self, shape: tuple[int, ...], voxels: Voxels) -> Masks:
         """Return masks of shape (N, 1, x, y, z): no cell is in two, and the last is the rest."""
         cells: Masks = {}
-        free: torch.Tensor | bool = True
+        free = torch.ones(1, dtype=torch.bool)
         for name, mask in voxels.items():
             covered = adaptive_max_pool3d(mask[:, None].float(), tuple(shape[1:]))
             covered = max_pool3d(covered, 2 * self.margin + 1, 1, self.margin) > 0
             cells[name] = covered & free
             free = ~covered & free
         return cells | {REST: free}
+
+
+def _mask_of(masks: np.ndarray, index: int) -> np.ndarray:
+    """Return the mask of a subject, of one for all subjects or one for each."""
+    return masks if masks.ndim == 3 else masks[index]
 
 
 PARTS: dict[str, type[Parts]] = {parts.name: parts for parts in (Blocks, Channels, Regions)}

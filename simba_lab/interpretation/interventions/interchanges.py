@@ -104,28 +104,28 @@ def interchange(
     >>> table["share"].round(3).tolist()
     [1.0, 1.0, 1.0]
     """
-    parts = parts_of(by)
+    division = parts_of(by)
     off, on = twins_of(cohort, effect)
-    voxels_of = parts.voxels_of(off, effect)
+    voxels_of = division.voxels_of(off, effect)
     names = chosen_layers(model, layers)
     logits: list[np.ndarray] = []
     exchanged: dict[tuple[str, str], list[np.ndarray]] = {}
     with running(model, compute) as network:
         size, shapes = network.batch_size(off, names)
         for name in names:
-            parts.check(name, shapes[name])
+            division.check(name, shapes[name])
         start = 0
-        for pair in zip(off.batches(size), on.batches(size), strict=True):
-            pair = tuple(network.placed(volumes) for volumes in pair)
+        for volumes in zip(off.batches(size), on.batches(size), strict=True):
+            pair = tuple(map(network.placed, volumes))
             batch_logits, activations = _noted(network, pair, names)
             logits.append(batch_logits)
             voxels = voxels_of(slice(start, start + len(pair[0])))
             jobs = {
-                (name, part): {name: mask}
+                (name, cells): {name: mask}
                 for name in names
-                for part, mask in parts.masks(shapes[name], voxels).items()
+                for cells, mask in division.masks(shapes[name], voxels).items()
             }
-            if isinstance(parts, Blocks):
+            if isinstance(division, Blocks):
                 jobs[ALL, ""] = dict.fromkeys(names)
             for key, masks in jobs.items():
                 measured = _exchanged(network, pair, activations, masks)
@@ -134,9 +134,9 @@ def interchange(
     before = np.concatenate(logits, axis=1)
     rows = bootstrap_rows(stream(seed, "interchange", effect), len(off))
     table = [_row(before, np.concatenate(after, axis=1), rows) for after in exchanged.values()]
-    if isinstance(parts, Blocks):
+    if isinstance(division, Blocks):
         return pd.DataFrame(table, index=pd.Index([name for name, _ in exchanged], name="layer"))
-    index = pd.MultiIndex.from_tuples(list(exchanged), names=["layer", parts.name])
+    index = pd.MultiIndex.from_tuples(list(exchanged), names=["layer", division.name])
     return pd.DataFrame(table, index=index)
 
 

@@ -40,7 +40,7 @@ def twins_of(cohort: Cohort | Sequence[Cohort], effect: str) -> tuple[TwinCohort
         If the twins are not of the same subjects in the same order, or differ in another effect
         too; it names the first subject and the effect.
     """
-    if isinstance(cohort, list | tuple):
+    if not isinstance(cohort, Cohort):
         if len(cohort) != 2:
             allowed = "two: without the effect, and with it"
             raise SimbaError("twins", f"{len(cohort)} cohorts", allowed)
@@ -68,13 +68,13 @@ def _check_twins(off: TwinCohort, on: TwinCohort, effect: str) -> None:
         before, after = off.magnitudes(index), on.magnitudes(index)
         if before[effect] != 0 or after[effect] == 0:
             magnitudes = f"{before[effect]:.3g} and at {after[effect]:.3g}"
-            given = f"subject {subject} with {effect} at {magnitudes}"
+            value = f"subject {subject} with {effect} at {magnitudes}"
             allowed = f"without {effect} in the first cohort and with it in the second"
-            raise SimbaError("twins", given, allowed, remedy)
-        others = [name for name in before if name != effect and before[name] != after[name]]
-        if others:
-            given = f"subject {subject}, which differs in {', '.join(others)} too"
-            raise SimbaError("twins", given, f"different in {effect} only", remedy)
+            raise SimbaError("twins", value, allowed, remedy)
+        differing = [name for name in before if name != effect and before[name] != after[name]]
+        if differing:
+            value = f"subject {subject}, which differs in {', '.join(differing)} too"
+            raise SimbaError("twins", value, f"different in {effect} only", remedy)
 
 
 def check_disjoint(train: Cohort, test: Cohort, field: str = "test") -> None:
@@ -82,8 +82,8 @@ def check_disjoint(train: Cohort, test: Cohort, field: str = "test") -> None:
     shared = train.shared_subjects(test)
     if len(shared):
         remedy = "Take another split, or make subjects with another seed: synthesise(..., seed=1)."
-        given = f"with subject {shared[0]}, which is in both cohorts"
-        raise SimbaError(field, given, "other subjects", remedy)
+        value = f"with subject {shared[0]}, which is in both cohorts"
+        raise SimbaError(field, value, "other subjects", remedy)
 
 
 def chosen_layers(model: nn.Module, layers: Sequence[str] | None) -> list[str]:

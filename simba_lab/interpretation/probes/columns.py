@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
+import pandas as pd
 
 from simba_lab.core.checks import of_shape
 from simba_lab.core.errors import SimbaError, UnknownNameError
@@ -41,14 +43,17 @@ def values_of(recording: Grams, values: Column, field: str) -> np.ndarray:
 def folds_or_default(recording: Grams, folds: int | Column | None) -> int | np.ndarray:
     """Return folds as a number or an array; by default the folds of the design, or else five."""
     if folds is None:
-        table = getattr(recording, "table", None)
-        designed = table is not None and "fold" in table and table["fold"].notna().all()
-        folds = "fold" if designed and table["fold"].nunique() > 1 else 5
-    return (
-        folds
-        if np.ndim(folds) == 0 and not isinstance(folds, str)
-        else values_of(recording, folds, "folds")
-    )
+        folds = "fold" if _has_folds(getattr(recording, "table", None)) else 5
+    if isinstance(folds, str) or np.ndim(folds):
+        return values_of(recording, cast(Column, folds), "folds")
+    return cast(int, folds)
+
+
+def _has_folds(table: pd.DataFrame | None) -> bool:
+    """Return whether every row of a table is in a fold, and there are two at least."""
+    if table is None or "fold" not in table:
+        return False
+    return bool(table["fold"].notna().all() and len(table["fold"].unique()) > 1)
 
 
 def groups_of_two(recording: Grams, values: Column, field: str) -> np.ndarray:
@@ -84,9 +89,9 @@ def floors_by_name(floors: Floors | None) -> dict[str, list[Grams]]:
     if floors is None:
         return {}
     if not isinstance(floors, Mapping):
-        floors = {"untrained": floors}
-    elif all(isinstance(gram, np.ndarray) for gram in floors.values()):  # a recording by itself
-        floors = {"untrained": [floors]}
+        return {"untrained": list(floors)}
+    if all(isinstance(gram, np.ndarray) for gram in floors.values()):  # a recording by itself
+        return {"untrained": [cast(Grams, floors)]}
     return {
         name: [networks] if isinstance(networks, Mapping) else list(networks)
         for name, networks in floors.items()

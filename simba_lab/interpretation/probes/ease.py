@@ -79,7 +79,7 @@ def learning_curve(
     samples = resampled(design.clusters, stream(seed, "probe", "bootstrap"))
     counts = counts_of(samples, len(values))
 
-    def rows(layer: str) -> list[dict[str, float]]:
+    def rows(layer: str) -> list[dict[str, object]]:
         gram, table = design.gram(recording, layer), []
         for share in shares:
             scores, bits, known, size = _learnt_from(gram, design, share, repeats, seed)
@@ -87,7 +87,7 @@ def learning_curve(
             drawn = [question.score(values, column, counts) for column in columns]
             per_subject = bits.mean(axis=0)
             means = [per_subject[sample].mean() for sample in samples]
-            entry = {"layer": layer, "n": size}
+            entry: dict[str, object] = {"layer": layer, "n": size}
             entry["auroc"] = np.mean([question.score(values, column) for column in columns])
             entry |= columns_of_central("auroc", np.mean(drawn, axis=0))
             entry["bits"] = per_subject.mean()
@@ -163,9 +163,9 @@ def code_length(curve: pd.DataFrame) -> pd.DataFrame:
         blocks = np.diff(sizes, prepend=0)
         # The first block cannot be learnt from anything; each later one is coded with what came
         # before it.
-        first = steps["bits_known"].iloc[0]
+        first_bits = steps["bits_known"].iloc[0]
         bits, known = (
-            float(blocks @ np.append(first, steps[column].iloc[:-1]) / sizes[-1])
+            float(blocks @ np.append(first_bits, steps[column].iloc[:-1]) / sizes[-1])
             for column in ("bits", "bits_known")
         )
         table[layer] = {"bits": bits, "bits_known": known, "compression": known / bits}
@@ -219,13 +219,13 @@ def prominence(
     def row(layer: str) -> dict[str, float]:
         gram = design.gram(recording, layer)
         scores, leading = np.zeros(len(values)), np.zeros((len(values), components))
-        along, total, typical = 0.0, 0.0, []
+        probe_variance, total, typical = 0.0, 0.0, []
         for train, test in design.split:
             goal = values[train, None].astype(float)
             fit = fit_ridge(gram, train, goal, context, design.folds[train])
             score = fit.predict(gram, test)[:, 0]
             scores[test] = score / fit.scale[0]
-            along += (score**2).sum() / fit.norm[0] ** 2
+            probe_variance += (score**2).sum() / fit.norm[0] ** 2
             total += fit.residual(gram, test).sum()
             typical.append((fit.spectrum**2).sum() / fit.spectrum.sum() ** 2)
             coordinates = fit.coordinates(gram, test)[:, :components]
@@ -234,7 +234,7 @@ def prominence(
             # group lie.
             signs = np.sign((fit.vectors[:, :width] * fit.targets).sum(axis=0))
             leading[test, :width] = coordinates * signs / np.sqrt(fit.spectrum[:width])
-        entry = {"variance_share": along / total, "typical_share": np.mean(typical)}
+        entry = {"variance_share": probe_variance / total, "typical_share": np.mean(typical)}
         entry["group_share"] = _group_share(gram, values, context)
         entry["d_prime"] = _d_prime(scores, values, context)
         for k in range(components):
@@ -281,11 +281,11 @@ def _d_prime(scores: np.ndarray, values: np.ndarray, context: np.ndarray) -> flo
     distances = []
     for value in np.unique(context):
         members = scores[(context == value) & (values == 1)]
-        others = scores[(context == value) & (values == 0)]
+        non_members = scores[(context == value) & (values == 0)]
         spread = 0.0
-        if min(len(members), len(others)) > 1:
-            spread = np.sqrt((members.var(ddof=1) + others.var(ddof=1)) / 2)
-        distances.append((members.mean() - others.mean()) / spread if spread else np.nan)
+        if min(len(members), len(non_members)) > 1:
+            spread = np.sqrt((members.var(ddof=1) + non_members.var(ddof=1)) / 2)
+        distances.append((members.mean() - non_members.mean()) / spread if spread else np.nan)
     return float(np.mean(distances))
 
 

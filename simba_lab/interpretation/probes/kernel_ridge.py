@@ -69,8 +69,8 @@ def _or_one(sizes: np.ndarray) -> np.ndarray:
 
 def means_within(context: np.ndarray, source: np.ndarray) -> np.ndarray:
     """Return the matrix that averages values with contexts `source` within each of `context`."""
-    same = (context[:, None] == source).astype(float)
-    return same / same.sum(axis=1, keepdims=True)
+    membership = (context[:, None] == source).astype(float)
+    return membership / membership.sum(axis=1, keepdims=True)
 
 
 def fit_ridge(
@@ -228,7 +228,7 @@ def held_out(
         return [_estimated(gram, split, question, values, estimator) for values in targets]
     columns = np.concatenate([question.columns(values) for values in targets], axis=1)
     width = columns.shape[1] // several
-    scores, above, known = (np.empty(columns.shape) for _ in range(3))
+    scores, margins, known = (np.empty(columns.shape) for _ in range(3))
     inner = fold_numbers(split, count)
     for train, test in split:
         fit = fit_ridge(gram, train, columns[train], context, inner[train])
@@ -241,13 +241,15 @@ def held_out(
         for value in np.unique(context):
             rows = np.flatnonzero(context[train] == value)
             members = columns[train][rows]
-            others = 1 - members
+            non_members = 1 - members
             # Of rows that were left out: fitted values are pulled towards the row's own group.
             left_out = fit.left_out[rows]
-            ones = (left_out * members).sum(axis=0) / np.maximum(members.sum(axis=0), 1)
-            zeros = (left_out * others).sum(axis=0) / np.maximum(others.sum(axis=0), 1)
+            member_means = (left_out * members).sum(axis=0) / np.maximum(members.sum(axis=0), 1)
+            non_member_means = (left_out * non_members).sum(axis=0) / np.maximum(
+                non_members.sum(axis=0), 1
+            )
             tested = context[test] == value
-            above[test[tested]] = predicted[tested] - (ones + zeros) / 2
+            margins[test[tested]] = predicted[tested] - (member_means + non_member_means) / 2
     answers = []
     for start in range(0, several * width, width):
         chosen = slice(start, start + width)
@@ -255,7 +257,7 @@ def held_out(
             predictions = np.concatenate([scores[:, chosen], known[:, chosen]], axis=1)
             answers.append((predictions, np.empty(count)))
             continue
-        decided = above[:, chosen].argmax(axis=1) if width > 1 else above[:, start] > 0
+        decided = margins[:, chosen].argmax(axis=1) if width > 1 else margins[:, start] > 0
         answers.append((scores[:, chosen], decided.astype(int)))
     return answers
 

@@ -196,18 +196,16 @@ def _scores(
     targets = [question.target, *controls.shuffled]
     (scores, decided), *null = held_out(gram, design.split, question, targets, estimator)
     score = question.score(question.target, scores)
-    entry = {name: score} | columns_of_central(
-        name, question.score(question.target, scores, controls.counts)
-    )
+    drawn = question.score(question.target, scores, controls.counts)
+    entry = {name: score} | columns_of_central(name, drawn)
     pairs = zip(controls.shuffled, null, strict=True)
     chance = np.array([question.score(values, scores) for values, (scores, _) in pairs])
     entry["null_high"] = np.quantile(chance, 0.95) if len(chance) else np.nan
     entry["p"] = (1 + (chance >= score).sum()) / (1 + len(chance)) if len(chance) else np.nan
     if question.kind != "regression":
         entry["balanced_accuracy"] = question.balanced_accuracy(decided)
-        entry |= columns_of_central(
-            "balanced_accuracy", question.balanced_accuracy(decided, controls.counts)
-        )
+        drawn = question.balanced_accuracy(decided, controls.counts)
+        entry |= columns_of_central("balanced_accuracy", drawn)
     return entry | _leaks(gram, design, estimator, score)
 
 
@@ -219,14 +217,16 @@ def _control_task(
     question = Question("binary", labellings[0], np.zeros(len(labellings[0]), int))
     answers = held_out(gram, design.split, question, labellings, estimator)
     pairs = zip(labellings, answers, strict=True)
-    return {"control": np.mean([question.score(labels, scores) for labels, (scores, _) in pairs])}
+    scores = [question.score(labels, predicted) for labels, (predicted, _) in pairs]
+    return {"control": float(np.mean(scores))}
 
 
 def _floors(
     layer: str, floors: dict[str, list[Grams]], design: Design, estimator: BaseEstimator | None
 ) -> dict[str, float]:
     """Return the score of the same layer in other networks: mean, and range of several."""
-    question, entry = design.question, {}
+    question = design.question
+    entry: dict[str, float] = {}
     for name, networks in floors.items():
         scores = []
         for number, network in enumerate(networks):
@@ -234,7 +234,7 @@ def _floors(
                 gram = design.gram(network, layer, f"floors[{name!r}][{number}]")
                 answers = held_out(gram, design.split, question, [question.target], estimator)
                 scores.append(question.score(question.target, answers[0][0]))
-        entry[f"floor_{name}"] = np.mean(scores) if scores else np.nan
+        entry[f"floor_{name}"] = float(np.mean(scores)) if scores else np.nan
         if len(networks) > 1:
             entry[f"floor_{name}_min"] = min(scores, default=np.nan)
             entry[f"floor_{name}_max"] = max(scores, default=np.nan)
@@ -262,7 +262,7 @@ def _leaks(
         return entry | {"r2_leak": 1 - (errors**2).sum() / ((values - values.mean()) ** 2).sum()}
     if question.kind == "binary" and context.max() == 1:
         leak = roc_auc_score(values, context)
-        given = read(Question("binary", context, np.zeros_like(context)))[:, 0]
-        through = roc_auc_score(values, given * (1 if leak >= 0.5 else -1))
+        carriers = read(Question("binary", context, np.zeros_like(context)))[:, 0]
+        through = roc_auc_score(values, carriers * (1 if leak >= 0.5 else -1))
         return entry | {"auroc_leak": max(leak, 1 - leak), "auroc_leak_here": through}
     return entry

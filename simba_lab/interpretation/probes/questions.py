@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import overload
 
 import numpy as np
 
@@ -53,6 +54,12 @@ class Question:
             return (values[:, None] == np.arange(self.target.max() + 1)).astype(float)
         return values[:, None].astype(float)
 
+    @overload
+    def score(self, values: np.ndarray, scores: np.ndarray) -> float: ...
+
+    @overload
+    def score(self, values: np.ndarray, scores: np.ndarray, counts: np.ndarray) -> np.ndarray: ...
+
     def score(
         self, values: np.ndarray, scores: np.ndarray, counts: np.ndarray | None = None
     ) -> float | np.ndarray:
@@ -76,6 +83,12 @@ class Question:
             )
         errors, spread = (counts @ (values[:, None] - scores[:, :2]) ** 2).T
         return 1 - ratio(errors, spread)
+
+    @overload
+    def balanced_accuracy(self, decided: np.ndarray) -> float: ...
+
+    @overload
+    def balanced_accuracy(self, decided: np.ndarray, counts: np.ndarray) -> np.ndarray: ...
 
     def balanced_accuracy(
         self, decided: np.ndarray, counts: np.ndarray | None = None

@@ -44,9 +44,9 @@ def shuffled_within(
     Volumes of one subject keep together: whole subjects change places if all volumes of each have
     the same value, otherwise volumes change places within their subject.
     """
-    first = np.unique(clusters, return_index=True)[1]
-    if all(np.array_equal(column, column[first][clusters]) for column in (values, context)):
-        per_subject, contexts = values[first], context[first]
+    first_rows = np.unique(clusters, return_index=True)[1]
+    if all(np.array_equal(column, column[first_rows][clusters]) for column in (values, context)):
+        per_subject, contexts = values[first_rows], context[first_rows]
         for value in np.unique(contexts):
             members = contexts == value
             per_subject[members] = generator.permutation(per_subject[members])

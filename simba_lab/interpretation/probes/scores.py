@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import overload
 
 import numpy as np
+
+
+@overload
+def conditional_auroc(target: np.ndarray, scores: np.ndarray, context: np.ndarray) -> float: ...
+
+
+@overload
+def conditional_auroc(
+    target: np.ndarray, scores: np.ndarray, context: np.ndarray, counts: np.ndarray
+) -> np.ndarray: ...
 
 
 def conditional_auroc(
@@ -42,11 +53,11 @@ def once(count: int) -> np.ndarray:
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """Divide; NaN where the denominator is 0."""
-    missing = np.full(np.shape(denominator), np.nan)
-    return np.divide(numerator, denominator, out=missing, where=denominator != 0)
+    undefined = np.full(np.shape(denominator), np.nan)
+    return np.divide(numerator, denominator, out=undefined, where=denominator != 0)
 
 
-def mean_of_known(values: Sequence[np.ndarray]) -> np.ndarray:
+def mean_of_known(values: Iterable[np.ndarray]) -> np.ndarray:
     """Return the mean over the first axis of what is not NaN; NaN where all is."""
-    values = np.stack(list(values))
-    return ratio(np.nansum(values, axis=0), np.isfinite(values).sum(axis=0))
+    stacked = np.stack(list(values))
+    return ratio(np.nansum(stacked, axis=0), np.isfinite(stacked).sum(axis=0))

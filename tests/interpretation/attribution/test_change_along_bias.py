@@ -4,7 +4,7 @@ import pytest
 import simba_lab as sb
 
 
-def planted(along: float, across: float, *, before: float = 0.0, subjects: int = 200):
+def planted(aligned: float, across: float, *, before: float = 0.0, subjects: int = 200):
     """Changes of known size along a direction and at right angles to it."""
     draws = np.random.default_rng(0)
     direction = np.zeros((4, 5))
@@ -14,7 +14,7 @@ def planted(along: float, across: float, *, before: float = 0.0, subjects: int =
     noise = draws.standard_normal((subjects, 4, 5))
     noise[:, 1, 2] = 0
     noise /= np.linalg.norm(noise.reshape(subjects, -1), axis=1)[:, None, None]
-    return start, start + along * unit + across * noise, direction
+    return start, start + aligned * unit + across * noise, direction
 
 
 def test_a_planted_change_is_split_into_its_parts():
@@ -26,9 +26,9 @@ def test_a_planted_change_is_split_into_its_parts():
         "residual": 4.0,
         "amplification": 3.0,
     }
-    for part, value in expected.items():
+    for measure, value in expected.items():
         np.testing.assert_allclose(
-            table.loc[part, ["value", "low", "high"]].astype(float), value, rtol=1e-9
+            table.loc[measure, ["value", "low", "high"]].astype(float), value, rtol=1e-9
         )
 
 
@@ -43,8 +43,8 @@ def test_a_change_that_points_anywhere_is_at_the_floor():
     draws = np.random.default_rng(1)
     before, after = draws.standard_normal((2, 400, 50))
     table = sb.attribution.split_change(before, after, draws.standard_normal((400, 50)))
-    for part in ("effectiveness", "direction", "aligned"):
-        assert table.loc[part, "low"] < table.loc[part, "floor"] < table.loc[part, "high"]
+    for measure in ("effectiveness", "direction", "aligned"):
+        assert table.loc[measure, "low"] < table.loc[measure, "floor"] < table.loc[measure, "high"]
     assert np.isnan(table.loc["amplification", "value"])  # nothing was along it before
 
 

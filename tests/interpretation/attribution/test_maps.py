@@ -49,12 +49,12 @@ def test_attributions_of_a_linear_network_are_exact(carriers):
 
 def test_sum_of_the_twin_attribution_is_the_twin_effect(carriers):
     model = copy.deepcopy(net()).eval()
-    result = sb.attribute(
+    attribution = sb.attribute(
         model, carriers, baseline=carriers.twin(without="bias"), method=IntegratedGradients(64)
     )
     change = sb.logits(model, carriers) - sb.logits(model, carriers.twin(without="bias"))
-    np.testing.assert_allclose(result.table["logit_change"], change, atol=1e-5)
-    assert result.table["completeness_error"].abs().max() < 0.01
+    np.testing.assert_allclose(attribution.table["logit_change"], change, atol=1e-5)
+    assert attribution.table["completeness_error"].abs().max() < 0.01
 
 
 def test_scores_tell_a_reader_of_the_bias_from_a_reader_of_elsewhere(carriers):
@@ -114,15 +114,15 @@ def test_noise_belongs_to_the_subject_and_not_to_the_batch(carriers):
     np.testing.assert_allclose(together, one_by_one.maps, atol=1e-6)
     alone = sb.attribute(net(), carriers.where([2]), method).maps[0]
     np.testing.assert_allclose(together[2], alone, atol=1e-6)
-    another = sb.attribute(net(), carriers, sb.attribution.SmoothGrad(samples=4, seed=1)).maps
-    assert not np.allclose(together, another, atol=1e-6)
+    reseeded = sb.attribute(net(), carriers, sb.attribution.SmoothGrad(samples=4, seed=1)).maps
+    assert not np.allclose(together, reseeded, atol=1e-6)
 
 
 def test_shapley_values_add_up_to_the_change(carriers):
-    result = sb.attribute(net(), carriers.where([0]), sb.attribution.Shapley(samples=1))
-    assert result.table["completeness_error"].abs().max() < 1e-3
-    assert result.regions.sum(axis=1).iloc[0] == pytest.approx(
-        result.table["logit_change"].iloc[0], rel=1e-3
+    attribution = sb.attribute(net(), carriers.where([0]), sb.attribution.Shapley(samples=1))
+    assert attribution.table["completeness_error"].abs().max() < 1e-3
+    assert attribution.regions.sum(axis=1).iloc[0] == pytest.approx(
+        attribution.table["logit_change"].iloc[0], rel=1e-3
     )
 
 
@@ -139,21 +139,24 @@ def test_shapley_values_add_up_to_the_change(carriers):
 def test_every_method_gives_finite_maps_and_leaves_the_network(carriers, method):
     model = net()
     before = sb.logits(model, carriers)
-    result = sb.attribute(model, carriers, method)
-    assert result.maps.shape == (3, *carriers.lattice.shape) and np.isfinite(result.maps).all()
+    attribution = sb.attribute(model, carriers, method)
+    assert (
+        attribution.maps.shape == (3, *carriers.lattice.shape)
+        and np.isfinite(attribution.maps).all()
+    )
     assert not any(module._forward_hooks or module._backward_hooks for module in model.modules())
     np.testing.assert_array_equal(sb.logits(model, carriers), before)
 
 
 def test_images_are_written_whole_or_not_at_all(carriers, tmp_path):
-    result = sb.attribute(net(), carriers, method="saliency")
-    result.save(tmp_path / "maps")
+    attribution = sb.attribute(net(), carriers, method="saliency")
+    attribution.save(tmp_path / "maps")
     subject = carriers.table.index[0]
     image = nib.load(tmp_path / "maps" / f"sub-{subject}_attribution.nii.gz")
-    np.testing.assert_allclose(image.get_fdata(), result.maps[0], rtol=1e-6)
+    np.testing.assert_allclose(image.get_fdata(), attribution.maps[0], rtol=1e-6)
     np.testing.assert_array_equal(image.affine, carriers.lattice.affine)
     with pytest.raises(sb.SimbaError, match="folder"):
-        result.save(tmp_path / "maps")
+        attribution.save(tmp_path / "maps")
 
 
 class Stepped(nn.Module):
@@ -185,8 +188,10 @@ def test_networks_that_a_method_cannot_read_are_refused(carriers, cohort):
         sb.attribute(net(), carriers, target=1)
     with pytest.raises(sb.SimbaError, match=r"memory_gb.*at least"):
         sb.attribute(net(), carriers, compute=sb.Compute(memory_gb=1e-6))
-    both = carriers.twin(without="bias").twin(without="disease")
+    baseline_twins = carriers.twin(without="bias").twin(without="disease")
     with pytest.raises(sb.SimbaError, match="twins that differ in"):
-        sb.attribute(net(), carriers.where(carriers.table["disease_magnitude"] != 0), baseline=both)
+        sb.attribute(
+            net(), carriers.where(carriers.table["disease_magnitude"] != 0), baseline=baseline_twins
+        )
     with pytest.raises(sb.core.UnknownNameError, match="bias"):
         sb.attribute(net(), carriers, baseline=carriers.twin(without="bias"), effect="bais")

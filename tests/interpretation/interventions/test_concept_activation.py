@@ -58,7 +58,7 @@ def test_scores_lie_between_in_a_network_whose_gradients_differ(far):
     assert table["score"].between(0, 1).all() and table["p"].between(1 / 51, 1).all()
     assert (table["null_low"] <= table["null_high"]).all()
     assert model.training and not any(
-        part._forward_hooks or part._forward_pre_hooks for part in model.modules()
+        module._forward_hooks or module._forward_pre_hooks for module in model.modules()
     )
     again = tcav(model, far.train, far.test, compute=sb.Compute(memory_gb=0.003))
     np.testing.assert_allclose(again["effect"], table["effect"], atol=1e-6)
@@ -70,9 +70,11 @@ def test_the_direction_is_that_of_a_planted_difference(direction):
     features = np.tile(rng.standard_normal((50, 30)), (2, 1))
     features[50:, 3] += 2.0
     target = np.repeat([0.0, 1.0], 50)[:, None]
-    (found,) = _directions(features @ features.T, features, target, direction).T
+    (vector,) = _directions(features @ features.T, features, target, direction).T
     assert (
-        np.abs(found).argmax() == 3 and found[3] > 0.9 and np.linalg.norm(found) == pytest.approx(1)
+        np.abs(vector).argmax() == 3
+        and vector[3] > 0.9
+        and np.linalg.norm(vector) == pytest.approx(1)
     )
 
 

@@ -22,13 +22,13 @@ def far():
 @pytest.fixture(scope="module")
 def tables(far, audience):
     masks = masks_of(far.where(range(40)))
-    found = {}
+    rows = {}
     for name, weights in (("bias", (1.0, 0.0)), ("disease", (0.0, 1.0))):
         model = centred(Planted(masks, weights), far)
-        found[name] = sb.encoding_and_use(
+        rows[name] = sb.encoding_and_use(
             model, audience, far, layers=["block2"], untrained=[Planted(masks, (1.0, 1.0))]
         )
-    return found
+    return rows
 
 
 def test_networks_that_hold_the_same_are_told_apart_by_use(tables):

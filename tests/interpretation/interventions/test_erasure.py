@@ -56,7 +56,7 @@ def test_no_linear_probe_beats_a_constant_where_it_was_fitted(size):
 
 def test_a_planted_direction_is_found_and_erased_on_others():
     features, concept, direction = planted_features(1000)
-    others, truth, _ = features[500:], concept[500:], direction
+    unseen, truth, _ = features[500:], concept[500:], direction
     erasure = sb.interventions.leace(features[:500], concept[:500])
 
     def held_out(values):
@@ -65,11 +65,11 @@ def test_a_planted_direction_is_found_and_erased_on_others():
         return roc_auc_score(truth[half:], fitted.predict(values[half:]))
 
     assert erasure.rank == 1
-    assert held_out(others) > 0.95
+    assert held_out(unseen) > 0.95
     assert (
-        abs(held_out(erasure(torch.from_numpy(others)).numpy()) - 0.5) < 0.12
+        abs(held_out(erasure(torch.from_numpy(unseen)).numpy()) - 0.5) < 0.12
     )  # 2.5 standard errors of 250 subjects
-    moved = (others - erasure(torch.from_numpy(others)).numpy())[0]
+    moved = (unseen - erasure(torch.from_numpy(unseen)).numpy())[0]
     assert abs(moved @ direction) / np.linalg.norm(moved) / np.linalg.norm(direction) > 0.9
 
 
@@ -80,11 +80,13 @@ def test_what_is_known_from_another_variable_is_left():
     features = draws.standard_normal((400, 5))
     features[:, 0] += 4 * label
     features[:, 1] += 4 * concept
-    inside = sb.interventions.leace(features, concept, given=label)(
+    conditional = sb.interventions.leace(features, concept, given=label)(
         torch.from_numpy(features)
     ).numpy()
     plain = sb.interventions.leace(features, concept)(torch.from_numpy(features)).numpy()
-    assert roc_auc_score(label, inside[:, 0]) > 0.99 and roc_auc_score(label, plain[:, 0]) < 0.99
+    assert (
+        roc_auc_score(label, conditional[:, 0]) > 0.99 and roc_auc_score(label, plain[:, 0]) < 0.99
+    )
 
 
 def test_after_erasure_in_a_block_a_probe_there_is_at_its_floor_and_a_random_direction_leaves_it(

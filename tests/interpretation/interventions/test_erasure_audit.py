@@ -9,7 +9,7 @@ from simba_lab.interpretation.interventions.erasure import erase
 
 
 def hooks(model):
-    return sum(len(part._forward_hooks) for part in model.modules())
+    return sum(len(module._forward_hooks) for module in model.modules())
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +27,9 @@ def test_erasing_the_bias_takes_the_twin_effect_of_its_reader_and_erasing_noise_
 ):
     table = erasure_audit(reader, far.train, far.test, layers=["block2"])
     assert table.index.tolist() == [
-        ("block2", what) for what in ("nothing", "bias", "random", "disease")
+        ("block2", erased) for erased in ("nothing", "bias", "random", "disease")
     ]
-    row = {what: table.loc[("block2", what)] for what in ("nothing", "bias", "random")}
+    row = {erased: table.loc[("block2", erased)] for erased in ("nothing", "bias", "random")}
     assert row["nothing"]["twin_effect"] == pytest.approx(
         sb.twin_effect(reader, far.test).loc["bias", "logit"]
     )

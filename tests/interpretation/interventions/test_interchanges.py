@@ -37,9 +37,9 @@ def test_patching_a_block_gives_the_output_of_the_twin(far, trained):
 
 
 def test_patching_nothing_changes_nothing(far, trained):
-    nothing = np.zeros(far.lattice.shape, bool)
+    empty_mask = np.zeros(far.lattice.shape, bool)
     table = sb.interchange(
-        trained, far.where(range(12)), by=Regions({"nothing": nothing}), layers=["block1"]
+        trained, far.where(range(12)), by=Regions({"nothing": empty_mask}), layers=["block1"]
     )
     row = table.loc[("block1", "nothing")]
     assert row["cells"] == 0 and abs(row["effect"]) < 1e-9
@@ -82,25 +82,26 @@ def test_the_network_is_left_as_it_was(far, trained):
 
 
 def test_bad_requests_are_refused(far, trained):
-    few = far.where(range(4))
+    subjects = far.where(range(4))
     with pytest.raises(sb.SimbaError, match="disease"):
         sb.interchange(
-            trained, (few.twin(without="bias").twin(without="disease"), few.twin(carrying="bias"))
+            trained,
+            (subjects.twin(without="bias").twin(without="disease"), subjects.twin(carrying="bias")),
         )
     with pytest.raises(sb.SimbaError, match="same subjects"):
         sb.interchange(
-            trained, (few.twin(without="bias"), far.where(range(4, 8)).twin(carrying="bias"))
+            trained, (subjects.twin(without="bias"), far.where(range(4, 8)).twin(carrying="bias"))
         )
     with pytest.raises(sb.core.UnknownNameError, match="block1"):
-        sb.interchange(trained, few, layers=["blok1"])
+        sb.interchange(trained, subjects, layers=["blok1"])
     with pytest.raises(sb.core.UnknownNameError, match="region"):
-        sb.interchange(trained, few, by="regions")
+        sb.interchange(trained, subjects, by="regions")
     with pytest.raises(sb.SimbaError, match="memory_gb"):
-        sb.interchange(trained, few, compute=sb.Compute(memory_gb=1e-6))
+        sb.interchange(trained, subjects, compute=sb.Compute(memory_gb=1e-6))
     with pytest.raises(sb.SimbaError, match="lattice"):
-        sb.interchange(trained, few, by="region", layers=["readout"])
+        sb.interchange(trained, subjects, by="region", layers=["readout"])
     with pytest.raises(sb.SimbaError, match="groups"):
-        sb.interchange(trained, few, by=Channels(0))
+        sb.interchange(trained, subjects, by=Channels(0))
 
 
 def test_half_precision_and_tuples_are_handled(far):

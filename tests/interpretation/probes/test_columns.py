@@ -58,13 +58,13 @@ def test_without_a_design_there_are_five_random_folds(recording, seen):
     undesigned = seen.table.drop(columns="fold"), seen.table.assign(fold=0)
     unknown = seen.table.assign(fold=seen.table["fold"].where(seen.table["fold"] > 0))
     for table in (*undesigned, unknown):
-        mine = Recording(recording.grams, table=table)
-        pd.testing.assert_frame_equal(sb.probe(mine, "label", permutations=0), bare)
+        undesigned_recording = Recording(recording.grams, table=table)
+        pd.testing.assert_frame_equal(sb.probe(undesigned_recording, "label", permutations=0), bare)
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_unknown_columns_suggest_the_nearest(recording, name):
-    with pytest.raises(sb.core.UnknownNameError, match="Did you mean .*label"):
+    with pytest.raises(sb.core.UnknownNameError, match=r"Did you mean .*label"):
         CALLS[name](recording, "bias", "labell", None)
 
 
@@ -78,9 +78,9 @@ def test_a_recording_keeps_the_table_of_its_rows(seen, recording):
     assert recording.table is seen.table
     arrays = sb.record(sb.SimBANet((4, 8), seed=0), seen.arrays())
     assert arrays.table is None and arrays.subjects is None
-    some = seen.where(np.arange(len(seen))[::-2])
-    again = sb.record(sb.SimBANet((4, 8), seed=0), some, pixels=False)
-    assert again.table.index.tolist() == some.table.index.tolist() == again.subjects.tolist()
+    subset = seen.where(np.arange(len(seen))[::-2])
+    again = sb.record(sb.SimBANet((4, 8), seed=0), subset, pixels=False)
+    assert again.table.index.tolist() == subset.table.index.tolist() == again.subjects.tolist()
 
 
 def test_twins_keep_the_union_of_their_tables_and_share_folds(seen):
@@ -102,9 +102,9 @@ def test_twins_keep_the_union_of_their_tables_and_share_folds(seen):
 
 
 def test_cohorts_of_different_columns_are_united(scenario, cohort):
-    other = sb.synthesise(scenario, seed=1)
-    some = [cohort.where(np.arange(20)), other.where(np.arange(20))]
-    object.__setattr__(some[1], "table", some[1].table.assign(site="far"))
-    both = sb.record(sb.SimBANet((4, 8), seed=0), some, pixels=False)
-    assert len(both.table) == 40 and both.table["site"].isna().sum() == 20
-    assert len(set(both.subjects)) == 40
+    reseeded = sb.synthesise(scenario, seed=1)
+    cohorts = [cohort.where(np.arange(20)), reseeded.where(np.arange(20))]
+    object.__setattr__(cohorts[1], "table", cohorts[1].table.assign(site="far"))
+    union = sb.record(sb.SimBANet((4, 8), seed=0), cohorts, pixels=False)
+    assert len(union.table) == 40 and union.table["site"].isna().sum() == 20
+    assert len(set(union.subjects)) == 40

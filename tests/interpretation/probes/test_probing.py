@@ -59,16 +59,16 @@ def test_dual_ridge_equals_primal_ridge_of_a_library(monkeypatch, penalty):
     )
     loo = []
     for row in train:
-        rest = np.setdiff1d(train, row)
-        one = Ridge(primal.alpha, fit_intercept=True).fit(features[rest], target[rest])
+        remaining = np.setdiff1d(train, row)
+        ridge = Ridge(primal.alpha, fit_intercept=True).fit(features[remaining], target[remaining])
         loo.append(
             (
-                target[row] - target[rest].mean(),
-                one.predict(features[[row]])[0] - target[rest].mean(),
+                target[row] - target[remaining].mean(),
+                ridge.predict(features[[row]])[0] - target[remaining].mean(),
             )
         )
-    wanted, found = np.array(loo).T
-    scale = wanted @ found / (found @ found)
+    goals, predictions = np.array(loo).T
+    scale = goals @ predictions / (predictions @ predictions)
     assert scale > 0
     mean = target[train].mean()
     np.testing.assert_allclose(
@@ -80,7 +80,7 @@ def test_dual_ridge_equals_primal_ridge_of_a_library(monkeypatch, penalty):
         atol=1e-8,
     )
     np.testing.assert_allclose(centred.T @ fit.dual[:, 0], scale * primal.coef_, atol=1e-8)
-    np.testing.assert_allclose(fit.left_out[:, 0], scale * found, atol=1e-8)
+    np.testing.assert_allclose(fit.left_out[:, 0], scale * predictions, atol=1e-8)
     assert fit.norm[0] == pytest.approx(scale * np.linalg.norm(primal.coef_))
     assert fit.scale[0] == pytest.approx(fit.fitted.std())
 
@@ -110,7 +110,7 @@ def test_leaving_out_blocks_equals_fitting_again_without_them(folds):
         rng.standard_normal((n, 2)) + context[:, None],
     )
     numbers = rng.permutation(n) % folds if folds else np.arange(n)
-    parts = None if folds is None else [np.flatnonzero(numbers == k) for k in range(folds)]
+    blocks = None if folds is None else [np.flatnonzero(numbers == k) for k in range(folds)]
     penalty = 7.0
     means = kernel_ridge.means_within(context, context)
     centred = features - means @ features
@@ -119,19 +119,20 @@ def test_leaving_out_blocks_equals_fitting_again_without_them(folds):
     residuals = (goal - means @ goal) - left @ (shrunk[:, None] * (left.T @ goal))
     expected, plain = np.empty_like(goal), np.empty_like(goal)
     for number in np.unique(numbers):
-        out, rest = np.flatnonzero(numbers == number), np.flatnonzero(numbers != number)
-        own = kernel_ridge.means_within(context[rest], context[rest])
-        over = kernel_ridge.means_within(context[out], context[rest])
+        test, train = np.flatnonzero(numbers == number), np.flatnonzero(numbers != number)
+        within_train = kernel_ridge.means_within(context[train], context[train])
+        across = kernel_ridge.means_within(context[test], context[train])
         model = Ridge(penalty, fit_intercept=False).fit(
-            features[rest] - own @ features[rest], goal[rest] - own @ goal[rest]
+            features[train] - within_train @ features[train],
+            goal[train] - within_train @ goal[train],
         )
-        plain[out] = goal[out] - over @ goal[rest]
-        expected[out] = plain[out] - model.predict(features[out] - over @ features[rest])
+        plain[test] = goal[test] - across @ goal[train]
+        expected[test] = plain[test] - model.predict(features[test] - across @ features[train])
     np.testing.assert_allclose(
-        kernel_ridge._without(parts, means, residuals, left, shrunk), expected, atol=1e-9
+        kernel_ridge._without(blocks, means, residuals, left, shrunk), expected, atol=1e-9
     )
     np.testing.assert_allclose(
-        kernel_ridge._without(parts, means, goal - means @ goal), plain, atol=1e-9
+        kernel_ridge._without(blocks, means, goal - means @ goal), plain, atol=1e-9
     )
 
 
@@ -141,7 +142,7 @@ def test_inner_folds_that_hold_a_whole_context_are_not_used():
     assert kernel_ridge._inner_folds(np.zeros(6), context) is None
     assert kernel_ridge._inner_folds(np.array([0, 0, 1, 1, 0, 0]), context) is None
     assert [
-        part.tolist() for part in kernel_ridge._inner_folds(np.array([5, 5, 8, 8, 5, 8]), context)
+        fold.tolist() for fold in kernel_ridge._inner_folds(np.array([5, 5, 8, 8, 5, 8]), context)
     ] == [[0, 1, 4], [2, 3, 5]]
 
 
@@ -165,9 +166,9 @@ def test_kernel_coordinates_are_principal_component_scores():
 
 def test_a_planted_direction_is_found_and_its_removal_hides_it():
     features, target, _ = planted(strength=2.0)
-    found = quick(features, target, permutations=50)
-    assert found["auroc"] > 0.9 and found["auroc_low"] > found["null_high"] and found["p"] == 1 / 51
-    assert found["balanced_accuracy_low"] > 0.5
+    row = quick(features, target, permutations=50)
+    assert row["auroc"] > 0.9 and row["auroc_low"] > row["null_high"] and row["p"] == 1 / 51
+    assert row["balanced_accuracy_low"] > 0.5
     features[:, 0] = 0
     gone = quick(features, target, permutations=50)
     assert gone["auroc_low"] < 0.5 < gone["auroc_high"] and gone["p"] > 0.05
@@ -196,7 +197,7 @@ def test_p_values_under_the_null_are_rarely_small():
 
 
 def test_p_values_hold_where_volumes_are_of_the_same_subject():
-    """Volumes of a subject are alike: shuffles that tear them apart are not what chance does to a target of subjects."""
+    """Volumes of a subject are similar: shuffles that separate them are no model of chance."""
     small, rows = 0, np.repeat(np.arange(20), 4)
     for seed in range(40):
         rng = np.random.default_rng(seed)
@@ -277,18 +278,19 @@ def test_floors_are_probed_in_the_same_way():
     }
     row = quick(features, target, floors=floors)
     assert row["floor_same"] == row["auroc"] > 0.9 > 0.7 > row["floor_noise"]
-    each = [quick(features, target, floors={"one": noise})["floor_one"] for noise in noises]
-    assert row["floor_noise"] == pytest.approx(np.mean(each))
-    assert (row["floor_noise_min"], row["floor_noise_max"]) == (min(each), max(each)) and min(
-        each
-    ) < max(each)
+    floor_scores = [quick(features, target, floors={"one": noise})["floor_one"] for noise in noises]
+    assert row["floor_noise"] == pytest.approx(np.mean(floor_scores))
+    assert (row["floor_noise_min"], row["floor_noise_max"]) == (
+        min(floor_scores),
+        max(floor_scores),
+    ) and min(floor_scores) < max(floor_scores)
     assert np.isnan(row["floor_other"]) and "floor_same_min" not in row.index
 
 
 def test_floors_that_lack_a_layer_are_missing():
     features, target, _ = planted()
-    found = Recording({"elsewhere": gram(features)})
-    assert np.isnan(quick(features, target, floors={"other": found})["floor_other"])
+    floor = Recording({"elsewhere": gram(features)})
+    assert np.isnan(quick(features, target, floors={"other": floor})["floor_other"])
 
 
 def test_pixels_are_a_floor_of_their_own():
@@ -326,7 +328,7 @@ def test_scale_and_rotation_and_origin_of_the_features_do_not_matter():
 
 
 @pytest.mark.parametrize(
-    "same",
+    "renamed",
     [
         lambda t: t.astype(bool),
         lambda t: t.astype(float),
@@ -336,10 +338,10 @@ def test_scale_and_rotation_and_origin_of_the_features_do_not_matter():
         lambda t: list(t),
     ],
 )
-def test_groups_may_be_named_in_any_way(same):
+def test_groups_may_be_named_in_any_way(renamed):
     features, target, label = planted(n=60, p=30, leak=1.0)
     coded = quick(features, target, given=label, permutations=5)
-    named = quick(features, same(target), given=same(label), permutations=5)
+    named = quick(features, renamed(target), given=renamed(label), permutations=5)
     pd.testing.assert_series_equal(coded, named)
 
 
@@ -393,7 +395,7 @@ def test_everybody_is_decided_rightly_where_the_groups_lie_apart():
 
 @pytest.mark.parametrize(("p", "strength"), [(20, 8.0), (2000, 8.0)])
 def test_decisions_balance_unbalanced_groups(p, strength):
-    """Ten of two hundred: with more features than subjects, too, where a fit describes its own subjects perfectly."""
+    """Ten of two hundred; also with more features than subjects, where every fit is perfect."""
     rng = np.random.default_rng(0)
     target = (np.arange(200) < 10).astype(int)
     features = rng.standard_normal((200, p))
@@ -406,7 +408,7 @@ def test_decisions_balance_unbalanced_groups(p, strength):
 
 
 def test_folds_of_the_design_avoid_below_chance_scores(scenario):
-    """Pixels of healthy twins hold nothing about the group: random folds learn the matching backwards."""
+    """Pixels of healthy twins do not tell the group: random folds learn the matching backwards."""
     cohort = sb.synthesise(scenario.replace(subjects=400).unbiased(), seed=2).twin(
         without=("bias", "disease")
     )
@@ -460,10 +462,10 @@ def test_a_recording_knows_its_twins():
 
 def test_intervals_draw_subjects_not_volumes():
     features, target, _ = planted(n=60, p=20)
-    one = quick(features, target)
+    single = quick(features, target)
     rows = np.repeat(np.arange(60), 4)
-    many = quick(features[rows], target[rows], subjects=rows)
-    width, repeated = (row["auroc_high"] - row["auroc_low"] for row in (one, many))
+    repeats = quick(features[rows], target[rows], subjects=rows)
+    width, repeated = (row["auroc_high"] - row["auroc_low"] for row in (single, repeats))
     assert 0.7 < repeated / width < 1.4
 
 
@@ -497,7 +499,7 @@ def test_balanced_accuracy_by_hand():
 
 @pytest.mark.parametrize("kind", ["binary", "classes", "regression"])
 def test_scores_of_samples_are_those_of_their_rows(kind):
-    """What is counted quickly is what scoring the drawn rows one sample after another gives, ties and all."""
+    """Fast counting equals scoring the drawn rows of one sample after another, with ties."""
     draws = np.random.default_rng(0)
     context, takes = draws.integers(0, 3, 60), draws.integers(0, 60, (40, 60))
     target = {
@@ -507,12 +509,12 @@ def test_scores_of_samples_are_those_of_their_rows(kind):
     }[kind]
     scores = np.round(draws.normal(size=(60, 4 if kind == "classes" else 2)), 1)
     counts = intervals.counts_of(takes, 60)
-    found = questions.Question(kind, target, context).score(target, scores, counts)
-    alone = [
+    counted = questions.Question(kind, target, context).score(target, scores, counts)
+    expected = [
         questions.Question(kind, target, context[take]).score(target[take], scores[take])
         for take in takes
     ]
-    np.testing.assert_allclose(found, alone, rtol=1e-12)
+    np.testing.assert_allclose(counted, expected, rtol=1e-12)
 
 
 def test_what_has_no_order_or_no_pairs_has_no_area():
@@ -558,8 +560,8 @@ def test_several_classes_are_told_apart():
     )
     features[:, 2] = rng.standard_normal(150)
     features[:, 1] -= 3 * (target != 0)  # one class is told, the other two are alike
-    alike = quick(np.delete(features, 1, axis=1), target)
-    assert 0.6 < alike["auroc"] < row["auroc"] and 0.4 < alike["balanced_accuracy"] < 0.85
+    merged = quick(np.delete(features, 1, axis=1), target)
+    assert 0.6 < merged["auroc"] < row["auroc"] and 0.4 < merged["balanced_accuracy"] < 0.85
     noise = quick(rng.standard_normal((150, 60)), target)
     assert abs(noise["auroc"] - 0.5) < 0.12 and abs(noise["balanced_accuracy"] - 1 / 3) < 0.12
 
@@ -609,22 +611,22 @@ def test_regression_within_given_says_what_is_left_of_the_differences():
     row = quick(features, goal, given=label)
     assert row["r2"] > 0.95 and row["r2_plain"] > 0.8
     assert row["r2_leak"] == pytest.approx(25 / 4 / (25 / 4 + 1), abs=0.03)
-    nothing = quick(features, rng.standard_normal(200) + 5.0 * label, given=label)
-    assert nothing["r2"] < 0.05 and nothing["r2_plain"] > 0.5
+    noise = quick(features, rng.standard_normal(200) + 5.0 * label, given=label)
+    assert noise["r2"] < 0.05 and noise["r2_plain"] > 0.5
 
 
 def test_estimators_of_a_library_agree_on_a_strong_target():
     features, target, label = planted(p=30, strength=1.5, leak=1.0)
     for given in (None, label):
-        own, other = (
+        ridge, library = (
             quick(features, target, given=given, estimator=est)
             for est in (None, LogisticRegression(C=0.1))
         )
-        assert own["auroc"] > 0.85
+        assert ridge["auroc"] > 0.85
         # An estimator of a library decides as it likes; ours balances the groups within each
         # context.
         for name in ("auroc", "auroc_plain", *(["balanced_accuracy"] if given is None else [])):
-            assert own[name] == pytest.approx(other[name], abs=0.05)
+            assert ridge[name] == pytest.approx(library[name], abs=0.05)
     balanced = quick(
         features, target, estimator=LogisticRegression(class_weight="balanced"), permutations=3
     )
@@ -638,11 +640,11 @@ def test_estimators_of_a_library_regress_within_given():
     label = np.arange(200) % 2
     features = rng.standard_normal((200, 20))
     goal = features[:, 0] + 5.0 * label
-    own, other = (
+    ridge, library = (
         quick(features, goal, given=label, estimator=estimator)["r2"]
         for estimator in (None, RidgeCV())
     )
-    assert own == pytest.approx(other, abs=0.05)
+    assert ridge == pytest.approx(library, abs=0.05)
 
 
 def test_estimators_tell_several_classes():
@@ -650,10 +652,10 @@ def test_estimators_tell_several_classes():
     target = rng.integers(0, 3, 120)
     features = rng.standard_normal((120, 20))
     features[np.arange(120), target] += 4
-    own, other = (
+    ridge, library = (
         quick(features, target, estimator=est)["auroc"] for est in (None, LogisticRegression())
     )
-    assert own > 0.9 and own == pytest.approx(other, abs=0.05)
+    assert ridge > 0.9 and ridge == pytest.approx(library, abs=0.05)
 
 
 def test_the_control_task_tells_a_layer_that_holds_everything():
@@ -760,20 +762,20 @@ def test_what_is_plain_needs_few_subjects_and_bits():
 
 @pytest.mark.parametrize(("n", "p"), [(80, 200), (80, 10)])
 def test_noise_is_not_compressed(n, p):
-    found = []
+    ratios = []
     for seed in range(5):
         features, target = np.random.default_rng(seed).standard_normal((n, p)), np.arange(n) % 2
-        found.append(
+        ratios.append(
             sb.probes.code_length(sb.learning_curve({"layer": gram(features)}, target, seed=seed))[
                 "compression"
             ].iloc[0]
         )
-    assert 0.85 < np.mean(found) <= 1.02 and max(found) < 1.05
+    assert 0.85 < np.mean(ratios) <= 1.02 and max(ratios) < 1.05
 
 
-@pytest.mark.parametrize("ones", [100, 50, 20])
-def test_known_bits_are_the_entropy_of_the_groups(ones):
-    target, share = (np.arange(200) < ones).astype(int), ones / 200
+@pytest.mark.parametrize("members", [100, 50, 20])
+def test_known_bits_are_the_entropy_of_the_groups(members):
+    target, share = (np.arange(200) < members).astype(int), members / 200
     curve = sb.learning_curve(
         {"layer": gram(RNG.standard_normal((200, 5)))}, target, shares=(0.5, 1), repeats=1
     )
@@ -859,25 +861,25 @@ def test_bad_learning_curves_are_refused(arguments, says):
 @pytest.mark.parametrize("leak", [False, True])
 def test_prominence_of_a_planted_direction_is_the_analytic_one(leak):
     rng = np.random.default_rng(0)
-    n, p, apart = 600, 12, 5.0
+    n, p, distance = 600, 12, 5.0
     label = np.arange(n) % 2
     target = label if not leak else np.where(np.arange(n) // 2 % 5 < 4, label, 1 - label)
     features = rng.standard_normal((n, p))
-    features[:, 0] += apart * target
+    features[:, 0] += distance * target
     if leak:
         features[:, 1] += 20 * label
     row = sb.probes.prominence(
         {"layer": gram(features)}, target, given=label if leak else None
     ).loc["layer"]
-    between = apart**2 * (0.16 if leak else 0.25)  # within contexts of four in five
+    between = distance**2 * (0.16 if leak else 0.25)  # within contexts of four in five
     assert row["variance_share"] == pytest.approx((1 + between) / (p + between), rel=0.08)
     assert row["group_share"] == pytest.approx(between / (p + between), rel=0.08)
     assert row["typical_share"] == pytest.approx(
         ((1 + between) ** 2 + p - 1) / (p + between) ** 2, rel=0.1
     )
-    assert row["d_prime"] == pytest.approx(apart, rel=0.08)
+    assert row["d_prime"] == pytest.approx(distance, rel=0.08)
     assert (
-        row["d_prime_pc1"] == pytest.approx(apart, rel=0.1)
+        row["d_prime_pc1"] == pytest.approx(distance, rel=0.1)
         and row[["d_prime_pc2", "d_prime_pc5"]].abs().max() < 1
     )
 
@@ -902,18 +904,18 @@ def test_prominence_of_noise_is_none():
 
 
 def test_group_share_is_unbiased_for_unbalanced_groups():
-    target, apart, p = (np.arange(80) < 16).astype(int), 2.0, 100
+    target, distance, p = (np.arange(80) < 16).astype(int), 2.0, 100
     values = []
     for seed in range(40):
         features = np.random.default_rng(seed).standard_normal((80, p))
-        features[:, 0] += apart * target
+        features[:, 0] += distance * target
         values.append(ease._group_share(gram(features), target, np.zeros(80, int)))
-    between = 0.16 * apart**2
+    between = 0.16 * distance**2
     assert abs(np.mean(values) - between / (p + between)) < 3 * np.std(values) / np.sqrt(40)
 
 
 def test_a_louder_layer_is_not_a_plainer_one():
-    """Both layers are read perfectly; in one the target is all that there is, in the other a whisper."""
+    """Both layers are read perfectly; in the first the target is loud, in the second faint."""
     target = np.arange(200) % 2
     features = RNG.standard_normal((200, 10))
     whisper = np.column_stack([0.01 * (features[:, 0] + 20 * target), 100 * features[:, 1:3]])

@@ -109,7 +109,7 @@ class IntegratedGradients(Method):
     def maps(self, batch: Batch) -> torch.Tensor:
         """Return what each voxel contributes to the score, shape (N, 1, X, Y, Z)."""
         points = midpoints(self.steps) if batch.points is None else batch.points
-        network, images, baselines = batch.network, batch.images, batch.baselines
+        network, images, baselines = batch.network, batch.images, batch.starts
         positions = torch.from_numpy(points).float().to(images.device)
         with torch.no_grad():
             origin = network.first_layer(baselines)

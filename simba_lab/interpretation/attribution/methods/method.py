@@ -49,6 +49,13 @@ class Batch:
         return self.network.scorer
 
     @property
+    def starts(self) -> torch.Tensor:
+        """The baselines, for a method that has them."""
+        if self.baselines is None:
+            raise SimbaError.problem("This batch has no baselines.", "Set has_baseline = True.")
+        return self.baselines
+
+    @property
     def subjects(self) -> list[int]:
         """The numbers of the subjects."""
         return self.cohort.table.index.tolist()

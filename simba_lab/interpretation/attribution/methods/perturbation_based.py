@@ -99,19 +99,19 @@ class Shapley(Method):
         maps = torch.empty_like(batch.images)
         for index, subject in enumerate(batch.subjects):
             labels, names = cohort.parcellation(index)
-            numbers, first, players, counts = np.unique(
+            numbers, first_voxels, players, counts = np.unique(
                 labels, return_index=True, return_inverse=True, return_counts=True
             )
             mask = torch.from_numpy(players.reshape(labels.shape)).to(maps.device)[None, None]
             with seeded(self.seed, subject, "shapley"), torch.no_grad():
                 values = attr.ShapleyValueSampling(batch.scorer).attribute(
                     batch.images[index : index + 1],
-                    batch.baselines[index : index + 1],
+                    batch.starts[index : index + 1],
                     feature_mask=mask,
                     n_samples=self.samples,
                     perturbations_per_eval=batch.chunk,
                 )
-            regional = values.flatten().cpu().numpy()[first]
+            regional = values.flatten().cpu().numpy()[first_voxels]
             maps[index] = (values / torch.from_numpy(counts).to(values)[mask])[0]
             batch.regions.append(
                 {
