@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simba_lab.core.errors import SimbaError
+from simba_lab.core.files import absent_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch.nn import Module
+
     from simba_lab.core.cohort import Cohort
-    from simba_lab.federation.study import Study
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -155,16 +159,6 @@ def _cohort(options: argparse.Namespace) -> Cohort:
     return synthesise(Scenario.from_yaml(options.scenario), seed=options.seed)
 
 
-def _new(folder: Path) -> Path:
-    """Return a folder that can be made; said before anything is computed."""
-    if folder.exists():
-        allowed = "a folder that does not exist yet"
-        raise SimbaError("folder", str(folder), allowed, "Nothing is overwritten.")
-    if not folder.absolute().parent.is_dir():
-        raise SimbaError("folder", str(folder), "inside an existing folder")
-    return folder
-
-
 def _synthesise(options: argparse.Namespace) -> None:
     from simba_lab.scans.saving import save_cohort
 
@@ -175,28 +169,34 @@ def _synthesise(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from simba_lab.scans.bids_export import export_bids
 
-    folder, cohort = _new(options.folder), _cohort(options)
+    folder, cohort = absent_folder(options.folder), _cohort(options)
     export_bids(cohort, folder, twins=cohort.biases, n_jobs=options.jobs, progress=True)
     print(f"{len(cohort)} subjects in {folder}")
 
 
 def _fit(options: argparse.Namespace) -> None:
-    from simba_lab.core.cohort import with_twins
     from simba_lab.training.config import FitConfig
     from simba_lab.training.fitting import fit
-    from simba_lab.training.metrics import evaluate
     from simba_lab.training.networks import SimBANet
-    from simba_lab.training.twins import twin_effect
 
-    folder, cohort = _new(options.folder), _cohort(options)
+    folder, cohort = absent_folder(options.folder), _cohort(options)
     model = SimBANet(seed=options.network_seed)
     config = FitConfig(epochs=options.epochs, seed=options.network_seed)
     run = fit(model, cohort, config, mitigation=options.mitigation, progress=True)
     run.save(folder)
-    for by in cohort.biases or [None]:
-        print(evaluate(run.model, cohort.test, by=by).round(3).to_string())
-    for effect in cohort.effects:
-        print(twin_effect(run.model, with_twins(cohort.test), effect=effect).round(3).to_string())
+    _print_performance(run.model, cohort.test, list(cohort.biases) or [None])
+
+
+def _print_performance(model: Module, test: Cohort, columns: Sequence[str | None]) -> None:
+    """Print performance by each column, and what each effect does to the scores of twins."""
+    from simba_lab.core.cohort import with_twins
+    from simba_lab.training.metrics import evaluate
+    from simba_lab.training.twins import twin_effect
+
+    for by in columns:
+        print(evaluate(model, test, by=by).round(3).to_string())
+    for effect in test.effects:
+        print(twin_effect(model, with_twins(test), effect=effect).round(3).to_string())
 
 
 def _probe(options: argparse.Namespace) -> None:
@@ -239,65 +239,21 @@ def _federate(options: argparse.Namespace) -> None:
     from simba_lab.federation.study import Study
 
     study = Study.from_yaml(options.study)
-    action = _federate_here if options.local else _provision if options.provision else _submit
-    action(study, options)
-
-
-def _federate_here(study: Study, options: argparse.Namespace) -> None:
-    from tqdm.auto import tqdm
-
-    from simba_lab.federation.clients import LocalClient
-    from simba_lab.federation.ledger import Ledger
-    from simba_lab.training.metrics import evaluate
-    from simba_lab.training.twins import twin_effect
-
-    plan, federation, ledger = study.plan, study.federation, Ledger(options.folder, study.plan)
-    model, last = plan.model(), ledger.resume()
-    clients = [LocalClient(name, model, federation.at(name), plan.visit) for name in plan.sites]
-    for step in tqdm(plan.steps(clients, last), initial=last.number, unit="step"):
-        ledger(step)
-    model.load_state_dict(ledger.network())
-    print(evaluate(model, federation.test, by="site").round(3).to_string())
-    for effect in federation.cohort.effects:
-        print(twin_effect(model, federation.test, effect=effect).round(3).to_string())
-
-
-def _check_flare() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("nvflare") is None:
-        remedy = "Install it: pip install 'simba-lab[federation]'."
-        raise SimbaError.problem("Deployment needs NVIDIA FLARE, which is not installed.", remedy)
-
-
-def _provision(study: Study, options: argparse.Namespace) -> None:
-    from simba_lab.federation.flare.processes import FOLDER
-    from simba_lab.federation.provisioning import provision
-    from simba_lab.federation.site_stores import save_sites
-
-    _check_flare()
-    folder = _new(options.folder)
-    folder.mkdir()
-    kits = provision(study.plan.sites, folder / "kits", host=options.host, port=options.port)
-    stores = save_sites(study.federation, folder / "stores", progress=True)
-    print("Each kit holds a private key: give it, with the store, to its own machine alone. There:")
-    for role, store in [("server", folder / "ledger"), *zip(study.plan.sites, stores, strict=True)]:
-        script = (kits[role] / "startup" / "start.sh").absolute()
-        print(f"{role}:  {FOLDER}={store.absolute()} {script}")
-    print(f"admin:  simba-lab federate {options.study} {options.folder} --submit")
-
-
-def _submit(study: Study, options: argparse.Namespace) -> None:
-    _check_flare()
-    from simba_lab.federation.flare.submission import submit
-    from simba_lab.federation.provisioning import kits
-
-    kit = kits(options.folder / "kits")["admin"]
-    ended = submit(kit, study.plan, timeout=options.timeout)
-    if ended != "FINISHED:COMPLETED":
-        remedy = "The server's ledger says why. Submit it again to resume."
-        raise SimbaError.problem(f"The training did not complete: {ended}.", remedy)
-    print("done; the weights are in the server's ledger")
+    if options.local:
+        model = study.run(options.folder, progress=True)
+        _print_performance(model, study.federation.test, ["site"])
+    elif options.provision:
+        commands = study.provision(
+            options.folder, host=options.host, port=options.port, progress=True
+        )
+        print("Each kit holds a private key: give it, with the store, to its own machine alone.")
+        print("There:")
+        for role, command in commands.items():
+            print(f"{role}:  {command}")
+        print(f"admin:  simba-lab federate {options.study} {options.folder} --submit")
+    else:
+        study.submit(options.folder, timeout=options.timeout)
+        print("done; the weights are in the server's ledger")
 
 
 if __name__ == "__main__":

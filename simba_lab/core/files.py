@@ -247,6 +247,23 @@ def new_folder(path: str | Path, *, parents: bool = False) -> Iterator[Path]:
 # -- paths --
 
 
+def absent_folder(path: str | Path) -> Path:
+    """Return the path of a folder that can be made; raise an error before anything is computed.
+
+    Raises
+    ------
+    SimbaError
+        If the folder exists, or its parent does not.
+    """
+    path = Path(path)
+    if path.exists():
+        allowed = "a folder that does not exist yet"
+        raise SimbaError("folder", str(path), allowed, "Nothing is overwritten.")
+    if not path.absolute().parent.is_dir():
+        raise SimbaError("folder", str(path), "in a folder that exists")
+    return path
+
+
 def inside(folder: str | Path, name: str, field: str) -> Path:
     """Return the path of a file that another file names, if it is inside a folder, links followed.
 

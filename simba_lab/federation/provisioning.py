@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from simba_lab.core.errors import SimbaError
-from simba_lab.core.files import read_json, read_yaml, write_json, write_yaml
+from simba_lab.core.files import absent_folder, read_json, read_yaml, write_json, write_yaml
 
 ADMIN = "admin@simba-lab.org"
 # The classes of our jobs: a role builds only classes of its own list, and accepts no job that
@@ -58,12 +58,7 @@ def provision(
     Traceback (most recent call last):
     simba_lab.core.errors.SimbaError: sites must be other names than server, ...
     """
-    folder = Path(folder)
-    if folder.exists():
-        allowed = "a folder that does not exist yet"
-        raise SimbaError("folder", str(folder), allowed, "Nothing is overwritten.")
-    if not folder.absolute().parent.is_dir():
-        raise SimbaError("folder", str(folder), "in a folder that exists")
+    folder = absent_folder(folder)
     taken = sorted({"server", "admin", host} & set(sites))
     if taken:
         allowed = "other names than server, admin and the host of the server"

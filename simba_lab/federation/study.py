@@ -6,15 +6,23 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+from tqdm.auto import tqdm
+
 from simba_lab.core.checks import known_fields
 from simba_lab.core.errors import SimbaError
-from simba_lab.core.files import read_yaml
+from simba_lab.core.files import absent_folder, read_yaml
+from simba_lab.federation.clients import LocalClient
 from simba_lab.federation.federated_cohort import Federation, hospitals
+from simba_lab.federation.ledger import Ledger
 from simba_lab.federation.plan import Plan
+from simba_lab.federation.provisioning import kits, provision
 from simba_lab.federation.scanners import with_scanners
+from simba_lab.federation.site_stores import save_sites
 from simba_lab.federation.sites import Site, study_sites
 from simba_lab.synthesis.scenario import Scenario
 
@@ -60,6 +68,96 @@ class Study:
             seed=self.plan.seed,
         )
 
+    def run(self, folder: str | Path, *, progress: bool = False) -> torch.nn.Module:
+        """Train over all sites in this process, and return the network.
+
+        Parameters
+        ----------
+        folder : path
+            Of the ledger; an interrupted training resumes from its last step.
+        progress : bool
+            Whether to show the steps.
+
+        Raises
+        ------
+        SimbaError
+            If the folder holds something else than a ledger of this plan.
+        """
+        plan, federation, ledger = self.plan, self.federation, Ledger(folder, self.plan)
+        model, last = plan.model(), ledger.resume()
+        clients = [LocalClient(name, model, federation.at(name), plan.visit) for name in plan.sites]
+        steps = plan.steps(clients, last)
+        for step in tqdm(steps, initial=last.number, unit="step", disable=not progress):
+            ledger(step)
+        model.load_state_dict(ledger.network())
+        return model
+
+    def provision(
+        self,
+        folder: str | Path,
+        *,
+        host: str = "localhost",
+        port: int = 8002,
+        progress: bool = False,
+    ) -> dict[str, str]:
+        """Write the store and the start-up kit of each role.
+
+        Parameters
+        ----------
+        folder : path
+            New.
+        host, port
+            As in `provision`.
+        progress : bool
+            Whether to show the volumes that are rendered.
+
+        Returns
+        -------
+        dict of str to str
+            The command that starts the server and each site on its own machine.
+
+        Raises
+        ------
+        SimbaError
+            If the folder exists, a site is called like a role, or NVIDIA FLARE is not installed.
+        """
+        _check_flare()
+        from simba_lab.federation.flare.processes import FOLDER
+
+        folder = absent_folder(folder)
+        folder.mkdir()
+        kit_folders = provision(self.plan.sites, folder / "kits", host=host, port=port)
+        stores = save_sites(self.federation, folder / "stores", progress=progress)
+        folders = {"server": folder / "ledger"} | dict(zip(self.plan.sites, stores, strict=True))
+        return {
+            role: f"{FOLDER}={path.absolute()} "
+            f"{(kit_folders[role] / 'startup' / 'start.sh').absolute()}"
+            for role, path in folders.items()
+        }
+
+    def submit(self, folder: str | Path, *, timeout: float = 3600) -> None:
+        """Start the training once all roles run, and wait for its end.
+
+        Parameters
+        ----------
+        folder : path
+            From `provision`.
+        timeout : float
+            Seconds that one visit may take.
+
+        Raises
+        ------
+        SimbaError
+            If the training does not complete, or NVIDIA FLARE is not installed.
+        """
+        _check_flare()
+        from simba_lab.federation.flare.submission import submit
+
+        ended = submit(kits(Path(folder) / "kits")["admin"], self.plan, timeout=timeout)
+        if ended != "FINISHED:COMPLETED":
+            remedy = "The server's ledger says why. Submit it again to resume."
+            raise SimbaError.problem(f"The training did not complete: {ended}.", remedy)
+
     @classmethod
     def from_yaml(cls, path: str | Path) -> Study:
         """Read a study from a YAML file.
@@ -82,6 +180,12 @@ class Study:
         plan = Plan.from_dict({**settings, "sites": [site.name for site in sites]})
         held_out = {name: values[name] for name in ("validation", "test") if name in values}
         return cls(scenario, sites, plan, **held_out)
+
+
+def _check_flare() -> None:
+    if find_spec("nvflare") is None:
+        remedy = "Install it: pip install 'simba-lab[federation]'."
+        raise SimbaError.problem("Deployment needs NVIDIA FLARE, which is not installed.", remedy)
 
 
 def _sites(values: Any) -> tuple[Site, ...]:

@@ -3,7 +3,7 @@ from .datasets import CohortDataset
 from .planting.injection import Injected, inject
 from .planting.placement import DisplacementField
 from .preparation import Preparation
-from .readers import read_bids, read_simba, read_table
+from .readers import NameColumns, read_bids, read_simba, read_table
 from .saving import save_cohort
 from .scan_cohort import ScanCohort
 from .stores import Store, open_cohort
@@ -12,6 +12,7 @@ __all__ = [
     "CohortDataset",
     "DisplacementField",
     "Injected",
+    "NameColumns",
     "Preparation",
     "ScanCohort",
     "Store",

@@ -115,7 +115,7 @@ def design_of(rows: pd.DataFrame, path: Path, columns: Columns) -> pd.DataFrame:
 def _control(values: pd.Series, path: Path, columns: Columns) -> str:
     """Return the value of the controls; check that the classes are clear."""
     present, disease = sorted(set(values)), str(columns.disease)
-    others = [value for value in present if value != disease]
+    alternatives = [value for value in present if value != disease]
     field = f"Column {columns.label!r} of {path}"
     if len(present) < 2:
         remedy = "Nothing can be learnt from one."
@@ -123,13 +123,13 @@ def _control(values: pd.Series, path: Path, columns: Columns) -> str:
     if disease not in present:
         raise UnknownNameError.among("disease", columns.disease, present[:20])
     if columns.control is not None:
-        if str(columns.control) not in others:
-            raise UnknownNameError.among("control", columns.control, others[:20])
+        if str(columns.control) not in alternatives:
+            raise UnknownNameError.among("control", columns.control, alternatives[:20])
         return str(columns.control)
-    if len(others) > 1 or others[0] in MISSING:
+    if len(alternatives) > 1 or alternatives[0] in MISSING:
         remedy = f"{field} has more than two classes."
-        raise SimbaError("control", None, f"one of {others[:20]}", remedy)
-    return others[0]
+        raise SimbaError("control", None, f"one of {alternatives[:20]}", remedy)
+    return alternatives[0]
 
 
 def _membership(rows: pd.DataFrame, name: str, member: object, path: Path) -> np.ndarray:

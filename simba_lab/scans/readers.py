@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,38 @@ from simba_lab.scans.participants import Columns, column, design_of, read_rows
 from simba_lab.scans.preparation import Preparation
 from simba_lab.scans.scan_cohort import ScanCohort
 
-# Columns of a table that hold the subjects' names; the first that exists is taken.
-NAMES = ("subject", "participant_id")
+# Columns that hold the subjects' names if none is stated; the first that exists is taken.
+SUBJECTS = ("subject", "participant_id")
 SIMBA_COLUMNS = ("class_label", "bias_label", "effect_dst", "isv_dst", "filename")
 SIMBA_SPLITS = {"train": "train", "val": "validation", "test": "test"}
 AS_STATED, CENTRED = Preparation(), Preparation(align="centre")
+
+
+@dataclass(frozen=True)
+class NameColumns:
+    """The columns of a table that name the files and the subjects.
+
+    Parameters
+    ----------
+    file : str
+        Column that holds each subject's NIfTI file, relative to the folder of the table and inside
+        it.
+    subject : str, optional
+        Column that holds the subjects' names. By default they are in ``subject`` or
+        ``participant_id`` if there is such a column, otherwise subjects are called by their files.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> sb.scans.NameColumns(file="scan", subject="record")
+    NameColumns(file='scan', subject='record')
+    """
+
+    file: str = "file"
+    subject: str | None = None
+
+
+DEFAULT_NAMES = NameColumns()
 
 
 def read_bids(
@@ -111,7 +139,7 @@ def read_table(
     control: object = None,
     groups: Iterable[str] | Mapping[str, object] = (),
     split: str | None = None,
-    files: str = "file",
+    names: NameColumns = DEFAULT_NAMES,
     preparation: Preparation = AS_STATED,
 ) -> ScanCohort:
     r"""Read the images that a table names as a cohort. Volumes are read when asked for.
@@ -119,11 +147,9 @@ def read_table(
     Parameters
     ----------
     table : path
-        A ``.csv`` (commas) or ``.tsv`` (tabs) with one row per subject. Subjects are called by the
-        column ``subject`` or ``participant_id`` if there is one, otherwise by their files.
-    files : str
-        Column that holds each subject's NIfTI file, relative to the folder of the table and inside
-        it.
+        A ``.csv`` (commas) or ``.tsv`` (tabs) with one row per subject.
+    names : NameColumns
+        Which columns name the files and the subjects.
     label, disease, control, groups, split, preparation
         As in `read_bids`.
 
@@ -157,11 +183,12 @@ def read_table(
     rows = read_rows(path)
     design = design_of(rows, path, Columns(label, disease, control, groups, split))
     rows = rows.loc[design.index]
-    named_files = column(rows, files, path.name)
-    names = next((rows[name] for name in NAMES if name in rows.columns), named_files)
+    files = column(rows, names.file, path.name)
+    subject = names.subject or next((name for name in SUBJECTS if name in rows), names.file)
+    subjects = column(rows, subject, path.name)
     field = f"a file named by {path.name}"
-    paths = [inside(path.parent, name, field) for name in named_files]
-    return _cohort(design, names, paths, preparation)
+    paths = [inside(path.parent, name, field) for name in files]
+    return _cohort(design, subjects, paths, preparation)
 
 
 def read_simba(
@@ -282,8 +309,8 @@ def _t1w(folder: Path, participant: str, entities: Mapping[str, str]) -> Path:
     images = [*(folder / participant).glob("anat/*"), *(folder / participant).glob("ses-*/anat/*")]
     pattern = rf"{re.escape(participant)}_(.*_)?T1w\.nii(\.gz)?"
     candidates = sorted(path for path in images if re.fullmatch(pattern, path.name))
-    wanted = {f"{key}-{value}" for key, value in entities.items()}
-    chosen = [path for path in candidates if wanted <= set(path.name.split("_"))]
+    required = {f"{key}-{value}" for key, value in entities.items()}
+    chosen = [path for path in candidates if required <= set(path.name.split("_"))]
     if len(chosen) != 1:
         names = ", ".join(path.name for path in candidates[:6]) or "none"
         hint = (

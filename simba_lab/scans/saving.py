@@ -242,16 +242,16 @@ class _Writer:
         with self.volumes.open("rb") as volumes:
             for line in lines[:-1]:  # what follows the last line break may be half a line
                 number, _, checksum = line.partition("\t")
-                whole = number.isdigit() and len(checksum) == 64
-                if whole and int(number) < self.head["shape"][0]:
+                complete = number.isdigit() and len(checksum) == 64
+                if complete and int(number) < self.head["shape"][0]:
                     offset = len(self.header) + int(number) * self.size
                     content = os.pread(volumes.fileno(), self.size, offset)
                     if hashlib.sha256(content).hexdigest() == checksum:
                         checksums[int(number)] = checksum
         if not checksums:
             return self._begin_anew()
-        kept = [digest, *(f"{row}\t{checksum}" for row, checksum in checksums.items())]
-        atomic_write(self.progress, "\n".join(kept) + "\n")
+        finished = [digest, *(f"{row}\t{checksum}" for row, checksum in checksums.items())]
+        atomic_write(self.progress, "\n".join(finished) + "\n")
         return checksums
 
     def _begin_anew(self) -> dict[int, str]:

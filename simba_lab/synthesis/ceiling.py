@@ -9,7 +9,7 @@ from scipy.integrate import quad
 
 from simba_lab.core.checks import choice
 from simba_lab.core.errors import SimbaError
-from simba_lab.synthesis.effects import CLASSES, Normal
+from simba_lab.synthesis.effects import CLASSES, Normal, magnitude_in, prevalence_in
 
 if TYPE_CHECKING:
     from simba_lab.synthesis.scenario import Scenario
@@ -24,8 +24,10 @@ def best_accuracy(scenario: Scenario, *, shortcut: bool = False) -> float:
             (0.5 * control.get(pattern, 0.0), 0.5 * disease.get(pattern, 0.0))
             for pattern in dict.fromkeys([*control, *disease])
         ]
-    distributions = [scenario.disease.magnitude[name] for name in CLASSES]
-    return float(sum(_bayes(*distributions, *pair) for pair in weights))
+    control_magnitude, disease_magnitude = (
+        magnitude_in(scenario.disease, name) for name in CLASSES
+    )
+    return float(sum(_bayes(control_magnitude, disease_magnitude, *pair) for pair in weights))
 
 
 def leakage_floor(scenario: Scenario, accuracy: float, bias: str | None = None) -> float:
@@ -36,7 +38,7 @@ def leakage_floor(scenario: Scenario, accuracy: float, bias: str | None = None) 
         allowed = f"one of {', '.join(scenario.biases)}"
         raise SimbaError("bias", None, allowed, "The scenario has several.")
     name = choice("bias", bias or next(iter(scenario.biases)), scenario.biases)
-    control, disease = (scenario.biases[name].prevalence[label] for label in CLASSES)
+    control, disease = (prevalence_in(scenario.biases[name], label) for label in CLASSES)
     agreement = (disease + 1 - control) / 2
     return float(accuracy * agreement + (1 - accuracy) * (1 - agreement))
 

@@ -12,7 +12,7 @@ from scipy.special import ndtri
 from simba_lab.core.rng import stream
 from simba_lab.synthesis.anatomy.modes import subject_lattice
 from simba_lab.synthesis.anatomy.template import load_template
-from simba_lab.synthesis.effects import CLASSES
+from simba_lab.synthesis.effects import CLASSES, magnitude_in
 from simba_lab.synthesis.scenario import SPLITS, Scenario
 
 # Number of subject coefficients, those with most variance, that are matched across bias groups and
@@ -68,7 +68,7 @@ def _design(scenario: Scenario, seed: int) -> pd.DataFrame:
         columns |= dict(zip(scenario.biases, groups, strict=True)) | {"fold": fold}
         for name, effect in scenario.effects.items():
             ranks = _stratified(seed, f"{cell}/{name}", subjects)
-            columns[f"{name}_magnitude"] = effect.magnitude[CLASSES[label]].ppf(ranks)
+            columns[f"{name}_magnitude"] = magnitude_in(effect, CLASSES[label]).ppf(ranks)
         for mode in range(1, modes + 1):
             ranks = _stratified(seed, f"{cell}/anatomy_{mode}", subjects)
             columns[f"anatomy_{mode}"] = ndtri(ranks)

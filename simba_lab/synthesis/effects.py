@@ -94,7 +94,7 @@ class Morphology:
         Distribution of the magnitude. The default is N(+1, 1) and N(-1, 1) for disease and control
         if the effect is the disease of a scenario, and N(2, 1) if it is a bias (Stanley et al.
         2023).
-    prevalence : mapping of class to float, optional
+    prevalence : float or mapping of class to float, optional
         P(bias group | class); for a bias only. The default, half of either class, is no bias.
     smoothness_mm : float
         Standard deviation of the Gaussian that smooths the mask.
@@ -122,7 +122,7 @@ class Morphology:
     region: str
     amplitude_mm: float
     magnitude: Mapping[str, Normal] | Normal | None = None
-    prevalence: Mapping[str, float] | None = None
+    prevalence: Mapping[str, float] | float | None = None
     smoothness_mm: float = 5.0
     mode: int | None = None
 
@@ -197,7 +197,7 @@ class Intensity:
     kind: str
     strength: float
     magnitude: Mapping[str, Normal] | Normal | None = None
-    prevalence: Mapping[str, float] | None = None
+    prevalence: Mapping[str, float] | float | None = None
 
     def __post_init__(self) -> None:
         meaning, (low, high) = INTENSITIES[choice("kind", self.kind, INTENSITIES)]
@@ -217,6 +217,18 @@ class Intensity:
 
 Effect = Morphology | Intensity
 EXAMPLE = "an effect such as Morphology('Insula_L', amplitude_mm=2.5) or Intensity('contrast', 0.2)"
+
+
+def magnitude_in(effect: Effect, class_name: str) -> Normal:
+    """Return the distribution of an effect's magnitude in a class of a scenario."""
+    assert isinstance(effect.magnitude, Mapping)  # a scenario completes its effects
+    return effect.magnitude[class_name]
+
+
+def prevalence_in(effect: Effect, class_name: str) -> float:
+    """Return the share of a class of a scenario that is in the group of a bias."""
+    assert isinstance(effect.prevalence, Mapping)  # a scenario completes its effects
+    return effect.prevalence[class_name]
 
 
 def _complete_classes(effect: Effect) -> None:

@@ -16,7 +16,7 @@ from simba_lab.core.errors import FoldingError, SimbaError
 from simba_lab.core.intervals import bootstrap_rows, central
 from simba_lab.core.rng import stream
 from simba_lab.synthesis.anatomy.template import load_template
-from simba_lab.synthesis.effects import CLASSES, EXAMPLE, Effect
+from simba_lab.synthesis.effects import CLASSES, EXAMPLE, Effect, magnitude_in
 from simba_lab.synthesis.rendering.scanner import BACKGROUND
 from simba_lab.synthesis.scenario import Scenario
 from simba_lab.synthesis.synthetic_cohort import SyntheticCohort, synthesise
@@ -95,11 +95,13 @@ def salience(
     """
     whole_number("subjects", subjects, least=100, remedy=f"{SUBJECTS} is usual.")
     if isinstance(effect, str):
-        effect = scenario.biases.get(choice("effect", effect, scenario.effects))
-    elif not isinstance(effect, Effect):
+        bias = scenario.biases.get(choice("effect", effect, scenario.effects))
+    elif isinstance(effect, Effect):
+        bias = effect
+    else:
         raise SimbaError("effect", effect, EXAMPLE)
     population = _population(scenario.replace(subjects=subjects, bias=None), seed)
-    without, carrying = _pair(effect, population.cohort)
+    without, carrying = _pair(bias, population.cohort)
     difference = population.images(carrying, known=True).mean(axis=0)
     difference -= population.images(without, known=True).mean(axis=0)
     weights = population.weights(difference)
@@ -109,7 +111,7 @@ def salience(
         _d_prime(scores[0][rows], scores[1][rows])
         for rows in bootstrap_rows(generator, count, BOOTSTRAPS)
     ]
-    low, high = central(draws)
+    low, high = central(np.array(draws))
     return Salience(_d_prime(*scores), float(low), float(high))
 
 
@@ -185,7 +187,7 @@ def _pair(
         carrying = synthesise(scenario.replace(bias=effect), seed=cohort.seed)
         return carrying.twin(without="bias"), carrying
     label = cohort["label"]
-    distributions = [scenario.disease.magnitude[name] for name in CLASSES]
+    distributions = [magnitude_in(scenario.disease, name) for name in CLASSES]
     means = np.array([distribution.mean for distribution in distributions])
     sds = np.array([distribution.sd for distribution in distributions])
     relative = cohort["disease_magnitude"] - means[label]
@@ -242,15 +244,15 @@ def _population(scenario: Scenario, seed: int) -> _Population:
     lattice = load_template(scenario.template).output_lattice(scenario.spacing_mm)
     needed = 8 * scenario.subjects * int(np.prod(lattice.shape))
     if needed > MOST_BYTES:
-        most = scenario.subjects * MOST_BYTES // needed
-        allowed = f"at most {most} at {scenario.spacing_mm:g} mm, as all images are held in memory"
+        limit = scenario.subjects * MOST_BYTES // needed
+        allowed = f"at most {limit} at {scenario.spacing_mm:g} mm, as all images are held in memory"
         remedy = "Coarser voxels need less: scenario.replace(spacing_mm=4)."
         raise SimbaError("subjects", scenario.subjects, allowed, remedy)
     cohort = synthesise(scenario, seed=seed)
-    known = cohort.where(cohort["fold"] != 0)
+    training = cohort.where(cohort["fold"] != 0)
     jobs = Parallel(n_jobs=-1, prefer="threads", return_as="generator")
-    images = np.empty((len(known), *lattice.shape), np.float32)
-    clean = (delayed(known.clean)(index, keep=False) for index in range(len(known)))
+    images = np.empty((len(training), *lattice.shape), np.float32)
+    clean = (delayed(training.clean)(index, keep=False) for index in range(len(training)))
     for row, volume in enumerate(jobs(clean)):
         images[row] = volume
     voxels = images.mean(axis=0) > BACKGROUND

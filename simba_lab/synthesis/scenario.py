@@ -17,7 +17,7 @@ from simba_lab.core.files import atomic_write, read_yaml, to_yaml
 from simba_lab.synthesis.anatomy.template import TEMPLATES, check_spacing
 from simba_lab.synthesis.anatomy.variability import GaussianProcessSubjects, Variability
 from simba_lab.synthesis.ceiling import best_accuracy, leakage_floor
-from simba_lab.synthesis.effects import EXAMPLE, Effect, Normal
+from simba_lab.synthesis.effects import CLASSES, EXAMPLE, Effect, Normal, prevalence_in
 from simba_lab.synthesis.scenario_values import built, plain, scenario_fields
 
 SPLITS = ("train", "validation", "test")
@@ -100,7 +100,7 @@ class Scenario:
         if not isinstance(self.disease, Effect):
             raise SimbaError("scenario.disease", self.disease, EXAMPLE)
         if self.disease.prevalence is not None:
-            field, value = "scenario.disease.prevalence", dict(self.disease.prevalence)
+            field, value = "scenario.disease.prevalence", self.disease.prevalence
             raise SimbaError(field, value, "left out", "Only a bias has a prevalence.")
         magnitude = {"disease": Normal(1.0, 1.0), "control": Normal(-1.0, 1.0)}
         object.__setattr__(self, "disease", _completed(self.disease, magnitude=magnitude))
@@ -109,8 +109,8 @@ class Scenario:
         for name, effect in self.biases.items():
             if not isinstance(effect, Effect):
                 raise SimbaError(f"scenario.{name}", effect, EXAMPLE)
-            taken = name in RESERVED or name.startswith("anatomy_") or name.endswith("_magnitude")
-            if taken or not str(name).isidentifier():
+            column = name.startswith("anatomy_") or name.endswith("_magnitude")
+            if column or name in RESERVED or not str(name).isidentifier():
                 allowed = f"named by letters, digits and _, and not {', '.join(RESERVED)}"
                 raise SimbaError("scenario.bias", name, allowed)
         completed = {
@@ -146,7 +146,8 @@ class Scenario:
         """Return the control scenario: the same effects, as common in one class as in the other."""
         fair = {
             name: dataclasses.replace(
-                effect, prevalence=float(np.mean([*effect.prevalence.values()]))
+                effect,
+                prevalence=float(np.mean([prevalence_in(effect, label) for label in CLASSES])),
             )
             for name, effect in self.biases.items()
         }
@@ -157,7 +158,7 @@ class Scenario:
 
         A combination is one 0 or 1 per bias, in the order of `biases`.
         """
-        rates = np.array([effect.prevalence[class_name] for effect in self.biases.values()])
+        rates = np.array([prevalence_in(effect, class_name) for effect in self.biases.values()])
         patterns = np.array(list(product((1, 0), repeat=len(rates))))
         if self.membership == "joint":
             # One uniform number decides on all groups: a subject below a rate is below all larger
@@ -166,7 +167,8 @@ class Scenario:
             highest = [max(rates[pattern == 0], default=0.0) for pattern in patterns]
             shares = np.maximum(0.0, np.subtract(lowest, highest))
         else:
-            shares = [np.prod(np.where(pattern, rates, 1 - rates)) for pattern in patterns]
+            products = [np.prod(np.where(pattern, rates, 1 - rates)) for pattern in patterns]
+            shares = np.array(products)
         return {
             tuple(pattern.tolist()): float(share)
             for pattern, share in zip(patterns, shares, strict=True)

@@ -49,11 +49,11 @@ def scenario_fields(values: object, scenario_class: type) -> dict[str, Any]:
     return arguments
 
 
-def built(cls: type, arguments: Mapping[str, Any], field: str) -> Any:
+def built(cls: type, arguments: object, field: str) -> Any:
     """Return an object of a dataclass; an error says which fields it needs."""
-    known_fields(field, arguments, _names(cls))
+    values = known_fields(field, arguments, _names(cls))
     try:
-        return cls(**arguments)
+        return cls(**values)
     except TypeError as error:
         required = [
             entry.name
@@ -61,7 +61,7 @@ def built(cls: type, arguments: Mapping[str, Any], field: str) -> Any:
             if entry.default is MISSING and entry.default_factory is MISSING
         ]
         allowed = f"complete (it needs at least {', '.join(required)})"
-        raise SimbaError(field, dict(arguments), allowed, str(error)) from error
+        raise SimbaError(field, dict(values), allowed, str(error)) from error
 
 
 def _names(cls: type) -> list[str]:
@@ -84,8 +84,12 @@ def _magnitude(values: Mapping[str, Any], field: str) -> Normal | dict[str, Norm
 
 def _biases(values: object, field: str) -> Effect | dict[str, Effect]:
     """One effect, or effects by name: those are mappings of mappings."""
-    named = isinstance(values, Mapping) and values and not {"region", "kind"} & set(values)
-    if named and all(isinstance(entry, Mapping) for entry in values.values()):
+    if (
+        isinstance(values, Mapping)
+        and values
+        and not {"region", "kind"} & set(values)
+        and all(isinstance(entry, Mapping) for entry in values.values())
+    ):
         return {name: _effect(entry, f"{field}.{name}") for name, entry in values.items()}
     return _effect(values, field)
 

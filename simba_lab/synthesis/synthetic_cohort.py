@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,14 @@ from simba_lab.synthesis.scenario import Scenario
 
 # The switch of a bias that is rendered in those outside its group.
 OTHER = "other"
+
+
+class StoredVolumes(Source, Protocol):
+    """Volumes of a synthetic cohort in a store."""
+
+    @property
+    def switches(self) -> dict[str, bool | str]:
+        """The switches with which the volumes were rendered."""
 
 
 def synthesise(scenario: Scenario, *, seed: int = 0) -> SyntheticCohort:
@@ -88,7 +96,7 @@ class SyntheticCohort(TwinCohort):
     switches : mapping of effect name to bool or "other"
         Effects that are rendered in all subjects (True), in none (False) or in those outside the
         group (``"other"``): twins have these.
-    store : Source, optional
+    store : StoredVolumes, optional
         Stored volumes, read instead of rendered unless a twin is wanted.
 
     Examples
@@ -106,7 +114,7 @@ class SyntheticCohort(TwinCohort):
     seed: int
     table: pd.DataFrame
     switches: dict[str, bool | str] = field(default_factory=dict)
-    store: Source | None = None
+    store: StoredVolumes | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A renderer is large and holds a lock; another process makes its own.
@@ -177,9 +185,9 @@ class SyntheticCohort(TwinCohort):
         """
         switches = dict(self.switches)
         for names, state in ((without, False), (carrying, True), (flipped, OTHER)):
-            known = self.scenario.biases if state == OTHER else self.scenario.effects
+            effects = self.scenario.biases if state == OTHER else self.scenario.effects
             for name in [names] if isinstance(names, str) else names:
-                switches[choice("twin effect", name, known)] = state
+                switches[choice("twin effect", name, effects)] = state
         return replace(self, switches=switches)
 
     def unbiased(self) -> SyntheticCohort:
@@ -188,8 +196,8 @@ class SyntheticCohort(TwinCohort):
         Subjects with the same number have the same noise and the same unmatched anatomy in both. A
         cohort of some splits gives those splits.
         """
-        splits, whole = np.unique(self["split"]), design_table(self.scenario, self.seed)
-        if sorted(self.table.index) != sorted(whole.index[whole["split"].isin(splits)]):
+        splits, design = np.unique(self["split"]), design_table(self.scenario, self.seed)
+        if sorted(self.table.index) != sorted(design.index[design["split"].isin(splits)]):
             value, remedy = f"{len(self)} of its subjects", "Call unbiased() first, then where()."
             raise SimbaError("cohort", value, "whole, or whole splits", remedy)
         control = synthesise(self.scenario.unbiased(), seed=self.seed)
@@ -299,7 +307,8 @@ class SyntheticCohort(TwinCohort):
         The number is that of the nearest voxel of the template.
         """
         lattice, labels = self.template.lattice, self.template.labels
-        positions = np.moveaxis(self.positions_mm(index), 0, -1) - np.float32(lattice.origin_mm)
+        origin = np.array(lattice.origin_mm, np.float32)
+        positions = np.moveaxis(self.positions_mm(index), 0, -1) - origin
         nearest = np.round(positions / lattice.spacing_mm).astype(int)
         within = ((nearest >= 0) & (nearest < labels.shape)).all(axis=-1)
         nearest = np.clip(nearest, 0, np.array(labels.shape) - 1)

@@ -90,8 +90,8 @@ def test_order_and_direction_of_the_axes_do_not_matter(smooth, injected, axes):
     turned = nib.Nifti1Image(np.ascontiguousarray(data(turned)), turned.affine)
     result = inject(turned, PUTAMEN)
     assert nib.aff2axcodes(result.image.affine) == tuple(axes)
-    back = nib.as_closest_canonical(result.image)
-    np.testing.assert_allclose(data(back), data(injected.image), atol=1e-6)
+    canonical = nib.as_closest_canonical(result.image)
+    np.testing.assert_allclose(data(canonical), data(injected.image), atol=1e-6)
     assert (data(nib.as_closest_canonical(result.mask)) != data(injected.mask)).mean() < 1e-6
 
 
@@ -164,11 +164,11 @@ def test_a_person_with_another_anatomy_gets_the_effect_where_the_registration_sa
 def test_two_effects_are_applied_in_their_order(smooth):
     """At once, with one interpolation, as one after the other; in the other order they differ."""
     first, second = Morphology("Putamen_L", 3.0), Morphology("Pallidum_L", -3.0)
-    both = inject(smooth, [first, second])
-    after = inject(inject(smooth, first).image, second)
-    assert errors(both.image, data(after.image), data(smooth)) < 0.05
+    at_once = inject(smooth, [first, second])
+    in_turn = inject(inject(smooth, first).image, second)
+    assert errors(at_once.image, data(in_turn.image), data(smooth)) < 0.05
     swapped = inject(smooth, [second, first])
-    assert errors(both.image, data(swapped.image), data(smooth)) > 0.15
+    assert errors(at_once.image, data(swapped.image), data(smooth)) > 0.15
 
 
 def test_the_region_grows_by_the_amplitude(template):
@@ -230,8 +230,8 @@ def test_interpolation_keeps_most_of_the_noise(template):
         order=1,
         mode="constant",
     )
-    kept = (noisy - clean)[(size > 0.5) & (template.t1 > 0)].std() / 0.05
-    assert 0.82 < kept < 1.0
+    noise_share = (noisy - clean)[(size > 0.5) & (template.t1 > 0)].std() / 0.05
+    assert 0.82 < noise_share < 1.0
 
 
 def test_zero_magnitude_changes_nothing(scan_2mm):
@@ -328,8 +328,8 @@ def test_header_type_and_scaling_are_kept(stored, tmp_path):
         np.testing.assert_array_equal(written.get_fdata(), getattr(result, name).get_fdata())
         numbers = written.dataobj.get_unscaled()
         assert numbers.dtype == raw.dtype
-        same = numbers == raw
-        assert same.all() if name == "twin" else 0.9 < same.mean() < 1
+        unchanged = numbers == raw
+        assert unchanged.all() if name == "twin" else 0.9 < unchanged.mean() < 1
     assert nib.load(tmp_path / "out" / "mask.nii.gz").get_data_dtype() == np.uint8
     np.testing.assert_allclose(result.mask.affine, before.affine)
     largest = np.abs(result.image.get_fdata() - before.get_fdata()).max()

@@ -13,7 +13,15 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 import simba_lab as sb
-from simba_lab.scans import Preparation, bids_export, export_bids, read_bids, read_simba, read_table
+from simba_lab.scans import (
+    NameColumns,
+    Preparation,
+    bids_export,
+    export_bids,
+    read_bids,
+    read_simba,
+    read_table,
+)
 from simba_lab.synthesis.anatomy.nifti import read_nifti
 
 SPACING_MM = 8.0
@@ -81,7 +89,7 @@ def edit(folder, **columns):
 
 def test_round_trip_keeps_every_voxel_and_label(cohort, dataset):
     cohort = cohort.where(np.arange(30))
-    back = read_bids(
+    scans = read_bids(
         dataset,
         label="label",
         disease="disease",
@@ -89,12 +97,12 @@ def test_round_trip_keeps_every_voxel_and_label(cohort, dataset):
         split="split",
         preparation=Preparation(SPACING_MM, rescale=False),
     )
-    np.testing.assert_array_equal(back.arrays(), cohort.arrays())
-    assert back.lattice == cohort.lattice
+    np.testing.assert_array_equal(scans.arrays(), cohort.arrays())
+    assert scans.lattice == cohort.lattice
     for column in ("split", "label", "bias"):
-        np.testing.assert_array_equal(back[column], cohort[column])
-    np.testing.assert_array_equal(back.table.index, cohort.table.index)
-    assert len(back.test) == len(cohort.test) and set(back["fold"]) == set(range(5))
+        np.testing.assert_array_equal(scans[column], cohort[column])
+    np.testing.assert_array_equal(scans.table.index, cohort.table.index)
+    assert len(scans.test) == len(cohort.test) and set(scans["fold"]) == set(range(5))
 
 
 def test_derivatives_are_the_twins_and_the_truth(cohort, dataset):
@@ -139,14 +147,14 @@ def test_scenario_in_the_dataset_makes_the_same_images(cohort, dataset):
 
 
 def test_files_are_equal_whatever_the_threads(cohort, tmp_path):
-    part = cohort.where(np.arange(3))
-    one = export_bids(part, tmp_path / "one", twins="bias", n_jobs=1)
-    two = export_bids(part, tmp_path / "two", twins="bias", n_jobs=2)
-    names = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
-    assert names == sorted(path.relative_to(two) for path in two.rglob("*") if path.is_file())
+    subjects = cohort.where(np.arange(3))
+    single = export_bids(subjects, tmp_path / "one", twins="bias", n_jobs=1)
+    double = export_bids(subjects, tmp_path / "two", twins="bias", n_jobs=2)
+    names = sorted(path.relative_to(single) for path in single.rglob("*") if path.is_file())
+    assert names == sorted(path.relative_to(double) for path in double.rglob("*") if path.is_file())
     assert len(names) == 5 + 2 + 3 * 2 * (1 + 1 + 2)
     for name in names:
-        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+        assert (single / name).read_bytes() == (double / name).read_bytes(), name
 
 
 def test_public_validator_finds_no_error(dataset, scenario, tmp_path):
@@ -156,22 +164,22 @@ def test_public_validator_finds_no_error(dataset, scenario, tmp_path):
         ),
         "blur": sb.Intensity("blur", 0.2),
     }
-    several = sb.synthesise(scenario.replace(subjects=16, bias=biases), seed=1)
-    other = export_bids(several.where(np.arange(2)), tmp_path / "several", twins=biases)
-    for folder in (dataset, other):
+    biased = sb.synthesise(scenario.replace(subjects=16, bias=biases), seed=1)
+    exported = export_bids(biased.where(np.arange(2)), tmp_path / "several", twins=biases)
+    for folder in (dataset, exported):
         result = subprocess.run(
             ["bids-validator-deno", str(folder), "--recursive", "--format", "json"],
             capture_output=True,
             text=True,
         )
         report = json.loads(result.stdout)
-        parts = [report, *report["derivativesSummary"].values()]
-        assert len(parts) == 2
-        found = [issue for part in parts for issue in part["issues"]["issues"]]
-        assert not [issue for issue in found if issue["severity"] == "error"]
+        reports = [report, *report["derivativesSummary"].values()]
+        assert len(reports) == 2
+        issues = [issue for entry in reports for issue in entry["issues"]["issues"]]
+        assert not [issue for issue in issues if issue["severity"] == "error"]
         # Warnings are left for facts that a simulation has not got: coils, echo times, event tags,
         # for one also authors.
-        assert {issue["code"] for issue in found} <= {
+        assert {issue["code"] for issue in issues} <= {
             "SIDECAR_KEY_RECOMMENDED",
             "JSON_KEY_RECOMMENDED",
             "NO_AUTHORS",
@@ -184,7 +192,7 @@ def test_public_validator_finds_no_error(dataset, scenario, tmp_path):
 def test_failed_export_leaves_nothing(cohort, tmp_path, monkeypatch, code):
     written = []
 
-    def failing(stem, *rest):
+    def failing(stem, *arguments):
         written.append(stem)
         if len(written) > 5:
             raise OSError(code, "the reason")
@@ -276,9 +284,9 @@ def test_fine_volumes_read_coarsely_are_coarse_volumes(scenario, tmp_path):
         tmp_path / "ds", label="label", disease="disease", preparation=preparation
     ).arrays()
     brain = coarse > 0.1
-    own = np.abs(read - coarse)[brain].mean()
-    other = np.abs(np.roll(coarse, 1, axis=0) - coarse)[brain].mean()
-    assert own < 0.02 and own < 0.3 * other
+    error = np.abs(read - coarse)[brain].mean()
+    error_of_others = np.abs(np.roll(coarse, 1, axis=0) - coarse)[brain].mean()
+    assert error < 0.02 and error < 0.3 * error_of_others
 
 
 def test_brightness_is_that_of_the_template(people):
@@ -297,8 +305,8 @@ def test_brightness_is_that_of_the_template(people):
 
 def test_images_elsewhere_are_refused_or_centred(tmp_path, template):
     image = template.image()
-    there = nib.affines.from_matvec(np.eye(3), (120, -90, 60)) @ image.affine
-    nib.save(nib.Nifti1Image(template.t1, there), tmp_path / "there.nii")
+    affine = nib.affines.from_matvec(np.eye(3), (120, -90, 60)) @ image.affine
+    nib.save(nib.Nifti1Image(template.t1, affine), tmp_path / "there.nii")
     with pytest.raises(
         sb.core.TemplateError, match=r"there.nii.*covers \d+% of the template's brain"
     ):
@@ -335,6 +343,15 @@ def test_a_column_names_the_subjects_and_numbers_them(people, name):
     cohort = load(people)
     assert cohort["participant"][3] == "sub-023"
     assert cohort.table.index.tolist() == list(range(20, 32))
+
+
+def test_any_column_can_name_the_subjects_and_the_files(people):
+    table = pd.read_csv(people / "table.csv", dtype=str).rename(columns={"file": "scan"})
+    records = [f"R{number}" for number in range(12)]
+    table.assign(record=records, subject="unused").to_csv(people / "table.csv", index=False)
+    cohort = load(people, names=NameColumns(file="scan", subject="record"))
+    assert cohort["participant"].tolist() == records
+    assert cohort.source.paths[3] == (people / "images" / "3.nii.gz").resolve()
 
 
 def test_third_values_are_left_out_when_both_classes_are_named(people):
@@ -553,7 +570,8 @@ def test_empty_images_have_no_centre(people):
         ({}, {"label": "grup"}, "Did you mean group"),
         ({}, {"disease": "patents"}, "Did you mean patient"),
         ({}, {"control": "helthy"}, "Did you mean healthy"),
-        ({}, {"files": "path"}, "a column of table.csv"),
+        ({}, {"names": NameColumns("path")}, "a column of table.csv"),
+        ({}, {"names": NameColumns(subject="grup")}, "Did you mean group"),
         ({}, {"groups": "sex"}, r"of 0 and 1.*groups=\{'sex': value\}"),
         ({}, {"groups": {"sex": "female"}}, r"groups\['sex'\]"),
         ({"sex": ["F"] * 11 + ["n/a"]}, {"groups": {"sex": "F"}}, "without missing values"),
@@ -612,12 +630,12 @@ def test_files_outside_the_folder_are_not_opened(people, name):
     folder.mkdir()
     shutil.move(people / "images", folder / "images")
     shutil.move(people / "table.csv", folder / "table.csv")
-    outside = people / "outside.nii.gz"
-    shutil.copy(folder / "images" / "3.nii.gz", outside)
-    (folder / "link.nii.gz").symlink_to(outside)
+    secret = people / "outside.nii.gz"
+    shutil.copy(folder / "images" / "3.nii.gz", secret)
+    (folder / "link.nii.gz").symlink_to(secret)
     table = (folder / "table.csv").read_text(encoding="utf-8")
     (folder / "table.csv").write_text(
-        table.replace("images/3.nii.gz", name.format(outside=outside)), encoding="utf-8"
+        table.replace("images/3.nii.gz", name.format(outside=secret)), encoding="utf-8"
     )
     with pytest.raises(sb.SimbaError, match="a relative path inside"):
         load(folder)

@@ -46,8 +46,8 @@ def test_a_stored_twin_stays_a_twin(cohort, tmp_path):
     sb.save_cohort(twin, tmp_path / "twin")
     opened = sb.open_cohort(tmp_path / "twin")
     np.testing.assert_array_equal(opened.arrays(), twin.arrays())
-    bare = twin.twin(without="disease")
-    np.testing.assert_array_equal(opened.twin(without="disease").arrays(), bare.arrays())
+    without_effects = twin.twin(without="disease")
+    np.testing.assert_array_equal(opened.twin(without="disease").arrays(), without_effects.arrays())
 
 
 def test_volumes_are_read_not_rendered(cohort, saved, monkeypatch):
@@ -73,9 +73,9 @@ def test_saving_again_reads_and_another_cohort_is_refused(cohort, saved, tmp_pat
         ).touch()  # as a process killed right after the manifest leaves them
     sb.save_cohort(cohort, tmp_path / "cohort")
     assert digest(tmp_path / "cohort") == before
-    other = sb.synthesise(cohort.scenario, seed=9)
+    reseeded = sb.synthesise(cohort.scenario, seed=9)
     with pytest.raises(sb.SimbaError, match="this very cohort"):
-        sb.save_cohort(other, tmp_path / "cohort")
+        sb.save_cohort(reseeded, tmp_path / "cohort")
 
 
 def killed_after(seconds, cohort, folder):

@@ -17,12 +17,12 @@ def planar(field):
 
 
 def size(flow, template, region, magnitude):
-    whole = sb.core.Lattice.spanning(*template.box_mm, 200.0, centred=False)
-    still = np.zeros((*whole.shape, 3), np.float32)
+    lattice = sb.core.Lattice.spanning(*template.box_mm, 200.0, centred=False)
+    still = np.zeros((*lattice.shape, 3), np.float32)
     mask = template.region(region).astype(np.float32)
     local = [(flow.at(magnitude), flow.lattice)]
     return (
-        deformation.warp_once(mask, template.lattice, still, whole, local, template.lattice).sum()
+        deformation.warp_once(mask, template.lattice, still, lattice, local, template.lattice).sum()
         / mask.sum()
     )
 
@@ -34,7 +34,10 @@ def test_amplitude_set_is_amplitude_measured(template, amplitude):
         np.array(flow.lattice.shape)[:, None] - 1
     )
     for magnitude in (-1.0, 1.0):
-        moved = [map_coordinates(part, anywhere, order=1) for part in planar(flow.at(magnitude))]
+        moved = [
+            map_coordinates(component, anywhere, order=1)
+            for component in planar(flow.at(magnitude))
+        ]
         assert np.linalg.norm(moved, axis=0).max() == pytest.approx(abs(amplitude), abs=0.05)
 
 

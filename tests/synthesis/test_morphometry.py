@@ -18,7 +18,7 @@ from simba_lab.synthesis.morphometry import (
 )
 
 
-def everybody(scenario, template, matrix, shift=(0.0, 0.0, 0.0)):
+def moved_cohort(scenario, template, matrix, shift=(0.0, 0.0, 0.0)):
     """A cohort in which everybody has the velocity matrix (x - centre) + shift, in mm."""
     lattice = subject_lattice(template)
     points = np.moveaxis(lattice.points_mm(), 0, -1)
@@ -32,12 +32,12 @@ def everybody(scenario, template, matrix, shift=(0.0, 0.0, 0.0)):
 def test_linear_growth_multiplies_every_volume(scenario, template):
     """The flow of v = A x multiplies all volumes by exp(trace A) (Liouville)."""
     growth = np.array([[0.04, 0.02, 0.0], [-0.03, 0.05, 0.01], [0.0, 0.02, -0.02]])
-    cohort = everybody(scenario, template, growth, shift=(2.0, 0.0, -1.0))
+    cohort = moved_cohort(scenario, template, growth, shift=(2.0, 0.0, -1.0))
     volumes, still = region_volumes(cohort), template_volumes(template)
     np.testing.assert_allclose(volumes / still, np.exp(np.trace(growth)), rtol=1e-3)
     motion = np.array([[0.0, -0.05, 0.0], [0.05, 0.0, 0.02], [0.0, -0.02, 0.0]])
     np.testing.assert_allclose(
-        region_volumes(everybody(scenario, template, motion)) / still, 1, rtol=1e-3
+        region_volumes(moved_cohort(scenario, template, motion)) / still, 1, rtol=1e-3
     )
 
 
@@ -59,14 +59,14 @@ def test_volumes_are_those_of_the_rendered_regions(scenario):
 
 
 def test_sides_add_up_and_effects_do_not_count(cohort):
-    few = cohort.where(np.arange(3))
-    volumes = region_volumes(few, ["Putamen", "Putamen_L", "Putamen_R"])
+    subjects = cohort.where(np.arange(3))
+    volumes = region_volumes(subjects, ["Putamen", "Putamen_L", "Putamen_R"])
     assert list(volumes.columns) == ["brain", "ventricles", "Putamen", "Putamen_L", "Putamen_R"]
-    assert list(volumes.index) == list(few.table.index)
+    assert list(volumes.index) == list(subjects.table.index)
     np.testing.assert_allclose(
         volumes["Putamen_L"] + volumes["Putamen_R"], volumes["Putamen"], rtol=1e-5
     )
-    twins = region_volumes(few.twin(carrying=("disease", "bias")), "Putamen")
+    twins = region_volumes(subjects.twin(carrying=("disease", "bias")), "Putamen")
     np.testing.assert_allclose(twins["Putamen"], volumes["Putamen"], rtol=1e-5)
 
 

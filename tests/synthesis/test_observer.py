@@ -55,18 +55,18 @@ def test_anatomy_hides_effects(scenario):
 
 def test_matching_finds_what_it_was_asked_for(scenario):
     for effect in (sb.Morphology("Postcentral_R", 1.0), sb.Intensity("contrast", 0.02)):
-        found = sb.matched(effect, d_prime=1.0, scenario=scenario, **FEW)
-        assert sb.salience(found, scenario, **FEW).d_prime == pytest.approx(1.0, rel=0.015)
-        assert type(found) is type(effect)
+        matched = sb.matched(effect, d_prime=1.0, scenario=scenario, **FEW)
+        assert sb.salience(matched, scenario, **FEW).d_prime == pytest.approx(1.0, rel=0.015)
+        assert type(matched) is type(effect)
 
 
 def test_sizes_do_not_depend_on_the_threads_of_the_algebra(scenario):
-    effect, found = sb.Intensity("contrast", 0.02), []
+    effect, sizes = sb.Intensity("contrast", 0.02), []
     for threads in (1, 2, 4):
         _population.cache_clear()
         with threadpool_limits(threads, user_api="blas"):
-            found.append(sb.matched(effect, d_prime=1.0, scenario=scenario, **FEW))
-    assert found[0] == found[1] == found[2]
+            sizes.append(sb.matched(effect, d_prime=1.0, scenario=scenario, **FEW))
+    assert sizes[0] == sizes[1] == sizes[2]
 
 
 def test_disease_is_between_classes(scenario):

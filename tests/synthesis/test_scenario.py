@@ -85,9 +85,9 @@ def test_several_biases_have_groups_of_their_own():
 def test_joint_groups_are_nested():
     table = sb.synthesise(two("joint"), seed=0).table
     for label, (smaller, larger) in ((1, ("contrast", "near")), (0, ("near", "contrast"))):
-        part = table[table["label"] == label]
-        assert (part[larger] >= part[smaller]).all()
-        assert part[smaller].any()
+        members = table[table["label"] == label]
+        assert (members[larger] >= members[smaller]).all()
+        assert members[smaller].any()
     equal = sb.synthesise(two("joint", second=(0.8, 0.2)), seed=0).table
     assert (equal["near"] == equal["contrast"]).all()
 

@@ -30,42 +30,42 @@ def rigid_fields(lattice):
     """Translations and rotations, (6, X, Y, Z, 3), and the ellipsoid that fits into the lattice."""
     points = np.moveaxis(lattice.points_mm(), 0, -1)
     points = points - points.mean(axis=(0, 1, 2))
-    inside = ((points / points.max(axis=(0, 1, 2))) ** 2).sum(axis=-1) <= 1
+    ellipsoid = ((points / points.max(axis=(0, 1, 2))) ** 2).sum(axis=-1) <= 1
     axes = np.eye(3)
     return np.stack(
         [np.broadcast_to(axis, points.shape) for axis in axes]
         + [np.cross(axis, points) for axis in axes]
-    ), inside
+    ), ellipsoid
 
 
 @pytest.fixture(scope="module")
-def asked():
+def target():
     """Covariance of the small model, from its definition: (1 - P) K (1 - P)'."""
     points = SMALL.points_mm().reshape(3, -1).T
     squared = ((points[:, None] - points) ** 2).sum(axis=-1)
     pairs = zip(SMALL_MODEL.length_scales_mm, SMALL_MODEL.deviations_mm, strict=True)
     kernel = sum(deviation**2 * np.exp(-squared / (2 * length**2)) for length, deviation in pairs)
-    rigid, inside = rigid_fields(SMALL)
+    rigid, ellipsoid = rigid_fields(SMALL)
     rigid = rigid.reshape(6, -1)
-    weighed = rigid * np.repeat(inside.ravel(), 3)
-    left = np.eye(rigid.shape[1]) - rigid.T @ np.linalg.solve(weighed @ rigid.T, weighed)
-    return left @ np.kron(kernel, np.eye(3)) @ left.T
+    weighed = rigid * np.repeat(ellipsoid.ravel(), 3)
+    projection = np.eye(rigid.shape[1]) - rigid.T @ np.linalg.solve(weighed @ rigid.T, weighed)
+    return projection @ np.kron(kernel, np.eye(3)) @ projection.T
 
 
-def test_covariance_is_that_of_the_process_without_rigid_motion(asked):
+def test_covariance_is_that_of_the_process_without_rigid_motion(target):
     """Fields are linear in independent coefficients: unit coefficients give the covariance."""
     count = SMALL_MODEL.coefficient_count(SMALL)
     units = np.stack([SMALL_MODEL.velocity(unit, SMALL).ravel() for unit in np.eye(count)]).astype(
         float
     )
     # Modes with little variance are left out; nothing else is.
-    assert np.linalg.norm(units.T @ units - asked) < 0.01 * np.linalg.norm(asked)
-    assert np.trace(asked) * 0.97 < np.square(units).sum() < np.trace(asked)
+    assert np.linalg.norm(units.T @ units - target) < 0.01 * np.linalg.norm(target)
+    assert np.trace(target) * 0.97 < np.square(units).sum() < np.trace(target)
 
 
-def test_draws_fill_the_space_that_was_asked_for(asked):
+def test_draws_fill_the_space_that_was_asked_for(target):
     """Along eigenvectors of the covariance, draws are independent with its eigenvalues."""
-    values, vectors = np.linalg.eigh(asked)
+    values, vectors = np.linalg.eigh(target)
     values, vectors = values[:-21:-1], vectors[:, :-21:-1]  # those that no truncation touches
     scores = drawn(SMALL_MODEL, SMALL, 600).reshape(600, -1) @ vectors / np.sqrt(values)
     covariance = scores.T @ scores / len(scores)
@@ -182,9 +182,11 @@ def test_draws_of_components_have_the_covariance_of_the_people(fitted):
     rng = np.random.default_rng(3)
     coefficients = rng.standard_normal((40, 23))
     fields = np.stack([fitted.velocity(row, fitted.lattice) for row in coefficients])
-    back = np.tensordot(fields - fitted.mean, fitted.components, axes=([1, 2, 3, 4], [1, 2, 3, 4]))
-    back /= np.prod(fitted.lattice.shape) * np.sqrt(fitted.variance_mm2)
-    np.testing.assert_allclose(np.cov(back.T), np.cov(coefficients.T), atol=2e-3)
+    projected = np.tensordot(
+        fields - fitted.mean, fitted.components, axes=([1, 2, 3, 4], [1, 2, 3, 4])
+    )
+    projected /= np.prod(fitted.lattice.shape) * np.sqrt(fitted.variance_mm2)
+    np.testing.assert_allclose(np.cov(projected.T), np.cov(coefficients.T), atol=2e-3)
     expected = fitted.total_mm2 + np.square(fitted.mean).sum(axis=-1).mean()
     assert np.square(fields).sum(axis=-1).mean() == pytest.approx(expected, rel=0.15)
 
@@ -226,16 +228,16 @@ def test_fields_in_any_orientation_say_the_same(template):
     np.testing.assert_allclose(model.mean, 0, atol=1e-6)
     lattice = subject_lattice(template)
     # Two fields, one on either side of the mean, have a variance of two squares.
-    found = model.velocity(np.ones(1), lattice) / np.sqrt(2)
+    component = model.velocity(np.ones(1), lattice) / np.sqrt(2)
     voxels = nib.affines.apply_affine(
         np.linalg.inv(affine), np.moveaxis(lattice.points_mm(), 0, -1)
     )
-    inside = ((voxels >= 0) & (voxels <= np.array([79, 99, 79]))).all(axis=-1)
+    covered = ((voxels >= 0) & (voxels <= np.array([79, 99, 79]))).all(axis=-1)
     expected = field(*lattice.points_mm())
-    found *= np.sign((found * expected)[inside].sum())
-    assert 0.5 < inside.mean() < 1
-    np.testing.assert_allclose(found[inside], expected[inside], atol=0.01)
-    assert np.abs(found[~inside]).max() < 1e-9
+    component *= np.sign((component * expected)[covered].sum())
+    assert 0.5 < covered.mean() < 1
+    np.testing.assert_allclose(component[covered], expected[covered], atol=0.01)
+    assert np.abs(component[~covered]).max() < 1e-9
 
 
 def test_people_who_are_all_alike_have_a_mean_and_no_components(template, scenario):
@@ -255,19 +257,21 @@ def test_people_who_are_all_alike_have_a_mean_and_no_components(template, scenar
 
 
 def still(cohort):
-    none = sb.synthesis.GaussianProcessSubjects((60.0,), (0.0,))
-    scenario = cohort.scenario.replace(variability=none)
+    still_subjects = sb.synthesis.GaussianProcessSubjects((60.0,), (0.0,))
+    scenario = cohort.scenario.replace(variability=still_subjects)
     return sb.synthesise(scenario, seed=0).twin(without=("disease", "bias")).array(0)
 
 
 def test_models_are_interchangeable_in_a_scenario(fitted, scenario):
-    one = sb.synthesise(scenario.replace(variability=fitted), seed=0)
-    two = sb.synthesise(scenario.replace(variability=fitted), seed=0)
-    assert hash(one.scenario) == hash(two.scenario)
-    np.testing.assert_array_equal(one.array(3), two.array(3))
-    assert np.abs(one.array(3) - one.array(4)).mean() > 0.01
+    cohort = sb.synthesise(scenario.replace(variability=fitted), seed=0)
+    again = sb.synthesise(scenario.replace(variability=fitted), seed=0)
+    assert hash(cohort.scenario) == hash(again.scenario)
+    np.testing.assert_array_equal(cohort.array(3), again.array(3))
+    assert np.abs(cohort.array(3) - cohort.array(4)).mean() > 0.01
     matched = [f"anatomy_{mode}" for mode in range(1, 17)]
-    np.testing.assert_allclose(one.coefficients(3)[:16], one.table.iloc[3][matched].astype(float))
+    np.testing.assert_allclose(
+        cohort.coefficients(3)[:16], cohort.table.iloc[3][matched].astype(float)
+    )
 
 
 @pytest.mark.parametrize("kind", ["process", "components"])
@@ -288,14 +292,14 @@ def test_too_much_variability_is_refused_with_a_share_that_works(fitted, scenari
 
 def test_fewer_components_on_request(people, template):
     images = [as_image(field, subject_lattice(template)) for field in people[:6]]
-    every, some = (
+    complete, reduced = (
         PCASubjects.fit(images, variance_kept=1.0),
         PCASubjects.fit(images, variance_kept=0.6),
     )
-    needed = int(np.searchsorted(np.cumsum(every.variance_ratio), 0.6)) + 1
-    assert len(some.variance_mm2) == needed < 5
-    assert some.variance_ratio.sum() >= 0.6 > every.variance_ratio[: needed - 1].sum()
-    assert PCASubjects.fit(images, components=2) == PCASubjects.fit(images, 2) != some
+    needed = int(np.searchsorted(np.cumsum(complete.variance_ratio), 0.6)) + 1
+    assert len(reduced.variance_mm2) == needed < 5
+    assert reduced.variance_ratio.sum() >= 0.6 > complete.variance_ratio[: needed - 1].sum()
+    assert PCASubjects.fit(images, components=2) == PCASubjects.fit(images, 2) != reduced
 
 
 def test_saved_models_come_back(fitted, scenario, tmp_path):

@@ -26,7 +26,7 @@ def test_as_many_come_out_as_go_in(cohort, scenario):
     table = cohort.table
     assert len(table) == scenario.subjects == table.index.nunique()
     assert table["label"].mean() == 0.5
-    assert [len(part) for part in (cohort.train, cohort.validation, cohort.test)] == [40, 20, 20]
+    assert [len(split) for split in (cohort.train, cohort.validation, cohort.test)] == [40, 20, 20]
     rates = table.groupby("label")["bias"].mean()
     assert rates[1] == pytest.approx(0.8) and rates[0] == pytest.approx(0.2)
 
@@ -86,8 +86,10 @@ def test_volumes_and_tables_are_equal_with_one_and_two_threads(tmp_path, scenari
             check=True,
         )
         digests.add(result.stdout.strip())
-    here = sb.synthesise(scenario.replace(subjects=24), seed=5)
-    digests.add(hashlib.sha256(here.arrays().tobytes() + here.table.to_csv().encode()).hexdigest())
+    cohort = sb.synthesise(scenario.replace(subjects=24), seed=5)
+    digests.add(
+        hashlib.sha256(cohort.arrays().tobytes() + cohort.table.to_csv().encode()).hexdigest()
+    )
     assert len(digests) == 1
 
 
@@ -110,15 +112,15 @@ def test_rendering_equals_a_slow_and_obvious_reference(scenario, spacing):
     points = moved(points, pull.astype(float), renderer.subject_lattice)
     for effect in ("bias", "disease"):
         flow = renderer.flows[effect]
-        inside = np.all(
+        within = np.all(
             [
                 (points[d] > flow.lattice.axis_mm(d)[0]) & (points[d] < flow.lattice.axis_mm(d)[-1])
                 for d in range(3)
             ],
             axis=0,
         )
-        there = moved(points, flow.at(row[f"{effect}_magnitude"]).astype(float), flow.lattice)
-        points = np.where(inside, there, points)
+        displaced = moved(points, flow.at(row[f"{effect}_magnitude"]).astype(float), flow.lattice)
+        points = np.where(within, displaced, points)
     image, lattice = plain.template.antialiased(spacing)
     voxels = [(points[d] - lattice.origin_mm[d]) / lattice.spacing_mm for d in range(3)]
     expected = map_coordinates(image.astype(float), voxels, order=1, mode="nearest")
@@ -131,8 +133,8 @@ def test_what_is_cut_off_is_background(scenario):
     renderer, image = fine.renderer, fine.template.antialiased(2.0)
     for index in range(3):
         subject = fine.subject(index)
-        whole = renderer.warped(*image, subject)
-        np.testing.assert_array_equal(renderer.tissue(subject), whole)
+        uncut = renderer.warped(*image, subject)
+        np.testing.assert_array_equal(renderer.tissue(subject), uncut)
     assert renderer.near_brain.mean() < 0.8
 
 
@@ -164,8 +166,8 @@ def test_twins_keep_their_table_and_can_carry(cohort):
     )
     carriers = cohort.where(cohort["bias"] == 1)
     np.testing.assert_array_equal(carriers.arrays(), carriers.twin(carrying="bias").arrays())
-    bare = cohort.twin(without=("bias", "disease"))
-    assert set(bare.magnitudes(3).values()) == {0.0}
+    without_effects = cohort.twin(without=("bias", "disease"))
+    assert set(without_effects.magnitudes(3).values()) == {0.0}
 
 
 def test_changed_voxels_hold_the_twin_difference(scenario):

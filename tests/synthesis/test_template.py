@@ -30,8 +30,8 @@ def test_default_template_keeps_the_voxels_of_its_file(template):
     image = nib.load(path)
     start = np.linalg.inv(image.affine) @ [*template.lattice.origin_mm, 1]
     i, j, k = (round(float(value)) for value in start[:3])
-    part = np.asarray(image.dataobj)[i : i + 160, j : j + 192, k : k + 160]
-    assert np.corrcoef(part.ravel(), template.t1.ravel())[0, 1] > 1 - 1e-6
+    cropped = np.asarray(image.dataobj)[i : i + 160, j : j + 192, k : k + 160]
+    assert np.corrcoef(cropped.ravel(), template.t1.ravel())[0, 1] > 1 - 1e-6
 
 
 def test_unknown_region_suggests_the_nearest(template):
@@ -45,9 +45,9 @@ def test_unknown_template():
 
 
 def test_second_template_has_the_same_regions(template):
-    other = sb.load_template("mni152")
-    assert set(other.regions) == set(template.regions)
-    assert 1.2e6 < other.brain.sum() < 2.5e6
+    mni152 = sb.load_template("mni152")
+    assert set(mni152.regions) == set(template.regions)
+    assert 1.2e6 < mni152.brain.sum() < 2.5e6
 
 
 def test_proximity(template):

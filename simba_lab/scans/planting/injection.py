@@ -17,7 +17,7 @@ from simba_lab.scans.planting.placement import Registration
 from simba_lab.scans.planting.scan import open_scan, save_as_stored
 from simba_lab.synthesis.anatomy.template import Template, load_template
 from simba_lab.synthesis.anatomy.variability import Variability
-from simba_lab.synthesis.effects import EXAMPLE, Effect, Intensity, Morphology
+from simba_lab.synthesis.effects import EXAMPLE, Effect, Intensity, Morphology, magnitude_in
 from simba_lab.synthesis.rendering.flows import local_flow
 from simba_lab.synthesis.rendering.scanner import Scanner
 
@@ -209,10 +209,12 @@ def _check_effect(field: str, effect: object) -> None:
         raise SimbaError(field, effect, EXAMPLE)
 
 
-def _magnitudes_of(effects: Mapping[str, Effect], magnitudes: object) -> dict[str, float]:
+def _magnitudes_of(
+    effects: Mapping[str, Effect], magnitudes: float | Mapping[str, float] | None
+) -> dict[str, float]:
     """Return the magnitude of each effect: as given, else its mean in the disease class, else 1."""
     amounts = {
-        name: 1.0 if effect.magnitude is None else effect.magnitude["disease"].mean  # type: ignore[index]
+        name: 1.0 if effect.magnitude is None else magnitude_in(effect, "disease").mean
         for name, effect in effects.items()
     }
     if isinstance(magnitudes, Mapping):

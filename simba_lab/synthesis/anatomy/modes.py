@@ -67,14 +67,14 @@ def modes(
                 np.exp(-((points[:, None] - points) ** 2) / (2 * length**2))
             )
             values, vectors = values[::-1].clip(0), vectors[:, ::-1]
-            kept = max(
+            mode_count = max(
                 LEAST_MODES,
                 int(np.searchsorted(np.cumsum(values) / values.sum(), VARIANCE_KEPT)) + 1,
             )
             # The sign of an eigenvector is arbitrary: fix it, so that a seed means the same brain
             # on every machine. By the first point, as an odd mode has two peaks.
-            bases.append((vectors * np.where(vectors[0] < 0, -1, 1))[:, :kept])
-            spectra.append(np.sqrt(values[:kept]))
+            bases.append((vectors * np.where(vectors[0] < 0, -1, 1))[:, :mode_count])
+            spectra.append(np.sqrt(values[:mode_count]))
         scale = deviation * np.einsum("a,b,c->abc", *spectra)
 
         def mean(weights: np.ndarray, bases: list[np.ndarray] = bases) -> np.ndarray:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 
 from simba_lab.core.errors import TemplateError
 
@@ -67,14 +68,16 @@ def open_nifti(path: str | Path, field: str = "image") -> nib.Nifti1Image:
         raise TemplateError(field, str(path), "an existing NIfTI file", "Check the path.")
     try:
         image = nib.load(path)
-        affine, shape = np.array(image.affine, float), tuple(int(n) for n in image.shape)
-        codes = int(image.header["sform_code"]), int(image.header["qform_code"])
-        dtype = image.get_data_dtype()
-        claimed = int(image.dataobj.offset) + dtype.itemsize * int(np.prod(shape, dtype=object))
     except DAMAGE as error:
         raise _damaged(field, path, error) from error
     if not isinstance(image, nib.Nifti1Image):  # Nifti2Image is a subclass
         raise TemplateError(field, str(path), allowed, remedy)
+    try:
+        affine, shape = np.array(image.affine, float), tuple(int(n) for n in image.shape)
+        codes = int(image.header["sform_code"]), int(image.header["qform_code"])
+        dtype, claimed = image.get_data_dtype(), _claimed_bytes(image)
+    except DAMAGE as error:
+        raise _damaged(field, path, error) from error
     if len(shape) < 3 or min(shape) < 1 or any(n != 1 for n in shape[3:]):
         remedy = f"Its shape is {shape}: choose or make one volume."
         raise TemplateError(field, str(path), "a three-dimensional image", remedy)
@@ -150,10 +153,16 @@ def _zipped(path: Path) -> bool:
     return path.name.lower().endswith(".gz")
 
 
+def _claimed_bytes(image: nib.Nifti1Image) -> int:
+    """Return the size that a file has by its header."""
+    assert isinstance(image.dataobj, ArrayProxy)  # its voxels are still in the file
+    voxels = int(np.prod(image.shape, dtype=object))
+    return int(image.dataobj.offset) + image.get_data_dtype().itemsize * voxels
+
+
 def _unzipped(path: Path, image: nib.Nifti1Image) -> nib.Nifti1Image:
     """Return the image with its bytes in memory; unlike nibabel, compare its checksum."""
-    voxels = int(np.prod(image.shape))
-    claimed = int(image.dataobj.offset) + image.get_data_dtype().itemsize * voxels
+    claimed = _claimed_bytes(image)
     with gzip.open(path) as handle:
         content = handle.read(claimed)
         handle.read(1)  # the checksum is compared when the end is reached

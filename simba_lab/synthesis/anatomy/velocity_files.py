@@ -154,8 +154,8 @@ def write_model(stem: Path, arrays: dict[str, np.ndarray], header: dict[str, Any
     """Write ``<stem>.safetensors`` and ``<stem>.json``; both complete, the header last."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     tensors, text = (stem.with_name(stem.name + ending) for ending in (".safetensors", ".json"))
-    with new_file(tensors) as part:
-        save_file(arrays, part)
+    with new_file(tensors) as path:
+        save_file(arrays, path)
     write_json(text, header)
 
 
@@ -168,12 +168,12 @@ def read_model(stem: Path, format_name: str) -> tuple[dict[str, np.ndarray], dic
             raise SimbaError("file", str(path), "an existing file", remedy)
     try:
         header = read_json(text, "file")
-        known = isinstance(header, dict) and header.get("format") == format_name
-        arrays = load_file(tensors) if known else {}
+        matching = isinstance(header, dict) and header.get("format") == format_name
+        arrays = load_file(tensors) if matching else {}
     except Exception as error:  # safetensors and json raise types of their own for a damaged file
         remedy = f"It is truncated or corrupt ({error})."
         raise SimbaError("file", str(stem), "a complete model", remedy) from error
-    if not known:
+    if not matching:
         raise SimbaError("file", str(text), f"of the format {format_name!r}")
     return arrays, header
 

@@ -20,13 +20,15 @@ from simba_lab.core.files import cache_folder
 # Contraction (fused multiply-add) and reassociation vectorise the inner loops; NaN and infinity
 # keep their meaning.
 FAST = {"contract", "reassoc", "nsz", "arcp"}
+# Numba makes its settings when it is imported, so type checkers do not know them.
+settings: Any = nb.config
 inlined = nb.njit(inline="always", fastmath=FAST)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a kernel, with its compiled code kept on disk if a folder allows it."""
-    kernel = nb.njit(nogil=True, fastmath=FAST)(function)
-    for folder in (nb.config.CACHE_DIR, str(cache_folder() / "kernels")):
+    kernel: Any = nb.njit(nogil=True, fastmath=FAST)(function)
+    for folder in (settings.CACHE_DIR, str(cache_folder() / "kernels")):
         with suppress(RuntimeError):  # no folder can be used
             kernel._cache = _cache_in(folder, function)
             break
@@ -35,11 +37,11 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _cache_in(folder: str, function: Callable[..., Any]) -> caching.FunctionCache:
     """Return the cache of a kernel in a folder, or in one of Numba's own."""
-    chosen, nb.config.CACHE_DIR = nb.config.CACHE_DIR, folder
+    chosen, settings.CACHE_DIR = settings.CACHE_DIR, folder
     try:
         return _KernelCache(function)
     finally:
-        nb.config.CACHE_DIR = chosen
+        settings.CACHE_DIR = chosen
 
 
 def _require_code(locator: Any) -> None:
@@ -48,16 +50,19 @@ def _require_code(locator: Any) -> None:
         raise OSError("no compiled code")
 
 
+def _readable(locator: type[object]) -> type[object]:
+    """Return a locator that accepts folders that can only be read."""
+    return type(locator.__name__, (locator,), {"ensure_cache_path": _require_code})
+
+
+_FOLDERS: list[type[object]] = list(caching.CompileResultCacheImpl._locator_classes)
+_FOLDERS += [_readable(locator) for locator in _FOLDERS]
+
+
 class _Folders(caching.CompileResultCacheImpl):
     """Numba's choice of folders: the writable ones first, then those that can only be read."""
 
-    _locator_classes = (
-        *caching.CompileResultCacheImpl._locator_classes,
-        *(
-            type(locator.__name__, (locator,), {"ensure_cache_path": _require_code})
-            for locator in caching.CompileResultCacheImpl._locator_classes
-        ),
-    )
+    _locator_classes = _FOLDERS
 
 
 class _KernelCache(caching.FunctionCache):

@@ -1,5 +1,1 @@
 """From a scenario to volumes: deformations, effects, scanner, rendering on processor and GPU."""
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -184,7 +184,8 @@ class Renderer:
         # any image is.
         low, high = self.template.box_mm
         extent = float((high - low).max()) + 2 * MARGIN_MM
-        box = Lattice((2, 2, 2), extent, tuple(float(value) - MARGIN_MM for value in low))
+        x, y, z = (float(value) - MARGIN_MM for value in low)
+        box = Lattice((2, 2, 2), extent, (x, y, z))
         coordinates = box.points_mm().astype(np.float32)
         return np.stack([self.warped(image, box, subject) for image in coordinates])
 

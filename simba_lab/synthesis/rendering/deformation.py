@@ -69,9 +69,12 @@ def exponential(velocity: np.ndarray, lattice: Lattice) -> np.ndarray:
 
 def compose(outer: np.ndarray, inner: np.ndarray, lattice: Lattice) -> np.ndarray:
     """Return the displacement of ``outer o inner``: ``inner(x) + outer(x + inner(x))``, in mm."""
-    first, second = _checked(inner, lattice, "inner"), _checked(outer, lattice, "outer")
-    displacement = np.empty_like(first)
-    interpolation.compose(first, second, np.float32(1 / lattice.spacing_mm), displacement)
+    inner_field = _checked(inner, lattice, "inner")
+    outer_field = _checked(outer, lattice, "outer")
+    displacement = np.empty_like(inner_field)
+    interpolation.compose(
+        inner_field, outer_field, np.float32(1 / lattice.spacing_mm), displacement
+    )
     return np.moveaxis(displacement, -1, 0)
 
 
@@ -275,20 +278,20 @@ def warp_once(
     mask, mask_lattice = near or (np.zeros((0, 0, 0), bool), onto)
     interpolation.sample(
         image,
-        np.float32(image_lattice.origin_mm),
+        np.array(image_lattice.origin_mm, np.float32),
         np.float32(1 / image_lattice.spacing_mm),
         coarse,
-        np.float32(coarse_lattice.origin_mm),
+        np.array(coarse_lattice.origin_mm, np.float32),
         np.float32(1 / coarse_lattice.spacing_mm),
         np.concatenate(fields),
         shapes,
         origins,
         np.float32(1 / spacing),
         mask,
-        np.float32(mask_lattice.origin_mm),
+        np.array(mask_lattice.origin_mm, np.float32),
         np.float32(1 / mask_lattice.spacing_mm),
         volume,
-        np.float32(onto.origin_mm),
+        np.array(onto.origin_mm, np.float32),
         np.float32(onto.spacing_mm),
     )
     return volume

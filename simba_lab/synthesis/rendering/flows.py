@@ -67,20 +67,14 @@ class _Shape:
     region: str
     smoothness_mm: float
     template: Template
-    mode: int | None = None
-    variability: Variability | None = None
+    mode: tuple[int, Variability] | None = None
 
 
 def _shape(effect: Morphology, template: Template, variability: Variability | None) -> _Shape:
     if effect.mode is None:
         return _Shape(effect.region, effect.smoothness_mm, template)
-    return _Shape(
-        effect.region,
-        effect.smoothness_mm,
-        template,
-        effect.mode,
-        variability or GaussianProcessSubjects(),
-    )
+    mode = effect.mode, variability or GaussianProcessSubjects()
+    return _Shape(effect.region, effect.smoothness_mm, template, mode)
 
 
 def local_velocity(
@@ -105,14 +99,14 @@ def _velocity(shape: _Shape) -> tuple[np.ndarray, Lattice]:
     padded = np.pad(mask[box].astype(np.float32), margin)
     smooth = gaussian_filter(padded, shape.smoothness_mm / spacing, mode="constant")
     coarse = (slice(None, None, STRIDE),) * 3
-    origin = np.asarray(template.lattice.origin_mm) + (low - margin) * spacing
+    x, y, z = map(float, np.asarray(template.lattice.origin_mm) + (low - margin) * spacing)
     if shape.mode is None:
         velocity = -np.stack(np.gradient(smooth, spacing), axis=-1)[coarse]
-        lattice = Lattice(velocity.shape[:3], spacing * STRIDE, tuple(float(v) for v in origin))
+        lattice = Lattice(velocity.shape[:3], spacing * STRIDE, (x, y, z))
     else:
         window = smooth[coarse]
-        lattice = Lattice(window.shape, spacing * STRIDE, tuple(float(v) for v in origin))
-        velocity = window[..., None] * _mode_at(shape.mode, shape.variability, template, lattice)
+        lattice = Lattice(window.shape, spacing * STRIDE, (x, y, z))
+        velocity = window[..., None] * _mode_at(*shape.mode, template, lattice)
     velocity = np.ascontiguousarray(velocity, dtype=np.float32)
     return velocity / _peak(velocity), lattice
 

@@ -95,14 +95,14 @@ class GPURenderer:
 
 
 def _at(
-    volume: torch.Tensor, points_mm: torch.Tensor, lattice: Lattice, outside: str
+    volume: torch.Tensor, points_mm: torch.Tensor, lattice: Lattice, padding: str
 ) -> torch.Tensor:
     """Trilinear interpolation of (1, C, X, Y, Z) at positions (3, ...), giving (C, ...)."""
     last = torch.tensor(lattice.shape, device=points_mm.device).view(3, 1, 1, 1) - 1
     origin = torch.tensor(lattice.origin_mm, device=points_mm.device).view(3, 1, 1, 1)
     relative = (points_mm - origin) / lattice.spacing_mm / last * 2 - 1
     grid = relative.flip(0).movedim(0, -1)[None].float()  # grid_sample wants z, y, x
-    return grid_sample(volume, grid, mode="bilinear", padding_mode=outside, align_corners=True)[0]
+    return grid_sample(volume, grid, mode="bilinear", padding_mode=padding, align_corners=True)[0]
 
 
 def _blurred(volume: torch.Tensor, sigma: float) -> torch.Tensor:

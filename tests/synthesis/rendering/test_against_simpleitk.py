@@ -45,16 +45,18 @@ def image():
     return np.random.default_rng(1).random(LATTICE.shape).astype(np.float32)
 
 
-def to_itk(array, lattice, kind=None):
+def to_itk(array, lattice, pixel_type=None):
     """A scalar (X, Y, Z) or vector (3, X, Y, Z) array as a SimpleITK image at the same position."""
     vector = array.ndim == 4
     if vector:
         array = np.moveaxis(array, 0, -1) * LPS_FROM_RAS
-    made = sitk.GetImageFromArray(np.ascontiguousarray(np.swapaxes(array, 0, 2)), isVector=vector)
-    made.SetOrigin((LPS_FROM_RAS * lattice.origin_mm).tolist())
-    made.SetSpacing([lattice.spacing_mm] * 3)
-    made.SetDirection(np.diag(LPS_FROM_RAS).ravel().tolist())
-    return made if kind is None else sitk.Cast(made, kind)
+    itk_image = sitk.GetImageFromArray(
+        np.ascontiguousarray(np.swapaxes(array, 0, 2)), isVector=vector
+    )
+    itk_image.SetOrigin((LPS_FROM_RAS * lattice.origin_mm).tolist())
+    itk_image.SetSpacing([lattice.spacing_mm] * 3)
+    itk_image.SetDirection(np.diag(LPS_FROM_RAS).ravel().tolist())
+    return itk_image if pixel_type is None else sitk.Cast(itk_image, pixel_type)
 
 
 def from_itk(image):
@@ -69,10 +71,12 @@ def as_transform(displacement, lattice=LATTICE):
 def itk_compose(outer, inner, lattice=LATTICE):
     """`outer o inner`: SimpleITK applies the transform that was added last first."""
     grid = to_itk(inner, lattice)
-    both = sitk.CompositeTransform([as_transform(outer, lattice), as_transform(inner, lattice)])
+    composite = sitk.CompositeTransform(
+        [as_transform(outer, lattice), as_transform(inner, lattice)]
+    )
     return from_itk(
         sitk.TransformToDisplacementField(
-            both,
+            composite,
             sitk.sitkVectorFloat64,
             grid.GetSize(),
             grid.GetOrigin(),
@@ -92,8 +96,8 @@ def itk_exponential(velocity, lattice=LATTICE, squarings=8):
 
 def test_points_mean_the_same_place(image):
     """Voxel (3, 4, 5) of the lab is the same point of the world in SimpleITK, signs aside."""
-    there = to_itk(image, LATTICE).TransformIndexToPhysicalPoint((3, 4, 5))
-    np.testing.assert_allclose(LPS_FROM_RAS * there, LATTICE.points_mm()[:, 3, 4, 5])
+    position = to_itk(image, LATTICE).TransformIndexToPhysicalPoint((3, 4, 5))
+    np.testing.assert_allclose(LPS_FROM_RAS * position, LATTICE.points_mm()[:, 3, 4, 5])
 
 
 def test_warp_equals_simpleitk(image, velocity):
@@ -124,20 +128,20 @@ def test_warp_onto_another_lattice_equals_simpleitk(velocity):
 
 
 def test_compose_equals_simpleitk_in_the_same_order(velocity):
-    other = np.roll(velocity[::-1], 3, axis=2)
-    ours = deformation.compose(velocity, other, LATTICE)
-    np.testing.assert_allclose(ours, itk_compose(velocity, other), atol=1e-5)
-    swapped = itk_compose(other, velocity)
+    shifted = np.roll(velocity[::-1], 3, axis=2)
+    ours = deformation.compose(velocity, shifted, LATTICE)
+    np.testing.assert_allclose(ours, itk_compose(velocity, shifted), atol=1e-5)
+    swapped = itk_compose(shifted, velocity)
     assert (
         np.abs(ours - swapped).max() > 0.1
     )  # the order matters for these fields, so the test can tell
 
 
 @pytest.mark.parametrize(
-    ("sign", "refined", "most_mm"),
+    ("sign", "refined", "tolerance_mm"),
     [(1, 1, 0.15), (-1, 1, 0.15), (1, 2, 0.05), (-1, 2, 0.05), (1, 4, 0.02)],
 )
-def test_exponential_equals_simpleitk(sign, refined, most_mm):
+def test_exponential_equals_simpleitk(sign, refined, tolerance_mm):
     """A flow of up to 3.5 mm: within 0.15 mm on one lattice, 0.02 mm on a lattice four times finer.
 
     SimpleITK interpolates displacements linearly, which errs by the square of the spacing; the lab
@@ -152,7 +156,7 @@ def test_exponential_equals_simpleitk(sign, refined, most_mm):
     theirs = itk_exponential(sign * velocity_on(fine), fine)[:, ::refined, ::refined, ::refined]
     ours = deformation.exponential(sign * velocity_on(LATTICE), LATTICE)
     assert np.linalg.norm(theirs, axis=0).max() > 3
-    assert np.linalg.norm(ours - theirs, axis=0).max() < most_mm
+    assert np.linalg.norm(ours - theirs, axis=0).max() < tolerance_mm
 
 
 def test_invert_equals_simpleitk(velocity):
@@ -175,7 +179,11 @@ def test_jacobian_equals_simpleitk(velocity):
     upright = sitk.GetImageFromArray(np.ascontiguousarray(displacement.T), isVector=True)
     upright.SetSpacing([LATTICE.spacing_mm] * 3)
     theirs = from_itk(sitk.DisplacementFieldJacobianDeterminant(upright))
-    inside = (slice(2, -2),) * 3  # both use one-sided differences at the border, in different ways
+    interior = (
+        slice(2, -2),
+    ) * 3  # both use one-sided differences at the border, in different ways
     np.testing.assert_allclose(
-        deformation.jacobian_determinant(displacement, LATTICE)[inside], theirs[inside], atol=1e-3
+        deformation.jacobian_determinant(displacement, LATTICE)[interior],
+        theirs[interior],
+        atol=1e-3,
     )

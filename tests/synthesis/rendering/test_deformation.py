@@ -39,11 +39,11 @@ def test_exponential_equals_dense_integration(velocity):
 
 def test_flow_of_parts_is_the_flow_of_the_whole(velocity):
     field = deformation.interleaved(velocity)
-    whole = deformation.flow(field, LATTICE.spacing_mm, 1.0)
-    parts = deformation.flow(
+    at_once = deformation.flow(field, LATTICE.spacing_mm, 1.0)
+    in_steps = deformation.flow(
         field, LATTICE.spacing_mm, 0.6, start=deformation.flow(field, LATTICE.spacing_mm, 0.4)
     )
-    assert np.abs(whole - parts).max() < 0.02
+    assert np.abs(at_once - in_steps).max() < 0.02
 
 
 def test_series_equals_steps_for_gentle_fields(velocity):
@@ -61,25 +61,25 @@ def test_series_equals_steps_for_gentle_fields(velocity):
 def test_corrected_nodes_interpolate_better(velocity):
     """Between the nodes, corrected values are nearer to a spline through the field."""
     field = deformation.interleaved(velocity)
-    where = np.indices(LATTICE.shape)[:, 2:-3, 2:-3, 2:-3] + np.random.default_rng(2).random(
+    points = np.indices(LATTICE.shape)[:, 2:-3, 2:-3, 2:-3] + np.random.default_rng(2).random(
         (3, 1, 1, 1)
     )
-    truth = np.stack([map_coordinates(f, where, order=5) for f in velocity])
+    truth = np.stack([map_coordinates(f, points, order=5) for f in velocity])
 
     def error(nodes):
-        return np.sqrt(np.mean((sampled(np.moveaxis(nodes, -1, 0), where) - truth) ** 2))
+        return np.sqrt(np.mean((sampled(np.moveaxis(nodes, -1, 0), points) - truth) ** 2))
 
     assert error(deformation.chord_corrected(field)) < 0.6 * error(field)
 
 
 def test_exponential_of_the_opposite_is_the_inverse(velocity):
-    forward, back = (
+    forward, backward = (
         deformation.exponential(velocity, LATTICE),
         deformation.exponential(-velocity, LATTICE),
     )
     for residual in (
-        deformation.compose(back, forward, LATTICE),
-        deformation.invert(forward, LATTICE) - back,
+        deformation.compose(backward, forward, LATTICE),
+        deformation.invert(forward, LATTICE) - backward,
     ):
         assert np.quantile(np.abs(residual), 0.95) < 0.05
         assert np.abs(residual).max() < 0.3  # linear interpolation where the field bends most
@@ -87,8 +87,8 @@ def test_exponential_of_the_opposite_is_the_inverse(velocity):
 
 def test_invert_is_exact_for_the_interpolated_map(velocity):
     forward = deformation.exponential(velocity, LATTICE)
-    left_over = deformation.compose(forward, deformation.invert(forward, LATTICE), LATTICE)
-    assert np.abs(left_over).max() < 1e-3
+    residual = deformation.compose(forward, deformation.invert(forward, LATTICE), LATTICE)
+    assert np.abs(residual).max() < 1e-3
 
 
 def test_constant_velocity_is_a_translation():

@@ -26,9 +26,9 @@ def test_volumes_equal_those_of_the_kernels(scenario, kind, device):
 
 
 def test_the_same_call(cohort):
-    few = cohort.where(np.arange(3))
-    np.testing.assert_allclose(few.arrays(device="auto"), few.arrays(), atol=0.2)
-    assert np.median(np.abs(few.arrays(device="auto") - few.arrays())) < 1e-5
+    subjects = cohort.where(np.arange(3))
+    np.testing.assert_allclose(subjects.arrays(device="auto"), subjects.arrays(), atol=0.2)
+    assert np.median(np.abs(subjects.arrays(device="auto") - subjects.arrays())) < 1e-5
 
 
 def test_a_device_that_is_not_there_is_one_clear_error(cohort):

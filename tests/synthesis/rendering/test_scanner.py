@@ -48,17 +48,16 @@ def test_noise_belongs_to_the_voxel_and_the_subject(tissue):
     half[:10] = 0
     quiet = Scanner(noise=0.1)
     np.testing.assert_array_equal(scanned(flat, quiet)[10:], scanned(half, quiet)[10:])
-    others = [scanned(flat, quiet, 1, 1), scanned(flat, quiet, 0, 2)]
+    scans = [scanned(flat, quiet, 1, 1), scanned(flat, quiet, 0, 2)]
     assert all(
-        abs(np.corrcoef(scanned(flat, quiet).ravel(), other.ravel())[0, 1]) < 0.02
-        for other in others
+        abs(np.corrcoef(scanned(flat, quiet).ravel(), scan.ravel())[0, 1]) < 0.02 for scan in scans
     )
 
 
 def test_background_stays_background(tissue):
     loud = Scanner(noise=0.3, contrast=2.0, gamma=0.5)
-    outside = tissue <= BACKGROUND
-    np.testing.assert_array_equal(scanned(tissue, loud)[outside], tissue[outside])
+    background = tissue <= BACKGROUND
+    np.testing.assert_array_equal(scanned(tissue, loud)[background], tissue[background])
 
 
 def test_contrast_multiplies_the_spread_and_keeps_the_pivot(template):

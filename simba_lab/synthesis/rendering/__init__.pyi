@@ -1,3 +1,0 @@
-from . import cpu, deformation, flows, gpu, scanner, volume_cache
-
-__all__ = ["cpu", "deformation", "flows", "gpu", "scanner", "volume_cache"]
