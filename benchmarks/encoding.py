@@ -1,18 +1,17 @@
-"""Probes and similarity of all blocks against scikit-learn on flattened features; memory.
+"""Probes and similarity of all blocks against scikit-learn on flattened features, with memory.
 
 Usage: python benchmarks/encoding.py [--quick]
 """
 
 import argparse
 import multiprocessing
-import os
 import resource
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
-from measuring import Figure
+from measuring import Figure, machine
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
@@ -35,7 +34,7 @@ def audience(subjects: int, spacing_mm: float) -> sb.Cohort:
 
 
 def lab(subjects: int) -> dict[str, float]:
-    """Seconds of rendering and recording, probes with floors, and CKA; peak memory in GB."""
+    """Seconds of recording, of probes with all their floors, and of CKA; peak memory in GB."""
     cohort = audience(subjects, 4)
     start = time.perf_counter()
     recording = sb.record(sb.SimBANet(seed=0), cohort)
@@ -45,11 +44,11 @@ def lab(subjects: int) -> dict[str, float]:
     sb.probe(recording, "label")
     probed = time.perf_counter()
     sb.cka(recording, permutations=100)
-    done = time.perf_counter()
+    compared = time.perf_counter()
     return {
         "record": recorded - start,
         "probe": probed - recorded,
-        "cka": done - probed,
+        "cka": compared - probed,
         "memory": peak_gb(),
     }
 
@@ -74,37 +73,44 @@ def both_ways(subjects: int) -> dict[str, float]:
         [(np.flatnonzero(folds != k), np.flatnonzero(folds == k)) for k in np.unique(folds)],
     )
     inner = PredefinedSplit(fold_numbers(split, len(target))[train])
-    ours = theirs = apart = 0.0
+    lab_seconds = library_seconds = difference = 0.0
     for block in blocks:
         start = time.perf_counter()
         ((scores, _),) = held_out(recording[block], split, question, [question.target], None)
-        ours += (time.perf_counter() - start) / len(split)
+        lab_seconds += (time.perf_counter() - start) / len(split)
         features = recording.features[block].reshape(len(cohort), -1)
         start = time.perf_counter()
-        found = by_library(features[train], target[train], features[test], inner)
-        theirs += time.perf_counter() - start
-        apart = max(
-            apart,
-            abs(roc_auc_score(target[test], found) - roc_auc_score(target[test], scores[test, 0])),
+        predictions = by_library(features[train], target[train], features[test], inner)
+        library_seconds += time.perf_counter() - start
+        difference = max(
+            difference,
+            abs(
+                roc_auc_score(target[test], predictions)
+                - roc_auc_score(target[test], scores[test, 0])
+            ),
         )
     # The lab records once for all folds.
-    return {"ours": ours + recorded / len(split), "theirs": theirs, "apart": apart}
+    return {
+        "lab": lab_seconds + recorded / len(split),
+        "library": library_seconds,
+        "difference": difference,
+    }
 
 
 def by_library(
-    seen: np.ndarray, target: np.ndarray, unseen: np.ndarray, inner: PredefinedSplit
+    features: np.ndarray, target: np.ndarray, test_features: np.ndarray, inner: PredefinedSplit
 ) -> np.ndarray:
-    """Choose the penalty as the lab does: best scaled prediction of inner folds, centred."""
+    """Choose the penalty as the lab does: by the best scaled prediction of inner folds."""
     means = np.array([np.mean(target[inner.test_fold != fold]) for fold in inner.test_fold])
-    wanted, best = target - means, (np.inf, 0.0)
-    size = np.square(seen - seen.mean(axis=0)).sum() / len(seen)
+    deviations, best = target - means, (np.inf, 0.0)
+    size = np.square(features - features.mean(axis=0)).sum() / len(features)
     for penalty in PENALTIES * size:
         predicted = (
-            cross_val_predict(Ridge(penalty), seen, target.astype(np.float32), cv=inner) - means
+            cross_val_predict(Ridge(penalty), features, target.astype(np.float32), cv=inner) - means
         )
-        scale = max(wanted @ predicted, 0.0) / (predicted @ predicted)
-        best = min(best, (np.square(wanted - scale * predicted).sum(), penalty))
-    return Ridge(best[1]).fit(seen, target.astype(np.float32)).predict(unseen)
+        scale = max(deviations @ predicted, 0.0) / (predicted @ predicted)
+        best = min(best, (np.square(deviations - scale * predicted).sum(), penalty))
+    return Ridge(best[1]).fit(features, target.astype(np.float32)).predict(test_features)
 
 
 def at_one_millimetre(subjects: int) -> dict[str, float]:
@@ -131,31 +137,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few subjects")
     quick = parser.parse_args().quick
-    print(
-        f"{os.cpu_count()} cores, load before the start {os.getloadavg()[0]:.1f} "
-        "(times are worth little above 0.3)"
-    )
+    print(machine())
     subjects = 200 if quick else 1000
     print(f"All probes and CKA of {subjects} volumes at 4 mm, pixels and four blocks")
-    found = alone(lab, subjects)
-    together = found["record"] + found["probe"] + found["cka"]
+    measures = alone(lab, subjects)
+    total = measures["record"] + measures["probe"] + measures["cka"]
     for name in ("record", "probe", "cka"):
-        print(Figure(name, found[name], "s"))
-    print(Figure("together", together, "s", at_most=60.0))
-    print(Figure("peak memory", found["memory"], "GB", at_most=2.0), flush=True)
-    print(
-        "One held-out fold of a probe of each block, against scikit-learn's Ridge "
-        "on flattened features"
-    )
-    found = alone(both_ways, subjects)
-    print(Figure("lab, its share of recording included", found["ours"], "s"))
-    print(Figure("scikit-learn", found["theirs"], "s"))
-    print(Figure("scikit-learn / lab", found["theirs"] / found["ours"], at_least=10.0))
-    print(Figure("largest difference of AUROC", found["apart"], at_most=0.005), flush=True)
+        print(Figure(name, measures[name], "s"))
+    print(Figure("together", total, "s", at_most=60.0))
+    print(Figure("peak memory", measures["memory"], "GB", at_most=2.0), flush=True)
+    print("One held-out fold of a probe of each block, against scikit-learn's Ridge")
+    measures = alone(both_ways, subjects)
+    print(Figure("lab, its share of recording included", measures["lab"], "s"))
+    print(Figure("scikit-learn", measures["library"], "s"))
+    print(Figure("scikit-learn / lab", measures["library"] / measures["lab"], at_least=10.0))
+    print(Figure("largest difference of AUROC", measures["difference"], at_most=0.005), flush=True)
     print("The published five blocks at 1 mm")
-    found = alone(at_one_millimetre, 3 if quick else 12)
-    print(Figure("peak memory", found["memory"], "GB", at_most=3.0))
-    print(Figure("a volume", found["seconds"], "s"))
+    measures = alone(at_one_millimetre, 3 if quick else 12)
+    print(Figure("peak memory", measures["memory"], "GB", at_most=3.0))
+    print(Figure("a volume", measures["seconds"], "s"))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -49,13 +50,19 @@ class Figure:
 
     def __str__(self) -> str:
         sign, target = ("<=", self.at_most) if self.at_most is not None else (">=", self.at_least)
-        wanted = "" if target is None else f"{sign} {target:g}"
-        value = f"{self.value:>10.4g} {self.unit:<5}"
-        return f"  {self.name:<70}{value}{wanted:>9}  {self.verdict}".rstrip()
+        limit = "" if target is None else f"{sign} {target:g}"
+        value = f"{self.value:>10.4g} {self.unit:<5}{limit:>9}"
+        return f"  {self.name:<70}{value}  {self.verdict}".rstrip()
+
+
+def machine() -> str:
+    """Return the number of cores and the load, which decides whether times mean anything."""
+    load = f"load before the start {os.getloadavg()[0]:.1f}"
+    return f"{os.cpu_count()} cores, {load} (times are worth little above 0.3)"
 
 
 def best_of(rounds: int, function: Callable[[], object]) -> float:
-    """Return the least time of several rounds in seconds: other work on the machine only adds."""
+    """Return the least time of several rounds in seconds: other work of the machine only adds."""
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -65,7 +72,9 @@ def best_of(rounds: int, function: Callable[[], object]) -> float:
 
 
 def bandwidth(cores: int) -> dict[str, float]:
-    """Return bytes per second of a copy and of a sum of two arrays, on all cores.
+    """Return bytes per second of a copy and of a sum on all cores.
+
+    A copy reads one array and writes one; a sum reads two and writes one.
 
     References
     ----------
@@ -79,9 +88,9 @@ def bandwidth(cores: int) -> dict[str, float]:
     }
     with ThreadPoolExecutor(cores) as threads:
         return {
-            kind: touched
+            operation: touched
             * arrays[0][0].nbytes
             * cores
             / best_of(7, lambda step=step: list(threads.map(step, arrays)))
-            for kind, (touched, step) in kinds.items()
+            for operation, (touched, step) in kinds.items()
         }

@@ -1,4 +1,4 @@
-"""The published way to make a volume, rewritten with SimpleITK: baseline of `synthesis.py`.
+"""The published way to make a volume, written anew with SimpleITK: baseline of `synthesis.py`.
 
 Stanley et al. (2023) render a subject on the lattice of the SRI24 atlas, 173 x 211 x 155 voxels of
 1 mm, from three stationary velocity fields: healthy anatomy ``s``, disease ``d`` and bias ``b``.
@@ -85,12 +85,12 @@ def to_image(array: np.ndarray, lattice: Lattice) -> sitk.Image:
     Image and fields are all given in the lab's axes, so none needs the change of sign to
     SimpleITK's LPS.
     """
-    made = sitk.GetImageFromArray(
+    image = sitk.GetImageFromArray(
         np.ascontiguousarray(np.swapaxes(array, 0, 2), dtype=np.float32), isVector=array.ndim == 4
     )
-    made.SetOrigin(lattice.origin_mm)
-    made.SetSpacing([lattice.spacing_mm] * 3)
-    return made
+    image.SetOrigin(lattice.origin_mm)
+    image.SetSpacing([lattice.spacing_mm] * 3)
+    return image
 
 
 def sampled(image: sitk.Image, displacement: sitk.Image) -> sitk.Image:
@@ -105,12 +105,12 @@ def sampled(image: sitk.Image, displacement: sitk.Image) -> sitk.Image:
 
 
 def compose(outer: sitk.Image, inner: sitk.Image) -> sitk.Image:
-    """Return the displacement of ``outer o inner``; a field is still at its edge, as in ITK."""
+    """Return the displacement of ``outer o inner``; outside a field nothing moves, as in ITK."""
     return inner + sampled(outer, inner)
 
 
 def exponential(velocity: np.ndarray, lattice: Lattice) -> sitk.Image:
-    """Return the displacement in mm at time 1 of a velocity's flow, by scaling and squaring."""
+    """Return the displacement of the flow of a velocity in mm at time 1: scaling and squaring."""
     longest = np.sqrt(np.einsum("xyzd,xyzd->xyz", velocity, velocity).max()) / lattice.spacing_mm
     squarings = max(0, int(np.ceil(np.log2(max(longest, 1e-6) / FIRST_STEP_VOXELS))))
     displacement = to_image(velocity / np.float32(2**squarings), lattice)
@@ -142,11 +142,11 @@ def render(
     seconds, counts, started = {}, {}, time.process_time()
 
     @contextmanager
-    def timed(kind: str):
+    def timed(stage: str):
         start = time.perf_counter()
         yield
-        seconds[kind] = seconds.get(kind, 0.0) + time.perf_counter() - start
-        counts[kind] = counts.get(kind, 0) + 1
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
+        counts[stage] = counts.get(stage, 0) + 1
 
     def flowed(velocity: np.ndarray) -> sitk.Image:
         with timed("exponentials"):

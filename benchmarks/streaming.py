@@ -50,7 +50,7 @@ def main(subjects: int = 10_000) -> int:
         / 1e9
     )
     steps = np.diff(np.r_[0.0, moments])
-    quarters = [part.mean() for part in np.array_split(steps, 4)]
+    quarters = [quarter.mean() for quarter in np.array_split(steps, 4)]
     growth = quarters[-1] / np.median(quarters)
     volume = 1e3 * moments[-1] / subjects
     print(

@@ -1,4 +1,4 @@
-"""How fast, exactly and sharply the lab renders: every figure beside its target, in one run.
+"""How fast, how exact and how sharp the lab renders: every figure beside its target, in one run.
 
 Usage: python benchmarks/synthesis.py [--quick] [--json FILE]
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import published_pipeline
 import truth
-from measuring import Figure, bandwidth, best_of
+from measuring import Figure, bandwidth, best_of, machine
 from scipy.ndimage import binary_erosion, gaussian_filter, map_coordinates
 
 import simba_lab as sb
@@ -37,7 +37,7 @@ COMPARED = 20_000
 def cohort_of(
     subjects: int, spacing_mm: float, *, seed: int = 0, scanner: bool = True
 ) -> sb.Cohort:
-    """Return a cohort in which all carry disease and bias; without `scanner`, no noise or field."""
+    """Return a cohort of carriers of the bias; without `scanner`, no noise and a flat field."""
     scenario = sb.Scenario.from_yaml(SCENARIO).replace(subjects=subjects, spacing_mm=spacing_mm)
     if not scanner:
         scenario = scenario.replace(noise=0.0, bias_field=0.0)
@@ -45,7 +45,7 @@ def cohort_of(
 
 
 def onto(cohort: sb.Cohort, lattice: sb.core.Lattice) -> sb.Cohort:
-    """Return the same subjects, not yet rendered, on another lattice than the template's."""
+    """Return the same subjects on another lattice than the template's, none rendered yet."""
     moved, renderer = replace(cohort), cohort.renderer
     cache = type(renderer.cache)(renderer.cache.size)
     moved.__dict__["renderer"] = replace(renderer, lattice=lattice, cache=cache)
@@ -53,7 +53,7 @@ def onto(cohort: sb.Cohort, lattice: sb.core.Lattice) -> sb.Cohort:
 
 
 def seconds_per_volume(cohorts: Iterable[sb.Cohort]) -> tuple[float, float]:
-    """Return the least time per volume over cohorts never rendered before, with all cores.
+    """Return the least time per volume over cohorts that were never rendered, on all cores.
 
     Both by the clock and as processor time over the cores, which is what the clock would show if
     nothing else ran.
@@ -87,7 +87,7 @@ def words(lattice: sb.core.Lattice) -> str:
 def published_volume(
     cohort: sb.Cohort, index: int, lattice: sb.core.Lattice, rounds: int
 ) -> published_pipeline.Published:
-    """Render a subject by the published pipeline, from dense velocities; return the least time."""
+    """Render a subject by the published pipeline, from dense velocities: the fastest round."""
     template, magnitudes = cohort.template, cohort.magnitudes(index)
     velocities = {"subject": truth.subject_velocity(cohort, index, lattice)}
     for name, effect in cohort.scenario.effects.items():
@@ -104,7 +104,7 @@ def published_volume(
 
 
 def on_lattice(template: sb.synthesis.Template, lattice: sb.core.Lattice) -> np.ndarray:
-    """Return the template on another 1 mm lattice with coinciding voxels: no interpolation."""
+    """Return the template on a lattice whose voxels coincide with its own: nothing is blurred."""
     still = np.zeros((3, 2, 2, 2))
     return deformation.warp(
         template.t1,
@@ -116,9 +116,9 @@ def on_lattice(template: sb.synthesis.Template, lattice: sb.core.Lattice) -> np.
 
 
 def speed_of(published: published_pipeline.Published, quick: bool) -> list[Figure]:
-    """Time volumes of the lab at 1 mm, against the published pipeline and memory speed."""
+    """Compare the time of a volume at 1 mm with the published pipeline and with memory."""
     subjects, rounds, lattice = (FEWEST, 2, sri24()) if quick else (24, 4, sri24())
-    own, wide, clean = (
+    standard, wide, clean = (
         seconds_per_volume(make(seed) for seed in range(rounds))
         for make in (
             lambda seed: cohort_of(subjects, 1.0, seed=seed),
@@ -126,30 +126,32 @@ def speed_of(published: published_pipeline.Published, quick: bool) -> list[Figur
             lambda seed: onto(cohort_of(subjects, 1.0, seed=seed, scanner=False), lattice),
         )
     )
-    theirs, template = published.total_seconds, sb.load_template()
-    busy = "    its processor time over the cores"
+    published_seconds, template = published.total_seconds, sb.load_template()
+    processor_time = "    its processor time over the cores"
     figures = [
-        Figure(f"published pipeline, {words(lattice)}", theirs, "s"),
+        Figure(f"published pipeline, {words(lattice)}", published_seconds, "s"),
         *(
-            Figure(f"    of it {published.counts[kind]} {kind}", value, "s")
-            for kind, value in published.seconds.items()
+            Figure(f"    of it {published.counts[operation]} {operation}", value, "s")
+            for operation, value in published.seconds.items()
         ),
-        Figure(busy, published.processor_seconds / CORES, "s"),
+        Figure(processor_time, published.processor_seconds / CORES, "s"),
         Figure(
             f"lab, {words(lattice)}, as published: deformations alone", clean[0], "s", at_most=0.13
         ),
-        Figure(busy, clean[1], "s"),
+        Figure(processor_time, clean[1], "s"),
         Figure(f"lab, {words(lattice)}, with noise and bias field", wide[0], "s", at_most=0.13),
-        Figure(busy, wide[1], "s"),
+        Figure(processor_time, wide[1], "s"),
         Figure(
             f"lab, {words(template.output_lattice(1.0))}, with noise and bias field",
-            own[0],
+            standard[0],
             "s",
             at_most=0.13,
         ),
-        Figure(busy, own[1], "s"),
-        Figure("published / lab, deformations alone", theirs / clean[0], at_least=150),
-        Figure("published / lab, with noise and bias field", theirs / wide[0], at_least=150),
+        Figure(processor_time, standard[1], "s"),
+        Figure("published / lab, deformations alone", published_seconds / clean[0], at_least=150),
+        Figure(
+            "published / lab, with noise and bias field", published_seconds / wide[0], at_least=150
+        ),
         Figure(
             "published / lab, deformations alone, processor time",
             published.processor_seconds / CORES / clean[1],
@@ -161,8 +163,8 @@ def speed_of(published: published_pipeline.Published, quick: bool) -> list[Figur
     return [
         *figures,
         *(
-            Figure(f"memory on {CORES} cores, {kind}", rate / 1e9, "GB/s")
-            for kind, rate in rates.items()
+            Figure(f"memory on {CORES} cores, {operation}", rate / 1e9, "GB/s")
+            for operation, rate in rates.items()
         ),
         Figure("least traffic: template read once, volume written once", traffic / 1e6, "MB"),
         Figure("    time of that at the rate of a copy", 1e3 * floor, "ms"),
@@ -171,7 +173,7 @@ def speed_of(published: published_pipeline.Published, quick: bool) -> list[Figur
 
 
 def training_volumes(quick: bool) -> list[Figure]:
-    """Time the volumes of training: cohorts of 400, each subject for the first time."""
+    """Time the volumes that networks are trained on: cohorts of 400, never rendered before."""
     clock, processor = seconds_per_volume(
         cohort_of(400, 4.0, seed=seed) for seed in range(2 if quick else 5)
     )
@@ -182,7 +184,7 @@ def training_volumes(quick: bool) -> list[Figure]:
 
 
 def displacement_error(quick: bool) -> list[Figure]:
-    """Compare sampled positions with those of fine float64 integration, all effects on.
+    """Compare the positions that the lab samples with those of fine integration in float64.
 
     Positions are read off by rendering images whose intensity is a coordinate: trilinear
     interpolation keeps a ramp, and two points an axis make one that no position leaves.
@@ -210,34 +212,34 @@ def displacement_error(quick: bool) -> list[Figure]:
                     np.linalg.norm(np.stack(sampled).reshape(3, -1)[:, voxels] - true, axis=0)
                 )
         for name, values in errors.items():
-            pooled, what = np.concatenate(values), f"voxels of {spacing:g} mm, {name}"
+            pooled, region = np.concatenate(values), f"voxels of {spacing:g} mm, {name}"
             figures += [
-                Figure(f"{what}, 95th percentile", np.quantile(pooled, 0.95), "mm", at_most=0.05),
-                Figure(f"{what}, largest", pooled.max(), "mm"),
+                Figure(f"{region}, 95th percentile", np.quantile(pooled, 0.95), "mm", at_most=0.05),
+                Figure(f"{region}, largest", pooled.max(), "mm"),
             ]
     return figures
 
 
 def blur(published: published_pipeline.Published) -> list[Figure]:
-    """Compare detail after one and after four interpolations with that of the still template."""
+    """Compare the detail left by one interpolation and by four with that of the still template."""
     still = on_lattice(sb.load_template(), sri24())
     images = {
         "one interpolation": onto(published_cohort(), sri24()).array(0),
         "four": published.volume,
     }
     figures = []
-    for kind, energy in (
+    for measure, energy in (
         ("squared gradient", gradient_energy),
         ("power below 4 mm wavelength", fine_energy),
     ):
         shares = {name: energy(image) / energy(still) for name, image in images.items()}
         figures += [
-            Figure(f"{kind}, {name}, share of the template's", value)
+            Figure(f"{measure}, {name}, share of the template's", value)
             for name, value in shares.items()
         ]
         figures.append(
             Figure(
-                f"{kind}, one / four", shares["one interpolation"] / shares["four"], at_least=1.0
+                f"{measure}, one / four", shares["one interpolation"] / shares["four"], at_least=1.0
             )
         )
     return figures
@@ -249,9 +251,9 @@ def published_cohort() -> sb.Cohort:
 
 
 def gradient_energy(image: np.ndarray) -> float:
-    """Mean squared difference of neighbours inside the brain, away from its dominant edge."""
-    inside = binary_erosion(image > BACKGROUND, iterations=3)
-    return float(np.mean([np.diff(image, axis=axis, append=0)[inside] ** 2 for axis in range(3)]))
+    """Mean squared difference of neighbours inside the brain, away from its edge."""
+    brain = binary_erosion(image > BACKGROUND, iterations=3)
+    return float(np.mean([np.diff(image, axis=axis, append=0)[brain] ** 2 for axis in range(3)]))
 
 
 def fine_energy(image: np.ndarray) -> float:
@@ -259,18 +261,18 @@ def fine_energy(image: np.ndarray) -> float:
 
     What a local mean explains is taken out first, so that the edge of the mask is no step.
     """
-    inside = binary_erosion(image > BACKGROUND, iterations=3)
-    inner = binary_erosion(inside, iterations=2)
-    around = gaussian_filter(inside.astype(np.float32), 2)
-    mean = gaussian_filter(np.where(inside, image, 0), 2) / np.maximum(around, 1e-3)
-    power = np.abs(np.fft.rfftn(np.where(inner, image - mean, 0))) ** 2
+    brain = binary_erosion(image > BACKGROUND, iterations=3)
+    core = binary_erosion(brain, iterations=2)
+    weight = gaussian_filter(brain.astype(np.float32), 2)
+    mean = gaussian_filter(np.where(brain, image, 0), 2) / np.maximum(weight, 1e-3)
+    power = np.abs(np.fft.rfftn(np.where(core, image - mean, 0))) ** 2
     axes = [*(np.fft.fftfreq(n) for n in image.shape[:2]), np.fft.rfftfreq(image.shape[2])]
     high = np.linalg.norm(np.meshgrid(*axes, indexing="ij"), axis=0) > HIGH_PER_MM
-    return float(power[high].sum() / inner.sum())
+    return float(power[high].sum() / core.sum())
 
 
 def against_scipy(quick: bool) -> list[Figure]:
-    """Time the fused kernel against scipy's composition, one thread, without the subject's flow."""
+    """Time the fused kernel against the same composition in scipy, both on one thread."""
     figures = []
     for spacing in (4.0,) if quick else (4.0, 2.0, 1.0):
         cohort = cohort_of(FEWEST, spacing)
@@ -285,12 +287,12 @@ def against_scipy(quick: bool) -> list[Figure]:
             renderer.lattice,
         )
         difference = np.abs(deformation.warp_once(*arguments) - with_scipy(*arguments)).max()
-        ours = best_of(5, lambda a=arguments: deformation.warp_once(*a))
-        theirs = best_of(1 if spacing == 1 else 3, lambda a=arguments: with_scipy(*a))
+        fused_seconds = best_of(5, lambda a=arguments: deformation.warp_once(*a))
+        scipy_seconds = best_of(1 if spacing == 1 else 3, lambda a=arguments: with_scipy(*a))
         figures += [
-            Figure(f"fused, {spacing:g} mm", 1e3 * ours, "ms"),
-            Figure(f"scipy, {spacing:g} mm", 1e3 * theirs, "ms"),
-            Figure(f"scipy / fused, {spacing:g} mm", theirs / ours, at_least=1.0),
+            Figure(f"fused, {spacing:g} mm", 1e3 * fused_seconds, "ms"),
+            Figure(f"scipy, {spacing:g} mm", 1e3 * scipy_seconds, "ms"),
+            Figure(f"scipy / fused, {spacing:g} mm", scipy_seconds / fused_seconds, at_least=1.0),
             Figure(
                 f"largest difference, {spacing:g} mm (white matter is 1)", difference, at_most=1e-3
             ),
@@ -304,11 +306,11 @@ def with_scipy(image, image_lattice, coarse, coarse_lattice, local, output):
     def voxels(points, lattice):
         return [(points[axis] - lattice.origin_mm[axis]) / lattice.spacing_mm for axis in range(3)]
 
-    def moved(points, field, lattice, outside):
-        where = voxels(points, lattice)
+    def moved(points, field, lattice, mode):
+        coordinates = voxels(points, lattice)
         return points + np.stack(
             [
-                map_coordinates(field[..., d], where, order=1, mode=outside, cval=0.0)
+                map_coordinates(field[..., d], coordinates, order=1, mode=mode, cval=0.0)
                 for d in range(3)
             ]
         )
@@ -328,10 +330,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     options = parser.parse_args()
     load = os.getloadavg()[0]
-    print(
-        f"{os.cpu_count()} cores, load before the start {load:.1f} "
-        "(times are worth little above 0.3)"
-    )
+    print(machine())
     compile_kernels()
     published = published_volume(published_cohort(), 0, sri24(), rounds=2 if options.quick else 3)
     sections: dict[str, Callable[[], list[Figure]]] = {

@@ -14,7 +14,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
-from measuring import Figure
+from measuring import Figure, machine
 from scipy.stats import binomtest
 from torch.utils.data import DataLoader, Dataset
 
@@ -34,7 +34,7 @@ FASTEST, RENDERED = "lab, fastest settings here", "lab, fastest settings here, r
 
 
 class Files(Dataset):
-    """Volumes as users of MONAI and TorchIO have them: compressed NIfTI files, read lazily."""
+    """Volumes as users of MONAI and TorchIO have them: one compressed NIfTI file each."""
 
     def __init__(self, paths: list[Path], labels: np.ndarray) -> None:
         self.paths, self.labels = paths, labels.astype(np.float32)
@@ -85,7 +85,7 @@ def plain_fit(
         model.eval()
         with torch.no_grad():
             pairs = [(model(volumes)[:, 0], labels) for volumes, labels in held_out]
-        scores, truth = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        scores, truth = (torch.cat(batches) for batches in zip(*pairs, strict=True))
         loss = torch.nn.functional.binary_cross_entropy_with_logits(scores, truth).item()
         best = min(best, (loss, ((scores > 0) == (truth > 0)).float().mean().item()))
     return time.perf_counter() - start, best[1]
@@ -112,7 +112,7 @@ def throughput(epochs: int) -> list[Figure]:
     cohort = sb.synthesise(sb.Scenario.from_yaml(SCENARIOS / "near.yaml"), seed=0)
     volumes, held_out = epochs * len(cohort.train), len(cohort.validation)
     fast, speeds = sb.training.fastest(sb.SimBANet(seed=0), cohort, sb.FitConfig(epochs=epochs))
-    ways: dict[str, list[tuple[float, float]]] = {}
+    trainings_of: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         stored = sb.save_cohort(cohort, Path(folder) / "cohort")
         train, validation = (
@@ -121,15 +121,18 @@ def throughput(epochs: int) -> list[Figure]:
         )
         for _ in range(ROUNDS):  # by turns, so that a slow minute of the machine meets all
             for name, order in PLAIN.items():
-                ways.setdefault(name, []).append(
+                trainings_of.setdefault(name, []).append(
                     plain_fit_elsewhere(train, validation, epochs, order)
                 )
-            ways.setdefault("lab, as it comes", []).append(
+            trainings_of.setdefault("lab, as it comes", []).append(
                 lab_fit(stored, sb.FitConfig(epochs=epochs))
             )
-            ways.setdefault(FASTEST, []).append(lab_fit(stored, fast))
-            ways.setdefault(RENDERED, []).append(lab_fit(cohort, fast))
-    seconds = {name: float(np.median([time for time, _ in found])) for name, found in ways.items()}
+            trainings_of.setdefault(FASTEST, []).append(lab_fit(stored, fast))
+            trainings_of.setdefault(RENDERED, []).append(lab_fit(cohort, fast))
+    seconds = {
+        name: float(np.median([time for time, _ in trainings]))
+        for name, trainings in trainings_of.items()
+    }
     figures = [
         Figure(
             f"{row.precision}, channels {'last' if row.channels_last else 'first'}, a step alone",
@@ -150,14 +153,14 @@ def throughput(epochs: int) -> list[Figure]:
         for name, time in seconds.items()
         if name not in PLAIN
     ]
-    accuracies = [found[0][1] for found in ways.values()]
+    accuracies = [trainings[0][1] for trainings in trainings_of.values()]
     middle = binomtest(round(np.median(accuracies) * held_out), held_out).proportion_ci(
         method="wilson"
     )
-    apart = max(accuracies) - min(accuracies)
+    spread = max(accuracies) - min(accuracies)
     figures += [
         Figure(
-            "largest difference of validation accuracies", apart, at_most=middle.high - middle.low
+            "largest difference of validation accuracies", spread, at_most=middle.high - middle.low
         )
     ]
     return figures
@@ -178,10 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two epochs instead of eight")
     epochs = 2 if parser.parse_args().quick else 8
-    print(
-        f"{CORES} cores, load before the start {os.getloadavg()[0]:.1f} "
-        "(times are worth little above 0.3)"
-    )
+    print(machine())
     for title, measure in (
         ("Training of SimBANet 8-16-32-64 at 40 x 48 x 40, batches of 8", throughput),
         ("The four standard runs", standard_runs),

@@ -1,4 +1,4 @@
-"""What the lab approximates: velocities by their definition, flows by many small steps.
+"""What the lab approximates, without approximations: velocities by definition, fine flows.
 
 Float64, cubic splines on lattices far below the length scales, classical Runge-Kutta. Slow, and
 sharing nothing with the lab's kernels; the strength of an effect is calibrated anew.
@@ -58,30 +58,30 @@ class Field:
         if self.low_mm is not None:
             points_mm = np.clip(points_mm, self.low_mm[:, None], self.high_mm[:, None])
         voxels = (points_mm - np.reshape(self.lattice.origin_mm, (3, 1))) / self.lattice.spacing_mm
-        inside = ((voxels >= 0) & (voxels <= np.reshape(self.lattice.shape, (3, 1)) - 1)).all(
-            axis=0
-        )
+        mask = ((voxels >= 0) & (voxels <= np.reshape(self.lattice.shape, (3, 1)) - 1)).all(axis=0)
         out = np.zeros(points_mm.shape)
         for component, spline in enumerate(self._splines):
-            out[component, inside] = map_coordinates(
-                spline, voxels[:, inside], order=3, mode="mirror", prefilter=False
+            out[component, mask] = map_coordinates(
+                spline, voxels[:, mask], order=3, mode="mirror", prefilter=False
             )
         return out
 
 
 def flowed(field: Field, points_mm: np.ndarray, time: float, *, steps: int = STEPS) -> np.ndarray:
-    """Return where a stationary field's flow carries points (3, n), by Runge-Kutta steps."""
-    here, step = np.array(points_mm, np.float64), time / steps
+    """Return where the flow of a stationary field carries points (3, n): Runge-Kutta steps."""
+    positions, step = np.array(points_mm, np.float64), time / steps
     for _ in range(steps):
-        first = field(here)
-        second = field(here + step / 2 * first)
-        third = field(here + step / 2 * second)
-        here = here + step / 6 * (first + 2 * (second + third) + field(here + step * third))
-    return here
+        first = field(positions)
+        second = field(positions + step / 2 * first)
+        third = field(positions + step / 2 * second)
+        positions = positions + step / 6 * (
+            first + 2 * (second + third) + field(positions + step * third)
+        )
+    return positions
 
 
 def subject_velocity(cohort: Cohort, index: int, onto: Lattice) -> np.ndarray:
-    """Return the velocity in mm of a subject's anatomy on a lattice, float64, (3, X, Y, Z).
+    """Return the velocity of a subject's anatomy on any lattice in mm, float64, (3, X, Y, Z).
 
     The model gives it on the coarse lattice; quintic splines fill the space between. With a length
     scale of 20 mm, five points, they are within 0.2 um of the Gaussian process itself (its modes
@@ -92,9 +92,9 @@ def subject_velocity(cohort: Cohort, index: int, onto: Lattice) -> np.ndarray:
         np.float64
     )
     for axis in range(3):
-        known = coarse.axis_mm(axis)
-        velocity = make_interp_spline(known, velocity, k=5, axis=axis)(
-            onto.axis_mm(axis).clip(known[0], known[-1])
+        positions = coarse.axis_mm(axis)
+        velocity = make_interp_spline(positions, velocity, k=5, axis=axis)(
+            onto.axis_mm(axis).clip(positions[0], positions[-1])
         )
     return np.moveaxis(velocity, -1, 0)
 
@@ -109,7 +109,7 @@ def subject_field(cohort: Cohort, index: int) -> Field:
 
 
 def effect_field(effect: Morphology, template: Template) -> Field:
-    """Return the velocity of an effect of magnitude 1: its flow peaks at the amplitude."""
+    """Return the velocity of an effect of magnitude 1: the peak of its flow is the amplitude."""
     values, box = local_velocity(effect, template)
     shape = Field(np.moveaxis(values, -1, 0), box)
     dense = Lattice.spanning(
@@ -130,7 +130,7 @@ def effect_field(effect: Morphology, template: Template) -> Field:
 
 
 def sampled_at(cohort: Cohort, index: int, points_mm: np.ndarray) -> np.ndarray:
-    """Return the template positions to sample for a subject's points (3, n), in mm.
+    """Return where in the template a subject's volume is sampled for points (3, n), in mm.
 
     The image is ``T o exp(-disease) o exp(-bias) o exp(-subject)``: the effect applied last is
     undone first.

@@ -1,4 +1,8 @@
-"""SimBA Lab: make brains whose bias is known exactly, train networks on them, and find out where the bias lives."""
+"""SimBA Lab: make brains whose bias is known exactly, and find out where networks keep it.
+
+The main verbs are exported here, the others under their rooms, such as `sb.attribution.compare`.
+Names are loaded when they are used.
+"""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Networks whose use of the bias is known: equal activations, different read-outs."""
+"""Networks whose reading is known: of the same activations, one uses the bias, one ignores it."""
 
 import numpy as np
 import torch
@@ -8,10 +8,10 @@ import simba_lab as sb
 
 
 class Planted(nn.Module):
-    """Two channels: mean of the voxels of the bias, and of those of the disease alone.
+    """Two channels: the means over the voxels of the bias, and over those of the disease alone.
 
-    Every planted network has both, so a probe reads the same in all of them. The read-out decides
-    what is used.
+    Both exist in every planted network, so a probe finds the same in all of them. The read-out
+    decides what is used.
     """
 
     def __init__(self, masks, weights):
@@ -25,13 +25,13 @@ class Planted(nn.Module):
         self.blocks = ["block1", "block2"]
 
     def forward(self, x):
-        masked = self.block2(self.block1(x * self.masks))
+        activations = self.block2(self.block1(x * self.masks))
         share = self.masks.mean((1, 2, 3))
-        return self.readout(masked.mean((2, 3, 4)) / share)
+        return self.readout(activations.mean((2, 3, 4)) / share)
 
 
 def masks_of(cohort):
-    """Voxels that the bias changes in some subject, and those that the disease alone changes."""
+    """Voxels that the bias changes in any subject, and those that only the disease changes."""
     volumes = {
         name: cohort.twin(carrying=name).arrays() != cohort.twin(without=name).arrays()
         for name in ("bias", "disease")
@@ -53,7 +53,7 @@ def far_scenario(subjects=80):
 
 
 def centred(model, cohort):
-    """Shift the read-out to call half of the subjects diseased, and scale it to a spread of 1."""
+    """Shift the read-out so that half of the subjects are called diseased; scale it to SD 1."""
     scores = sb.logits(model, cohort)
     with torch.no_grad():
         model.readout.weight /= scores.std()

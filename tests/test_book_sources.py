@@ -14,8 +14,8 @@ CHAPTERS = [path for path in NOTEBOOKS if path.stem != "library_in_ten_minutes"]
 
 
 def test_every_chapter_is_in_the_table_of_contents():
-    parts = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))["parts"]
-    listed = {chapter["file"] for part in parts for chapter in part["chapters"]}
+    sections = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))["parts"]
+    listed = {chapter["file"] for section in sections for chapter in section["chapters"]}
     assert {f"book/{path.stem}" for path in NOTEBOOKS} <= listed
     for name in listed:
         assert [path.suffix for path in (ROOT / name).parent.glob(f"{Path(name).name}.*")], name
@@ -25,7 +25,7 @@ def test_every_chapter_is_in_the_table_of_contents():
 def test_chapters_have_their_parts(path):
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     text = "\n".join("".join(cell["source"]) for cell in cells)
-    for part in (
+    for heading in (
         "The question.",
         "Predict first",
         "In plain words",
@@ -33,14 +33,14 @@ def test_chapters_have_their_parts(path):
         "LabSlider(",
         "Break it",
     ):
-        assert part in text, part
-    for part in (
+        assert heading in text, heading
+    for heading in (
         "What this does not show",
         "Three takeaways",
         "The claims of this chapter",
         "{bibliography}",
     ):
-        assert part in text, part
+        assert heading in text, heading
     assert len(re.findall(r"^:::\{exercise\}", text, flags=re.M)) == 3
     assert len(re.findall(r"^:::\{solution\}", text, flags=re.M)) == 3
 
@@ -49,8 +49,8 @@ def test_chapters_have_their_parts(path):
 def test_claims_and_limits_stand_on_every_page(path):
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     text = "\n".join("".join(cell["source"]) for cell in cells)
-    for part in ("The question.", "{runtime}", "What this does not show", "sb.__version__"):
-        assert part in text, part
+    for heading in ("The question.", "{runtime}", "What this does not show", "sb.__version__"):
+        assert heading in text, heading
     claims = [cell for cell in cells if "# NBVAL_CHECK_OUTPUT" in "".join(cell["source"])]
     assert len(claims) == 1 and claims[0]["outputs"], (
         "the claims keep their output, for nbval to compare"

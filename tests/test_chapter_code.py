@@ -58,8 +58,10 @@ def takes(function, argument):
     """Say whether a function of the package has a parameter; of others it is not known."""
     if not (getattr(function, "__module__", None) or "").startswith("simba_lab"):
         return True
-    known = signature(function).parameters
-    return argument in known or any(entry.kind is Parameter.VAR_KEYWORD for entry in known.values())
+    parameters = signature(function).parameters
+    return argument in parameters or any(
+        entry.kind is Parameter.VAR_KEYWORD for entry in parameters.values()
+    )
 
 
 def problems(path):

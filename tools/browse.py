@@ -14,13 +14,13 @@ from playwright.sync_api import sync_playwright
 
 def visit(page, path: Path, pictures: Path | None) -> list[str]:
     """Return what goes wrong on a page."""
-    found = []
+    faults = []
     page.on(
         "console",
-        lambda message: message.type == "error" and found.append(f"console: {message.text[:200]}"),
+        lambda message: message.type == "error" and faults.append(f"console: {message.text[:200]}"),
     )
-    page.on("pageerror", lambda error: found.append(f"script: {str(error)[:200]}"))
-    page.on("requestfailed", lambda request: found.append(f"request failed: {request.url[:120]}"))
+    page.on("pageerror", lambda error: faults.append(f"script: {str(error)[:200]}"))
+    page.on("requestfailed", lambda request: faults.append(f"request failed: {request.url[:120]}"))
     page.goto(path.absolute().as_uri(), wait_until="load")
     page.wait_for_timeout(1500)
     for number, slider in enumerate(page.query_selector_all(".lab-slider input")):
@@ -39,18 +39,18 @@ def visit(page, path: Path, pictures: Path | None) -> list[str]:
             figure.evaluate("e => getComputedStyle(e).backgroundPositionY"),
         )
         if before[0] == after[0] or before[1] == after[1]:
-            found.append(f"slider {number} does not move by keyboard")
+            faults.append(f"slider {number} does not move by keyboard")
     sliders = len(page.query_selector_all(".lab-slider"))
     unset = page.evaluate(
         "document.querySelectorAll('.math').length && !document.querySelector('mjx-container')"
     )
     if unset:
-        found.append("formulas are not typeset")
-    print(f"{path.name}: {sliders} sliders, {len(found)} problems")
+        faults.append("formulas are not typeset")
+    print(f"{path.name}: {sliders} sliders, {len(faults)} problems")
     if pictures:
         pictures.mkdir(parents=True, exist_ok=True)
         page.screenshot(path=pictures / f"{path.stem}.png", full_page=True)
-    return found
+    return faults
 
 
 def main(folder: str, pictures: str | None = None) -> int:

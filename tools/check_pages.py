@@ -44,35 +44,35 @@ class Resources(HTMLParser):
 def problems(page: Path) -> list[str]:
     """Return what is wrong with a page."""
     text = page.read_text(encoding="utf-8")
-    found = []
+    faults = []
     resources = Resources()
     resources.feed(text)
     for address in resources.loaded:
-        parts = urlsplit(address)
-        if parts.scheme == "data":
+        url = urlsplit(address)
+        if url.scheme == "data":
             continue
-        if parts.scheme or parts.netloc:
-            found.append(f"loads from the network: {address[:100]}")
-        elif parts.path and not (page.parent / unquote(parts.path)).exists():
-            found.append(f"missing resource: {address[:100]}")
-    found += [f"picture without a text alternative: {source}" for source in resources.silent]
-    found += ["holds an ipywidget, which is dead without a kernel"] * ("widget-view+json" in text)
-    found += [
+        if url.scheme or url.netloc:
+            faults.append(f"loads from the network: {address[:100]}")
+        elif url.path and not (page.parent / unquote(url.path)).exists():
+            faults.append(f"missing resource: {address[:100]}")
+    faults += [f"picture without a text alternative: {source}" for source in resources.silent]
+    faults += ["holds an ipywidget, which is dead without a kernel"] * ("widget-view+json" in text)
+    faults += [
         f"unresolved number in the prose: {match}"
         for match in re.findall(r"glue:text[^<]{0,40}", text)
     ]
-    return found
+    return faults
 
 
 def main(folder: str) -> int:
     """Check all chapters below a folder."""
     pages = sorted(Path(folder, "book").rglob("*.html"))
-    found = [f"{page.name}: {problem}" for page in pages for problem in problems(page)]
-    for line in found:
+    faults = [f"{page.name}: {problem}" for page in pages for problem in problems(page)]
+    for line in faults:
         print(line, file=sys.stderr)
     if not pages:
         print(f"no pages in {folder}", file=sys.stderr)
-    return bool(found) or not pages
+    return bool(faults) or not pages
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "SIMBA_LAB_STATIC": "1", "PYTHONHAS
 # -- one chapter, in a process of its own --
 
 
-def execute(path: Path, result: Path) -> int:
+def execute(path: Path, output: Path) -> int:
     """Run all cells of a chapter; write the notebook with its outputs, or a file of what failed."""
     from nbclient import NotebookClient
 
@@ -63,14 +63,14 @@ def execute(path: Path, result: Path) -> int:
     )
     client.create_kernel_manager()
     # Sockets in the file system: the kernel warns of those that others on the machine can reach.
-    client.km.transport, client.km.ip = "ipc", str(result.parent / "kernel")
+    client.km.transport, client.km.ip = "ipc", str(output.parent / "kernel")
     try:
         client.execute()
     except Exception as error:
         text = json.dumps({"cell": place["cell"], "error": str(error) or repr(error)})
-        result.with_suffix(".json").write_text(text, encoding="utf-8")
+        output.with_suffix(".json").write_text(text, encoding="utf-8")
         return 1
-    nbformat.write(notebook, result)
+    nbformat.write(notebook, output)
     return 0
 
 
@@ -121,8 +121,8 @@ class Chapter:
     def processes(self) -> list[psutil.Process]:
         """Return its process with all that it has started."""
         try:
-            own = psutil.Process(self.process.pid)
-            return [own, *own.children(recursive=True)]
+            main = psutil.Process(self.process.pid)
+            return [main, *main.children(recursive=True)]
         except psutil.NoSuchProcess:
             return []
 
@@ -173,7 +173,7 @@ class Chapter:
 def chapters_of_the_book() -> list[Path]:
     """Return the notebooks that the table of contents names, in its order."""
     contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    files = [entry["file"] for part in contents["parts"] for entry in part["chapters"]]
+    files = [entry["file"] for section in contents["parts"] for entry in section["chapters"]]
     paths = [ROOT / f"{name}.ipynb" for name in files]
     return [path for path in paths if path.is_file()]
 
@@ -201,11 +201,11 @@ def cell_seconds(notebook: nbformat.NotebookNode) -> dict[str, float]:
 
 def run_all(chapters: list[Chapter], cache, workers: int) -> None:
     """Execute chapters, so many at a time, and say how it goes."""
-    known = {name: entry["total"] for name, entry in read_times().items()}
-    typical = sorted(known.values())[len(known) // 2] if known else 60.0
+    durations = {name: entry["total"] for name, entry in read_times().items()}
+    typical = sorted(durations.values())[len(durations) // 2] if durations else 60.0
 
     def expected(chapter: Chapter) -> float:
-        return known.get(chapter.name, typical)
+        return durations.get(chapter.name, typical)
 
     queue, running, finished = sorted(chapters, key=expected), [], 0
     try:
@@ -228,9 +228,15 @@ def run_all(chapters: list[Chapter], cache, workers: int) -> None:
                 keep_times(chapter)
                 running.remove(chapter)
                 finished += 1
-                rest = sum(map(expected, queue))
-                rest += sum(max(0.0, expected(other) - other.elapsed()) for other in running)
-                ahead = f", about {rest / workers / 60:.0f} min left" if known and rest else ""
+                seconds_left = sum(map(expected, queue))
+                seconds_left += sum(
+                    max(0.0, expected(unfinished) - unfinished.elapsed()) for unfinished in running
+                )
+                ahead = (
+                    f", about {seconds_left / workers / 60:.0f} min left"
+                    if durations and seconds_left
+                    else ""
+                )
                 state = "FAILED after" if chapter.error else "done in"
                 place = f"({finished} of {len(chapters)}{ahead})"
                 print(f"  {chapter.name}: {state} {seconds:.0f} s {place}", flush=True)
@@ -243,9 +249,9 @@ def keep_times(chapter: Chapter) -> None:
     """Write down how long a chapter took, for the order and the forecast of the next run."""
     if not chapter.error:
         times = read_times() | {chapter.name: chapter.seconds}
-        part = TIMES.with_suffix(".part")
-        part.write_text(json.dumps(times, indent=1) + "\n", encoding="utf-8")
-        part.replace(TIMES)
+        draft = TIMES.with_suffix(".part")
+        draft.write_text(json.dumps(times, indent=1) + "\n", encoding="utf-8")
+        draft.replace(TIMES)
 
 
 def read_times() -> dict[str, dict[str, float]]:

@@ -1,8 +1,9 @@
-"""Say whether a change of the code changed any number: digests of volumes, weights, recordings and tables.
+"""Say whether a change of the code changed any number, by digests of volumes, weights and tables.
 
-    python tools/unchanged.py store FILE [SECTION ...]     before the change python
-    tools/unchanged.py check FILE [SECTION ...]     after it: prints what differs, exits with 1 if
-    anything does
+    python tools/unchanged.py store FILE [SECTION ...]     before the change
+    python tools/unchanged.py check FILE [SECTION ...]     after it
+
+The check prints what differs, and exits with 1 if anything does.
 
 Digests are of exact bytes, so they hold on one machine with one set of libraries. Everything is
 small: a few minutes.
@@ -29,27 +30,27 @@ def digest(value) -> str:
     """Digest of arrays, tensors, tables, or mappings and lists of those."""
     sha = hashlib.sha256()
 
-    def feed(part) -> None:
-        if isinstance(part, pd.DataFrame):
-            feed([str(name) for name in part.columns])
-            feed([str(name) for name in part.index])
-            for name in part.columns:
-                column = part[name].to_numpy()
+    def feed(content) -> None:
+        if isinstance(content, pd.DataFrame):
+            feed([str(name) for name in content.columns])
+            feed([str(name) for name in content.index])
+            for name in content.columns:
+                column = content[name].to_numpy()
                 feed(column if column.dtype.kind in "biuf" else [str(entry) for entry in column])
-        elif isinstance(part, torch.Tensor):
-            feed(part.detach().cpu().numpy())
-        elif isinstance(part, np.ndarray):
-            sha.update(f"{part.dtype.kind}{part.dtype.itemsize}{part.shape}".encode())
-            sha.update(np.ascontiguousarray(part).tobytes())
-        elif isinstance(part, dict):
-            for name, entry in part.items():
+        elif isinstance(content, torch.Tensor):
+            feed(content.detach().cpu().numpy())
+        elif isinstance(content, np.ndarray):
+            sha.update(f"{content.dtype.kind}{content.dtype.itemsize}{content.shape}".encode())
+            sha.update(np.ascontiguousarray(content).tobytes())
+        elif isinstance(content, dict):
+            for name, entry in content.items():
                 sha.update(str(name).encode())
                 feed(entry)
-        elif isinstance(part, list | tuple):
-            for entry in part:
+        elif isinstance(content, list | tuple):
+            for entry in content:
                 feed(entry)
         else:
-            sha.update(repr(part).encode())
+            sha.update(repr(content).encode())
 
     feed(value)
     return sha.hexdigest()[:16]
@@ -72,7 +73,7 @@ CONFIG = sb.FitConfig(epochs=2, batch_size=8)
 
 def synthesis():
     """Volumes, twins and what is true of them."""
-    several = {
+    biases = {
         "near": sb.Morphology("Putamen_L", 2.5, prevalence={"disease": 0.8, "control": 0.2}),
         "scanner": sb.Intensity("contrast", 0.2),
         "soft": sb.Intensity("gamma", 0.1),
@@ -83,7 +84,7 @@ def synthesis():
     }
     for name, scenario in {
         "one": _scenario(),
-        "several": _scenario(bias=several, membership="joint"),
+        "several": _scenario(bias=biases, membership="joint"),
         "fine": _scenario(spacing_mm=4, subjects=16),
     }.items():
         cohort = sb.synthesise(scenario, seed=3)
@@ -101,14 +102,14 @@ def synthesis():
         yield f"{name}/clean", cohort.clean(2)
         yield f"{name}/flipped", cohort.twin(flipped=next(iter(cohort.biases))).array(3)
         yield f"{name}/scenario", scenario.to_yaml()
-    one = sb.synthesise(_scenario(), seed=1)
-    yield "coefficients", one.coefficients(4)
+    second_cohort = sb.synthesise(_scenario(), seed=1)
+    yield "coefficients", second_cohort.coefficients(4)
     yield "salience", list(sb.salience("bias", _scenario(), subjects=100))
     effect = sb.matched(sb.Morphology("Putamen_L", 2.5), d_prime=2, scenario=_scenario())
     yield "matched", effect.amplitude_mm
     yield "template", [sb.load_template().t1, sb.load_template().labels]
     yield "proximities", sb.load_template().proximities_mm("Insula_L")
-    yield "volumes of regions", sb.synthesis.region_volumes(one.where(np.arange(4)))
+    yield "volumes of regions", sb.synthesis.region_volumes(second_cohort.where(np.arange(4)))
 
 
 def training():
@@ -202,7 +203,10 @@ def encoding():
     coordinates = probes.kernel_coordinates
     yield (
         "coordinates",
-        [np.abs(part) for part in coordinates(grams["block2"], np.arange(60), np.arange(60, 70))],
+        [
+            np.abs(points)
+            for points in coordinates(grams["block2"], np.arange(60), np.arange(60, 70))
+        ],
     )
     twins = sb.record(model, [test.twin(without="bias"), test.twin(carrying="bias")])
     yield "twins", dict(twins)
@@ -218,11 +222,11 @@ def attribution():
     room = sb.attribution
     twins = test.twin(without="bias")
     for name, call in ATTRIBUTIONS.items():
-        found = call(model, test, twins)
-        yield f"{name}/maps", np.asarray(found.maps)
-        yield f"{name}/table", found.table
-        if found.regions is not None:
-            yield f"{name}/regions", found.regions
+        result = call(model, test, twins)
+        yield f"{name}/maps", np.asarray(result.maps)
+        yield f"{name}/table", result.table
+        if result.regions is not None:
+            yield f"{name}/regions", result.regions
     yield "compare", room.compare(model, test, ["saliency", "deep_lift"], control=control)
     yield "sanity", room.sanity_checks(model, test, method="saliency")
     yield "faithfulness", room.faithfulness(model, test, method="saliency")
@@ -330,8 +334,8 @@ def files():
     for path in sorted((folder / "bids").rglob("*.nii.gz")):
         yield str(path.relative_to(folder)), path.read_bytes()
     preparation = sb.scans.Preparation(spacing_mm=8)
-    mine = sb.read_bids(folder / "bids", label="label", disease="disease", preparation=preparation)
-    yield "read", [mine.table, mine.array(0), mine.array(5)]
+    scans = sb.read_bids(folder / "bids", label="label", disease="disease", preparation=preparation)
+    yield "read", [scans.table, scans.array(0), scans.array(5)]
     scan = sorted((folder / "bids").rglob("*_T1w.nii.gz"))[0]
     planted = sb.scans.inject(scan, sb.Morphology("Putamen_L", 2.5))
     yield "inject", [np.asarray(planted.image.dataobj), np.asarray(planted.twin.dataobj)]
@@ -344,25 +348,25 @@ def main() -> int:
     """Store digests, or hold them against stored ones."""
     action, path, *chosen = sys.argv[1:]
     kept = json.loads(Path(path).read_text()) if Path(path).exists() else {}
-    wrong = 0
+    differences = 0
     for section in SECTIONS:
         if chosen and section.__name__ not in chosen:
             continue
-        own = {name: digest(value) for name, value in section()}
+        digests = {name: digest(value) for name, value in section()}
         if action == "store":
-            kept[section.__name__] = own
+            kept[section.__name__] = digests
             Path(path).write_text(json.dumps(kept, indent=1) + "\n")
         else:
             before = kept[section.__name__]
-            different = [name for name in before if own.get(name) != before[name]]
-            wrong += len(different)
+            different = [name for name in before if digests.get(name) != before[name]]
+            differences += len(different)
             print(
                 f"{section.__name__}: {len(before) - len(different)} of {len(before)} the same",
                 *different,
                 sep="\n  ",
             )
         sys.stdout.flush()
-    return int(wrong > 0)
+    return int(differences > 0)
 
 
 if __name__ == "__main__":

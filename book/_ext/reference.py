@@ -74,9 +74,9 @@ class Names(SphinxDirective):
             path = prefix.parent.get("fullname", "")
             module = prefix.parent.get("module", "")
             if "." not in path:  # a member of a class keeps its short name
-                whole = called(f"{module}.{path}")
+                full_name = called(f"{module}.{path}")
                 prefix.clear()
-                prefix += nodes.Text(whole.removesuffix(path))
+                prefix += nodes.Text(full_name.removesuffix(path))
         return entries.children
 
 
@@ -90,7 +90,7 @@ class Name(SphinxRole):
 
 def documented(env) -> dict[str, tuple[str, str, str]]:
     """Return the page, anchor and kind of each documented name, by its last part; classes' members by two."""
-    found = {}
+    anchors = {}
     for path, entry in env.get_domain("py").objects.items():
         if entry.aliased or not path.startswith(f"{PACKAGE}."):
             continue
@@ -98,12 +98,12 @@ def documented(env) -> dict[str, tuple[str, str, str]]:
         kept = (
             2 if entry.objtype in ("method", "property", "attribute") else 1
         )
-        found[".".join(words[-kept:])] = (
+        anchors[".".join(words[-kept:])] = (
             entry.docname,
             entry.node_id,
             entry.objtype,
         )
-    return found
+    return anchors
 
 
 def linked(app, page: str, target: tuple[str, str, str], text: nodes.Node):
@@ -130,15 +130,15 @@ def set_links(app, doctree, page):
                 linked(app, page, target, literal.deepcopy())
             )
     for field in list(doctree.findall(nodes.field)):
-        for kind in list(field.findall(nodes.emphasis)):
+        for type_text in list(field.findall(nodes.emphasis)):
             words = [
                 linked(app, page, names[word], nodes.emphasis(text=word))
                 if names.get(word, ("", "", ""))[2] == "class"
                 else nodes.emphasis(text=word)
-                for word in re.split(r"(\w+)", kind.astext())
+                for word in re.split(r"(\w+)", type_text.astext())
                 if word
             ]
-            kind.replace_self(words)
+            type_text.replace_self(words)
 
 
 def resolve(app, env, node, content):

@@ -1,4 +1,7 @@
-"""What the chapters need beside the method: claims, sliders, figures."""
+"""What the chapters need beside the method: claims, sliders, figures.
+
+A claim is checked whenever its chapter is executed; a `LabSlider` needs no kernel on a page.
+"""
 
 import lazy_loader
 

@@ -1,4 +1,8 @@
-"""The ground floor: knows no brain and no network."""
+"""Cohorts, intervals, fingerprints, random numbers and files: what every room stands on.
+
+This room knows no brain and no network. What a result follows from is a digest of values and code
+(`fingerprint`, `sources`); a result is kept by that digest, and found again (`remember`).
+"""
 
 import lazy_loader
 

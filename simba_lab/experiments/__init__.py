@@ -1,4 +1,8 @@
-"""Experiments with many networks, and their results."""
+"""Experiments with many networks, and their results.
+
+`Sweep` over scenario, network, settings and mitigation; `Comparison` of strategies over hospitals;
+both keep every row, so that they resume. Stored tables, and the dose-response surface over them.
+"""
 
 import lazy_loader
 

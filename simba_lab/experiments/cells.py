@@ -144,8 +144,8 @@ def _run(
         name: effect.scaled(scales[name]) if name in scales else effect
         for name, effect in cell.scenario.biases.items()
     }
-    several = isinstance(cell.scenario.bias, Mapping)
-    scenario = cell.scenario.replace(bias=biases if several else biases.get("bias"))
+    is_named = isinstance(cell.scenario.bias, Mapping)
+    scenario = cell.scenario.replace(bias=biases if is_named else biases.get("bias"))
     cohort = synthesise(scenario, seed=cell.seed)
     start = time.perf_counter()
     with deterministic(cell.config.threads):
@@ -160,7 +160,7 @@ def _run(
         measures = judge(run.model, cohort.test)
         if cell.inside:
             measures |= _look_inside(run.model, cell, cohort)
-    sizes = {f"{name}.size" if several else "size": _size(biases[name]) for name in biases}
+    sizes = {f"{name}.size" if is_named else "size": _size(biases[name]) for name in biases}
     kept_epoch = int(run.history.index[run.history["kept"]][0])
     seconds = round(time.perf_counter() - start, 1)
     return sizes | measures | {"kept_epoch": kept_epoch, "seconds": seconds}
@@ -174,7 +174,7 @@ def _look_inside(model: torch.nn.Module, cell: Cell, cohort: SyntheticCohort) ->
     untrained = [
         network_from(cell.network, seed=AUDIENCE_SEED + number) for number in range(UNTRAINED)
     ]
-    columns = {}
+    columns: dict[str, float] = {}
     for bias in cohort.biases:
         table = encoding_and_use(
             model, audience, test, effect=bias, untrained=untrained, seed=cell.seed

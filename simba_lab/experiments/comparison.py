@@ -109,8 +109,8 @@ class Comparison:
         for name in self.strategies:
             choice("comparison.strategies", name, STRATEGIES)
         for size in self.per_site:
-            whole = isinstance(size, int) and not isinstance(size, bool) and size >= 1
-            if not whole or self.subjects % (2 * size):
+            is_whole = isinstance(size, int) and not isinstance(size, bool) and size >= 1
+            if not is_whole or self.subjects % (2 * size):
                 allowed = f"a number whose double divides {self.subjects}, the subjects"
                 remedy = "All sizes then have the same subjects."
                 raise SimbaError("comparison.per_site", size, allowed, remedy)
@@ -190,9 +190,12 @@ class Comparison:
             networks = self._trained(strategy, federation, per_site, seed)
             scores = {
                 rate: np.mean(
-                    [self._judged(weights, federation.validation)["auroc"] for weights in several]
+                    [
+                        self._judged(weights, federation.validation)["auroc"]
+                        for weights in networks_of_rate
+                    ]
                 )
-                for rate, several in networks.items()
+                for rate, networks_of_rate in networks.items()
             }
             best = max(scores, key=lambda rate: scores[rate])
             tested = [self._judged(weights, federation.test) for weights in networks[best]]

@@ -239,8 +239,8 @@ def fit_surface(
 
         return least_squares(residuals, first, method="lm").x
 
-    everyone = np.arange(len(table))
-    estimates = fitted(everyone, start)
+    all_rows = np.arange(len(table))
+    estimates = fitted(all_rows, start)
     rows_of_seeds = list(table.groupby("seed").indices.values())
     seeds = len(rows_of_seeds)
     generator = stream(seed, "dose response", "bootstrap")
@@ -304,17 +304,17 @@ def excess(
         raise UnknownNameError.among("column", missing[0], table.columns)
     control = table[table[prevalence] == 0.5].set_index(keys)
     if control.index.has_duplicates:
-        twice = control.index[control.index.duplicated()][0]
-        problem = f"There is more than one control (prevalence 0.5) for {twice}."
+        duplicate = control.index[control.index.duplicated()][0]
+        problem = f"There is more than one control (prevalence 0.5) for {duplicate}."
         raise SimbaError.problem(problem, "Select one level of the other axes first.")
     biased = table[table[prevalence] != 0.5]
-    wanted = pd.MultiIndex.from_frame(biased[keys])
-    lacking = wanted.difference(control.index)
-    if len(lacking):
-        problem = f"There is no control (prevalence 0.5) for {lacking[0]}."
+    networks = pd.MultiIndex.from_frame(biased[keys])
+    uncontrolled = networks.difference(control.index)
+    if len(uncontrolled):
+        problem = f"There is no control (prevalence 0.5) for {uncontrolled[0]}."
         raise SimbaError.problem(problem, "Every place, d' and seed needs one.")
     columns = {
-        f"excess_{name}": biased[f"twin_{name}"] - control.loc[wanted, f"twin_{name}"].to_numpy()
+        f"excess_{name}": biased[f"twin_{name}"] - control.loc[networks, f"twin_{name}"].to_numpy()
         for name in ("logit", "rate")
     }
     ideal = [ideal_shift(*dose) for dose in biased[[d_prime, prevalence]].to_numpy(float)]

@@ -1,4 +1,4 @@
-"""Results: cached rows, tables stored with a manifest, and their columns by layer."""
+"""Results: tables stored with a manifest, and their columns by layer."""
 
 from __future__ import annotations
 

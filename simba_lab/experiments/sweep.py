@@ -168,8 +168,8 @@ class Sweep:
         cells, root = self.cells(), cache_root(cache)
         matches = dict.fromkeys(match for cell in cells for match in matches_of(cell).values())
         with Parallel(n_jobs=n_jobs) as jobs:
-            arguments = [(match, root) for match in matches]
-            factors = in_parallel(jobs, scale_of, arguments, progress=progress, unit="matching")
+            matchings = [(match, root) for match in matches]
+            factors = in_parallel(jobs, scale_of, matchings, progress=progress, unit="matching")
             scale = dict(zip(matches, factors, strict=True))
             scales = [
                 {bias: scale[match] for bias, match in matches_of(cell).items()} for cell in cells

@@ -7,6 +7,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Protocol
 
 import numpy as np
@@ -196,7 +197,7 @@ class LocalClient:
         network.load_state_dict(network_weights)
         head = ScannerHead(head_weights) if head_weights else None
         layout = torch.channels_last_3d if config.channels_last else torch.contiguous_format
-        network = network.to(memory_format=layout).train()
+        network = network.to(memory_format=layout).train()  # type: ignore[call-overload]
         parameters = [value for value in network.parameters() if value.requires_grad]
         start = [value.detach().clone() for value in parameters] if proximal else []
         draws, total = stream(seed, self.name, f"visit {visit}"), 0.0
@@ -211,13 +212,13 @@ class LocalClient:
                 batches = torch.from_numpy(draws.permutation(len(labels))).split(config.batch_size)
                 for rows, volumes in zip(batches, self._feed.batches(batches), strict=True):
                     volumes = volumes.contiguous(memory_format=layout)
-                    features = network.features(volumes) if head else None
+                    features = network.features(volumes) if head else volumes
                     scores = logit(network.readout(features) if head else network(volumes))
                     loss = binary_cross_entropy_with_logits(scores.float(), labels[rows])
                     total += loss.item() * len(rows)
                     if start:
                         loss = loss + proximal / 2 * _squared_distance(parameters, start)
-                    if head:
+                    if head and head_optimiser:
                         _descend(head_optimiser, head.mistakes(features, scanner))
                         loss = loss + confusion * head.confusion(features)
                     _descend(optimiser, loss)
@@ -243,7 +244,7 @@ def _squared_distance(
     parameters: Iterable[torch.Tensor], start: Iterable[torch.Tensor]
 ) -> torch.Tensor:
     pairs = zip(parameters, start, strict=True)
-    return sum(((value - before) ** 2).sum() for value, before in pairs)
+    return reduce(torch.add, [((value - before) ** 2).sum() for value, before in pairs])
 
 
 def _descend(optimiser: torch.optim.Optimizer, loss: torch.Tensor) -> None:

@@ -117,8 +117,8 @@ def hospitals(
     """
     sites = tuple(sites)
     _check_sites(scenario, sites, validation=validation, test=test)
-    wanted = np.array([_class_sizes(site) for site in sites])
-    largest = int(wanted.sum(axis=0).max())
+    class_sizes = np.array([_class_sizes(site) for site in sites])
+    largest = int(class_sizes.sum(axis=0).max())
     # The design makes equal classes; surplus subjects of the smaller class are dropped.
     train = max(2 * largest, 16)
     total = train + validation + test
@@ -126,7 +126,7 @@ def hospitals(
     cohort = synthesise(scenario.replace(subjects=total, split=split), seed=seed)
     table = cohort.table.copy()
     table["site"] = ""
-    _assign_training(table, sites, wanted, seed)
+    _assign_training(table, sites, class_sizes, seed)
     groups = [name for name, effect in scenario.biases.items() if not _is_universal(effect)]
     for split_name in ("validation", "test"):
         _deal_held_out(table, split_name, [site.name for site in sites], groups, seed)
@@ -141,8 +141,8 @@ def hospitals(
 def _check_sites(scenario: Scenario, sites: Sequence[Site], **counts: int) -> None:
     names = [site.name for site in sites]
     if not sites or len(set(names)) < len(names):
-        double = next((name for name in names if names.count(name) > 1), None)
-        raise SimbaError("sites", double, "at least one, each with its own name")
+        duplicate = next((name for name in names if names.count(name) > 1), None)
+        raise SimbaError("sites", duplicate, "at least one, each with its own name")
     for name, count in counts.items():
         if whole_number(name, count, least=4) % 2:
             raise SimbaError(name, count, "an even number")
@@ -162,14 +162,14 @@ def _class_sizes(site: Site) -> tuple[int, int]:
 
 
 def _assign_training(
-    table: pd.DataFrame, sites: Sequence[Site], wanted: np.ndarray, seed: int
+    table: pd.DataFrame, sites: Sequence[Site], class_sizes: np.ndarray, seed: int
 ) -> None:
     """Fill the column ``site`` and the biases of training subjects, in place."""
     for label in (0, 1):
         pool = table.index[(table["split"] == "train") & (table["label"] == label)].to_numpy()
         pool = stream(seed, "sites", f"pool/{label}").permutation(pool)
-        stops = np.cumsum(wanted[:, label])
-        for site, stop, count in zip(sites, stops, wanted[:, label], strict=True):
+        stops = np.cumsum(class_sizes[:, label])
+        for site, stop, count in zip(sites, stops, class_sizes[:, label], strict=True):
             members = pool[stop - count : stop]
             table.loc[members, "site"] = site.name
             for bias, rates in site.prevalence.items():
@@ -197,4 +197,5 @@ def _deal_held_out(
 
 
 def _is_universal(effect: Effect) -> bool:
-    return isinstance(effect, Intensity) and min(effect.prevalence.values()) == 1
+    rates = effect.prevalence if isinstance(effect, Intensity) else None
+    return rates is not None and min(rates.values()) == 1

@@ -17,7 +17,7 @@ from simba_lab.federation.clients import Client, VisitConfig, Weights
 from simba_lab.federation.harmony import Harmonisation
 from simba_lab.federation.steps import Step
 from simba_lab.federation.strategies import fedavg, fedprox, fedtm, harmonised, travelling
-from simba_lab.training.networks import NETWORKS, network_from
+from simba_lab.training.networks import network_from
 
 STRATEGIES: dict[str, Callable[..., Iterator[Step]]] = {
     "fedavg": fedavg,
@@ -66,7 +66,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         choice("plan.strategy", self.strategy, STRATEGIES)
-        choice("plan.network.name", self.network.get("name"), NETWORKS)
+        self.model()  # unknown networks and options are errors now
         try:
             arguments = self._arguments()
             inspect.signature(STRATEGIES[self.strategy]).bind([], {}, seed=0, **arguments)

@@ -94,14 +94,18 @@ def read_policy(text: str) -> tuple[str, dict[str, float]]:
     return name, numbers
 
 
-def _number(field: str, value: Any, least: float, most: float, closed: bool) -> float:
+def _number(field: str, value: Any, smallest: float, largest: float, closed: bool) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)  # YAML takes 1e-5 for a word
     except (TypeError, ValueError):
         number = math.nan
-    if not (least <= number <= most and number < math.inf) or (number == least and not closed):
-        above = f"{'at least' if closed else 'above'} {least:g}"
-        raise SimbaError(field, value, above if most == math.inf else f"{above} and up to {most:g}")
+    if not (smallest <= number <= largest and number < math.inf) or (
+        number == smallest and not closed
+    ):
+        above = f"{'at least' if closed else 'above'} {smallest:g}"
+        raise SimbaError(
+            field, value, above if largest == math.inf else f"{above} and up to {largest:g}"
+        )
     return number
 
 

@@ -59,16 +59,16 @@ def provision(
     simba_lab.core.errors.SimbaError: sites must be other names than server, ...
     """
     folder = absent_folder(folder)
-    taken = sorted({"server", "admin", host} & set(sites))
-    if taken:
+    reserved = sorted({"server", "admin", host} & set(sites))
+    if reserved:
         allowed = "other names than server, admin and the host of the server"
-        raise SimbaError("sites", taken[0], allowed, "Rename the site.")
+        raise SimbaError("sites", reserved[0], allowed, "Rename the site.")
     folder.mkdir()
     write_yaml(folder / "project.yml", _project(sites, host, port))
     command = [sys.executable, "-m", "nvflare.cli", "provision", "-p", "project.yml", "-w", "kits"]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if result.returncode:
-        output = (result.stdout + result.stderr)[-500:]
+    process = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if process.returncode:
+        output = (process.stdout + process.stderr)[-500:]
         raise SimbaError.problem(f"NVIDIA FLARE could not make kits for {list(sites)}.", output)
     paths = kits(folder)
     for role in paths.keys() - {"admin"}:

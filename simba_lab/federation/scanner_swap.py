@@ -53,7 +53,8 @@ def scanned_at(federation: Federation, site: str, cohort: Cohort | None = None) 
         problem = "No site of this federation has a scanner."
         raise SimbaError.problem(problem, "Give sites scanners, and see `with_scanners`.")
     magnitudes = {f"{name}_magnitude": float(scanners[site].get(name, 0.0)) for name in effects}
-    return replace(cohort, table=cohort.table.assign(**magnitudes))
+    table = cohort.table.assign(**magnitudes)
+    return replace(cohort, table=table)  # type: ignore[type-var]
 
 
 def site_effects(

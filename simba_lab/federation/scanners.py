@@ -8,16 +8,17 @@ from dataclasses import replace
 import numpy as np
 
 from simba_lab.core.errors import SimbaError
-from simba_lab.synthesis.effects import Intensity
+from simba_lab.synthesis.effects import CLASSES, Intensity
 from simba_lab.synthesis.scenario import Scenario
 
+UNIVERSAL = dict.fromkeys(CLASSES, 1.0)
 # What a scanner does at magnitude 1. A site has one magnitude of each. Noise and blur can only
 # degrade an image, so their magnitudes are not negative.
 SCANNER = {
-    "scanner_contrast": Intensity("contrast", 0.1, prevalence=1.0),
-    "scanner_field": Intensity("bias_field", 0.1, prevalence=1.0),
-    "scanner_noise": Intensity("noise", 0.03, prevalence=1.0),
-    "scanner_blur": Intensity("blur", 3.0, prevalence=1.0),
+    "scanner_contrast": Intensity("contrast", 0.1, prevalence=UNIVERSAL),
+    "scanner_field": Intensity("bias_field", 0.1, prevalence=UNIVERSAL),
+    "scanner_noise": Intensity("noise", 0.03, prevalence=UNIVERSAL),
+    "scanner_blur": Intensity("blur", 3.0, prevalence=UNIVERSAL),
 }
 ONE_SIDED = ("noise", "blur")
 
@@ -53,10 +54,12 @@ def with_scanners(scenario: Scenario, effects: Mapping[str, Intensity] | None = 
         if not isinstance(effect, Intensity):
             remedy = "Scanners do not move tissue here."
             raise SimbaError(f"effects[{name!r}]", effect, "an Intensity", remedy)
-    taken = set(effects) & set(scenario.biases)
-    if taken:
-        raise SimbaError("effects", sorted(taken)[0], "a name that no bias of the scenario has")
-    universal = {name: replace(effect, prevalence=1.0) for name, effect in effects.items()}
+    shared_names = set(effects) & set(scenario.biases)
+    if shared_names:
+        raise SimbaError(
+            "effects", sorted(shared_names)[0], "a name that no bias of the scenario has"
+        )
+    universal = {name: replace(effect, prevalence=UNIVERSAL) for name, effect in effects.items()}
     return scenario.replace(bias=scenario.biases | universal)
 
 

@@ -169,9 +169,9 @@ def checked_clients(clients: Sequence[Client], faults: str) -> list[Client]:
     names = [client.name for client in clients]
     if not clients:
         raise SimbaError("clients", 0, "at least one")
-    double = [name for name in names if names.count(name) > 1]
-    if double:
-        problem = f"Two clients are called {double[0]}."
+    duplicates = [name for name in names if names.count(name) > 1]
+    if duplicates:
+        problem = f"Two clients are called {duplicates[0]}."
         raise SiteError.problem(problem, "Give every site its own name.")
     choice("faults", faults, FAULTS)
     return clients

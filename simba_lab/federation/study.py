@@ -190,8 +190,8 @@ def _check_flare() -> None:
 
 def _sites(values: Any) -> tuple[Site, ...]:
     if isinstance(values, Mapping):
-        names = ("count", "median", "largest", "single_class", "scanner", "seed")
-        return study_sites(**known_fields("study.sites", values, names))
+        options = ("count", "median", "largest", "single_class", "scanner", "seed")
+        return study_sites(**known_fields("study.sites", values, options))
     if not isinstance(values, list) or not values:
         allowed = "a list of sites, or a mapping with count"
         raise SimbaError("study.sites", values, allowed, "Each has a name and subjects.")

@@ -87,15 +87,15 @@ class TravelLog:
     ) -> None:
         whole_number("every", every)
         self.cohort = federation.test if cohort is None else cohort
-        known = self.cohort.biases
+        possible_biases = self.cohort.biases
         if biases is None:
-            biases = [name for name in known if 0 < self.cohort[name].mean() < 1]
+            biases = [name for name in possible_biases if 0 < self.cohort[name].mean() < 1]
         for name in biases:
-            choice("biases", name, known)
+            choice("biases", name, possible_biases)
         self._model, self._layers, self._every = copy.deepcopy(model).eval(), layers, every
         self._volumes = self.cohort.arrays()
         self._twins = {
-            name: [self.cohort.twin(**{way: name}).arrays() for way in ("without", "carrying")]
+            name: [self.cohort.twin(**{state: name}).arrays() for state in ("without", "carrying")]
             for name in biases
         }
         self._training = {}
@@ -162,8 +162,8 @@ class TravelLog:
         recording = record(self._model, self._volumes, layers=self._layers, pixels=False)
         recording = replace(recording, table=self.cohort.table)
         for target, column in self._targets.items():
-            given = None if target == "disease" else "label"
-            table = probe(recording, column, given=given, permutations=0)
+            condition = None if target == "disease" else "label"
+            table = probe(recording, column, given=condition, permutations=0)
             for layer, entry in table.iterrows():
                 row = {"number": step.number, "layer": layer, "target": target}
                 row |= {name: float(entry[name]) for name in ("auroc", "auroc_low", "auroc_high")}

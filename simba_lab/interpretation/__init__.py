@@ -1,4 +1,8 @@
-"""Find where the bias is encoded and whether it is used."""
+"""Find where the bias is encoded and whether it is used.
+
+`record` makes the Gram matrices of a network's layers. `probes` say what is encoded, `attribution`
+what the network looks at, `interventions` what it uses.
+"""
 
 import lazy_loader
 

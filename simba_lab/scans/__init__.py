@@ -1,4 +1,8 @@
-"""Other people's images, and cohorts on disk."""
+"""Other people's images, and cohorts on disk.
+
+Readers of BIDS, tables and SimBA's published cohorts; stores and BIDS export; `planting` puts an
+effect into somebody's own scan.
+"""
 
 import lazy_loader
 

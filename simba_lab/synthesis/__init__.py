@@ -1,4 +1,8 @@
-"""Make brains whose bias is known exactly."""
+"""Make brains whose bias is known exactly.
+
+From the template (`anatomy`) over effects, scenario and design to the cohort, whose volumes
+`rendering` makes; `observer` says how visible an effect is.
+"""
 
 import lazy_loader
 

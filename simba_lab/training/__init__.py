@@ -1,4 +1,8 @@
-"""Train networks on cohorts and judge them."""
+"""Train networks on cohorts and judge them.
+
+Networks, fits that are remembered, a file per remedy in `mitigation`; then rates, calibration,
+disparities, and the effects of twins.
+"""
 
 import lazy_loader
 

@@ -46,7 +46,7 @@ def test_every_figure_has_a_title_and_labels_and_draws(cohort, template):
         {"train_loss": [0.7, 0.6], "validation_loss": [0.7, 0.65], "kept": [False, True]}
     )
     grams = {"block1": np.diag(np.arange(1.0, 21)) + np.outer(np.arange(20), np.arange(20))}
-    half, other = np.arange(20) % 2, np.arange(20) // 2 % 2
+    half, quarter = np.arange(20) % 2, np.arange(20) // 2 % 2
     probe = sb.probe(grams, half, floors={"same": [grams, grams]})
     seeds = pd.MultiIndex.from_product([["biased"], [0, 1]], names=["network", "seed"])
     over_seeds = pd.DataFrame({"block1": [0.5, 0.6], "block2": [0.7, 0.6]}, index=seeds)
@@ -61,9 +61,9 @@ def test_every_figure_has_a_title_and_labels_and_draws(cohort, template):
         figures.learning_curves(
             {"this": sb.learning_curve(grams, half, folds=3)}, "block1", title="Curve"
         ),
-        figures.plane(np.eye(20)[:, :2], half, other, title="Plane", axes_labels=["one", "two"]),
+        figures.plane(np.eye(20)[:, :2], half, quarter, title="Plane", axes_labels=["one", "two"]),
         figures.groups_on_axis(
-            sb.interpretation.projections(grams, half, other, folds=3), title="Axis"
+            sb.interpretation.projections(grams, half, quarter, folds=3), title="Axis"
         ),
         figures.arrival(
             {"biased": over_seeds.T.set_axis(["mark", "disease"], axis=1)}, title="Epoch"

@@ -153,16 +153,18 @@ def test_what_does_not_show_its_content_is_refused(value, tmp_path):
 
 def test_values_count_by_type_and_content():
     table = pd.DataFrame({"a": [1, 2], "b": ["x", None]})
-    values = [
-        1, 1.0, True, "1", b"1", None, -0.0, 0.0, [1], (1,), {1}, {1: 1}, [[1], 1], [1, [1]],
-        np.arange(2), np.arange(2.0), np.arange(2).reshape(1, 2), np.float32(1), np.float64(1),
-        torch.arange(2), torch.arange(2.0), torch.float32, table, table.assign(a=3),
-        table.set_index("a"), table.astype({"a": float}), table["a"], pd.Categorical(["x"]).codes,
-        pd.Series(["x", "y"], dtype="category"), pd.Series(["y", "x"], dtype="category"),
-        sb.FitConfig(), sb.FitConfig(epochs=1), int, len, np.tanh, torch.tanh, str.upper,
-        np.random.default_rng(0), np.random.default_rng(1), sb.Morphology("Insula_L", 2.5),
-        lambda: 1, lambda: 2, lambda x=1: x, lambda x=2: x,
-    ]  # fmt: skip
+    plain = [1, 1.0, True, "1", b"1", None, -0.0, 0.0, int, len, np.tanh, torch.tanh, str.upper]
+    collections = [[1], (1,), {1}, {1: 1}, [[1], 1], [1, [1]]]
+    numbers = [np.arange(2), np.arange(2.0), np.arange(2).reshape(1, 2), np.float32(1)]
+    tensors = [np.float64(1), torch.arange(2), torch.arange(2.0), torch.float32]
+    tables = [table, table.assign(a=3), table.set_index("a"), table.astype({"a": float})]
+    columns = [table["a"], pd.Categorical(["x"]).codes]
+    categories = [pd.Series(list(letters), dtype="category") for letters in ("xy", "yx")]
+    settings = [sb.FitConfig(), sb.FitConfig(epochs=1), sb.Morphology("Insula_L", 2.5)]
+    generators = [np.random.default_rng(0), np.random.default_rng(1)]
+    functions = [lambda: 1, lambda: 2, lambda x=1: x, lambda x=2: x]
+    values = [*plain, *collections, *numbers, *tensors, *tables, *columns, *categories]
+    values += [*settings, *generators, *functions]
     keys = [fingerprint(value) for value in values]
     assert len(set(keys)) == len(keys)
     cyclic = [1]

@@ -30,11 +30,11 @@ def cluster():
 
 def test_two_nodes_give_the_same_bytes(cluster, cohort, tmp_path):
     assert len([node for node in ray.nodes() if node["Alive"]]) == 2
-    few = cohort.where(np.arange(12))
+    subjects = cohort.where(np.arange(12))
     with joblib.parallel_backend("ray", n_jobs=2):
-        np.testing.assert_array_equal(few.arrays(n_jobs=2), few.arrays(n_jobs=1))
-        sb.save_cohort(few, tmp_path / "cluster", n_jobs=2)
-    sb.save_cohort(few, tmp_path / "alone", n_jobs=1)
+        np.testing.assert_array_equal(subjects.arrays(n_jobs=2), subjects.arrays(n_jobs=1))
+        sb.save_cohort(subjects, tmp_path / "cluster", n_jobs=2)
+    sb.save_cohort(subjects, tmp_path / "alone", n_jobs=1)
     for name in ("manifest.json", "volumes.npy", "subjects.tsv"):
         assert (tmp_path / "cluster" / name).read_bytes() == (
             tmp_path / "alone" / name

@@ -36,18 +36,18 @@ def small() -> Comparison:
 
 
 def test_every_size_has_the_same_subjects_and_both_classes_in_equal_number(small):
-    one, three = (small.federation(size, seed=1).cohort.train for size in (1, 3))
-    np.testing.assert_array_equal(one.table.index, three.table.index)
-    assert one["label"].mean() == 0.5
-    np.testing.assert_array_equal(one.array(0), three.array(0))
-    sizes = three.table.groupby("site")["label"].agg(["size", "sum"])
+    single, triple = (small.federation(size, seed=1).cohort.train for size in (1, 3))
+    np.testing.assert_array_equal(single.table.index, triple.table.index)
+    assert single["label"].mean() == 0.5
+    np.testing.assert_array_equal(single.array(0), triple.array(0))
+    sizes = triple.table.groupby("site")["label"].agg(["size", "sum"])
     assert set(sizes["size"]) == {3}
     assert sorted(sizes["sum"]) == [1, 1, 2, 2]
 
 
 def test_a_row_is_what_a_plain_training_gives_with_the_rate_that_validation_chose(small):
     row = small.row("fedavg", 3, 0)
-    federation, found = small.federation(3, 0), {}
+    federation, scores = small.federation(3, 0), {}
     for rate in small.learning_rates:
         model = sb.SimBANet((4, 8), norm="group", seed=0)
         visit = dataclasses.replace(small.visit, learning_rate=rate)
@@ -55,16 +55,16 @@ def test_a_row_is_what_a_plain_training_gives_with_the_rate_that_validation_chos
             LocalClient(name, model, federation.at(name), visit) for name in federation.names
         ]
         model.load_state_dict(follow(fedavg(clients, model.state_dict(), rounds=4, seed=0)).weights)
-        found[rate] = [
-            sb.evaluate(logits(model, part), part, by=None).loc["all", "auroc"]
-            for part in (federation.validation, federation.test)
+        scores[rate] = [
+            sb.evaluate(logits(model, subjects), subjects, by=None).loc["all", "auroc"]
+            for subjects in (federation.validation, federation.test)
         ]
     assert (
         row["validation"]
-        == max(score for score, _ in found.values())
-        == found[row["learning_rate"]][0]
+        == max(score for score, _ in scores.values())
+        == scores[row["learning_rate"]][0]
     )
-    assert row["auroc"] == found[row["learning_rate"]][1]
+    assert row["auroc"] == scores[row["learning_rate"]][1]
 
 
 def test_rows_are_kept_and_one_site_is_central(small, tmp_path, monkeypatch):
@@ -83,14 +83,14 @@ def test_rows_are_kept_and_one_site_is_central(small, tmp_path, monkeypatch):
 
 
 def test_the_control_with_as_many_updates_is_added_where_asked_and_averages_more_often(small):
-    both = dataclasses.replace(
+    comparison = dataclasses.replace(
         small, strategies=("fedavg",), long=(3,), passes=4, learning_rates=(0.1,)
     )
-    assert sorted(both.cells()) == [("fedavg", 1, 0), ("fedavg", 3, 0), ("fedavg_long", 3, 0)]
-    row = both.row("fedavg_long", 3, 0)
+    assert sorted(comparison.cells()) == [("fedavg", 1, 0), ("fedavg", 3, 0), ("fedavg_long", 3, 0)]
+    row = comparison.row("fedavg_long", 3, 0)
     # Four sites: four times the four rounds, one update in each.
-    assert row["updates"] == 16 == both.row("fedavg", 3, 0)["updates"] * 4
-    longer = dataclasses.replace(both, long=(), passes=16).row("fedavg", 3, 0)
+    assert row["updates"] == 16 == comparison.row("fedavg", 3, 0)["updates"] * 4
+    longer = dataclasses.replace(comparison, long=(), passes=16).row("fedavg", 3, 0)
     assert row["auroc"] == longer["auroc"]
 
 
@@ -111,9 +111,9 @@ def test_with_one_batch_a_visit_travelling_by_gradient_descent_is_central_traini
     (travelled,) = small._train("travelling", federation, 1, 0, 1e-3)
     start = small._model(0).state_dict()
     moved = {name: (central[name] - start[name]).norm() for name in start}
-    apart = {name: (central[name] - travelled[name]).norm() for name in start}
+    distances = {name: (central[name] - travelled[name]).norm() for name in start}
     assert sum(moved.values()) > 0
-    assert sum(apart.values()) < 0.1 * sum(
+    assert sum(distances.values()) < 0.1 * sum(
         moved.values()
     )  # to first order in the rate, the order does not matter
 
@@ -191,7 +191,7 @@ def test_a_random_row_of_the_stored_table_comes_out_again():
     quick = table[(table["per_site"] >= 5) & table["strategy"].isin(comparison.strategies)]
     row = quick.iloc[random.SystemRandom().randrange(len(quick))]
     again = dataclasses.replace(comparison, learning_rates=(float(row["learning_rate"]),))
-    found = again.row(row["strategy"], int(row["per_site"]), int(row["seed"]))
-    assert found["updates"] == row["updates"]
-    assert found["auroc"] == pytest.approx(row["auroc"], abs=0.1), row.to_dict()
-    assert found["validation"] == pytest.approx(row["validation"], abs=0.1), row.to_dict()
+    repeated = again.row(row["strategy"], int(row["per_site"]), int(row["seed"]))
+    assert repeated["updates"] == row["updates"]
+    assert repeated["auroc"] == pytest.approx(row["auroc"], abs=0.1), row.to_dict()
+    assert repeated["validation"] == pytest.approx(row["validation"], abs=0.1), row.to_dict()

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import random
+import shutil
 from pathlib import Path
 
 import joblib
@@ -156,10 +157,14 @@ def test_rows_are_what_the_single_calls_measure(small, scenario, tmp_path):
     )
 
 
+def rows_in(cache):
+    return sorted(path for path in (cache / "cells").iterdir() if path.is_dir())
+
+
 def test_a_sweep_goes_on_where_it_was_and_processes_do_not_change_it(small, tmp_path, monkeypatch):
-    one = small.run(n_jobs=1, cache=tmp_path / "one")
-    kept = sorted((tmp_path / "one" / "cells").iterdir())
-    kept[0].unlink()  # as if it had been stopped before the last cell
+    first = small.run(n_jobs=1, cache=tmp_path / "one")
+    kept = rows_in(tmp_path / "one")
+    shutil.rmtree(kept[0])  # as if it had been stopped before the last cell
     fitted = []
     real = cells.fit
     monkeypatch.setattr(
@@ -168,9 +173,9 @@ def test_a_sweep_goes_on_where_it_was_and_processes_do_not_change_it(small, tmp_
     again = small.run(n_jobs=1, cache=tmp_path / "one")
     assert len(fitted) == 1
     monkeypatch.undo()
-    two = small.run(n_jobs=2, cache=tmp_path / "two")
-    for table in (again, two):
-        pd.testing.assert_frame_equal(one.drop(columns="seconds"), table.drop(columns="seconds"))
+    second = small.run(n_jobs=2, cache=tmp_path / "two")
+    for table in (again, second):
+        pd.testing.assert_frame_equal(first.drop(columns="seconds"), table.drop(columns="seconds"))
 
 
 def test_cells_that_fail_are_named_and_the_others_kept(scenario, tmp_path):
@@ -178,14 +183,14 @@ def test_cells_that_fail_are_named_and_the_others_kept(scenario, tmp_path):
     sweep = sb.Sweep(scenario, axes, seeds=(0,), config=CONFIG, network=NETWORK)
     with pytest.raises(sb.SimbaError, match=r"1 of 2 cells.*amplitude_mm 60\.0.*would fold"):
         sweep.run(n_jobs=1, cache=tmp_path)
-    assert len(list((tmp_path / "cells").iterdir())) == 1
+    assert len(rows_in(tmp_path)) == 1
 
 
 def test_several_biases_are_judged_by_name(scenario):
     scanner = sb.Intensity("contrast", 0.1, prevalence={"disease": 0.8, "control": 0.2})
-    both = scenario.replace(bias={"near": scenario.bias, "scanner": scanner})
+    two_biases = scenario.replace(bias={"near": scenario.bias, "scanner": scanner})
     table = sb.Sweep(
-        both, {"prevalence.scanner": [0.7]}, seeds=(0,), config=CONFIG, network=NETWORK
+        two_biases, {"prevalence.scanner": [0.7]}, seeds=(0,), config=CONFIG, network=NETWORK
     ).run(n_jobs=1, cache=False)
     assert {
         "near.size",
@@ -226,15 +231,17 @@ def test_a_ray_cluster_gives_the_same_rows(small, tmp_path):
     ray = pytest.importorskip("ray")
     from ray.util.joblib import register_ray
 
-    here = small.run(n_jobs=1, cache=tmp_path / "here")
+    local = small.run(n_jobs=1, cache=tmp_path / "here")
     ray.init(num_cpus=2, include_dashboard=False, logging_level="error")
     try:
         register_ray()
         with joblib.parallel_backend("ray", n_jobs=2):
-            there = small.run(n_jobs=2, cache=tmp_path / "there")
+            distributed = small.run(n_jobs=2, cache=tmp_path / "there")
     finally:
         ray.shutdown()
-    pd.testing.assert_frame_equal(here.drop(columns="seconds"), there.drop(columns="seconds"))
+    pd.testing.assert_frame_equal(
+        local.drop(columns="seconds"), distributed.drop(columns="seconds")
+    )
 
 
 @pytest.mark.parametrize("folder", RESULTS, ids=lambda folder: folder.name)
@@ -260,23 +267,25 @@ def test_a_random_cell_of_the_stored_tables_comes_out_again(folder):
     biases = cell.scenario.biases
     prefix = {name: "" if list(biases) == ["bias"] else f"{name}." for name in biases}
     factors = {name: cells.scale_of(match, None) for name, match in cells.matches_of(cell).items()}
-    found = cells.row_of(cell, factors, None)
-    said = f"cell {number} of {folder.name}: {cell}"
+    repeated = cells.row_of(cell, factors, None)
+    description = f"cell {number} of {folder.name}: {cell}"
     for name in factors:
-        assert found[f"{prefix[name]}size"] == pytest.approx(
+        assert repeated[f"{prefix[name]}size"] == pytest.approx(
             row[f"{prefix[name]}size"], rel=1e-5
-        ), said
+        ), description
     for start in prefix.values():
         effect = row[f"{start}twin_logit"]
-        assert found[f"{start}twin_logit"] == pytest.approx(
+        assert repeated[f"{start}twin_logit"] == pytest.approx(
             effect, abs=max(0.5, 0.5 * abs(effect))
-        ), said
-        assert found[f"{start}fair_accuracy"] == pytest.approx(
+        ), description
+        assert repeated[f"{start}fair_accuracy"] == pytest.approx(
             row[f"{start}fair_accuracy"], abs=0.12
-        ), said
-    assert found["auroc"] == pytest.approx(row["auroc"], abs=0.08), said
+        ), description
+    assert repeated["auroc"] == pytest.approx(row["auroc"], abs=0.08), description
     for name in [name for name in row.index if name.endswith(".removed")]:
-        assert found[name] == pytest.approx(row[name], abs=max(0.5, 0.5 * abs(row[name]))), said
+        assert repeated[name] == pytest.approx(row[name], abs=max(0.5, 0.5 * abs(row[name]))), (
+            description
+        )
 
 
 def test_the_ideal_shift_is_what_a_simulated_reader_finds():
@@ -284,8 +293,8 @@ def test_the_ideal_shift_is_what_a_simulated_reader_finds():
     for d_prime, prevalence in ((0.5, 0.8), (2, 0.65), (4, 0.95)):
 
         def evidence(z, d=d_prime, p=prevalence):
-            carrying, other = np.exp(-((z - d) ** 2) / 2), np.exp(-(z**2) / 2)
-            return np.log((p * carrying + (1 - p) * other) / ((1 - p) * carrying + p * other))
+            carrying, plain = np.exp(-((z - d) ** 2) / 2), np.exp(-(z**2) / 2)
+            return np.log((p * carrying + (1 - p) * plain) / ((1 - p) * carrying + p * plain))
 
         simulated = evidence(draws + d_prime).mean() - evidence(draws).mean()
         assert sb.experiments.ideal_shift(d_prime, prevalence) == pytest.approx(simulated, abs=0.03)
@@ -330,15 +339,15 @@ def planted():
 def test_the_surface_finds_planted_parameters_and_thresholds(planted, monkeypatch):
     monkeypatch.setattr(dose_response, "BOOTSTRAPS", 40)
     surface = sb.experiments.fit_surface(planted)
-    found = surface.parameters
+    parameters = surface.parameters
     for name, truth in (
         ("evidence", 2.0),
         ("level a", -2.0),
         ("salience a", 2.0),
         ("log scale", np.log(4)),
     ):
-        assert found.loc[name, "estimate"] == pytest.approx(truth, abs=0.15)
-        assert found.loc[name, "low"] - 0.1 <= truth <= found.loc[name, "high"] + 0.1
+        assert parameters.loc[name, "estimate"] == pytest.approx(truth, abs=0.15)
+        assert parameters.loc[name, "low"] - 0.1 <= truth <= parameters.loc[name, "high"] + 0.1
     assert surface.r_squared > 0.98
     estimate, low, high = surface.threshold("a", 2)
     assert low <= estimate <= high
@@ -389,13 +398,13 @@ def test_impossible_places_on_the_surface_are_refused(planted):
 
 
 def test_the_order_of_axes_does_not_matter_and_two_cannot_set_one_field(scenario):
-    other = {"strong": {"scenario.bias.amplitude_mm": 2.0}}
+    strong = {"strong": {"scenario.bias.amplitude_mm": 2.0}}
     whole = {"near": {"scenario.bias": {"region": "Putamen_L", "amplitude_mm": 2.5}}}
     cells = [
         sb.Sweep(scenario, dict(axes), seeds=(0,)).cells()[0].scenario
         for axes in (
-            [("prevalence.bias", [0.9]), ("size", other), ("bias", whole)],
-            [("bias", whole), ("size", other), ("prevalence.bias", [0.9])],
+            [("prevalence.bias", [0.9]), ("size", strong), ("bias", whole)],
+            [("bias", whole), ("size", strong), ("prevalence.bias", [0.9])],
         )
     ]
     assert cells[0] == cells[1]

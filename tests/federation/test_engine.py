@@ -56,7 +56,7 @@ class Relay:
     """Stands between a site and the server, and keeps what passes."""
 
     def __init__(self, port: int) -> None:
-        self.seen, self.goal = bytearray(), port
+        self.packets, self.goal = bytearray(), port
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         threading.Thread(target=self.accept, daemon=True).start()
@@ -75,7 +75,7 @@ class Relay:
     def carry(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while packet := source.recv(65536):
-                self.seen += packet
+                self.packets += packet
                 target.sendall(packet)
         for end in (source, target):
             end.close()
@@ -140,7 +140,7 @@ class House:
             for name in plan.sites
         ]
 
-    def here(self, plan: Plan, steps: int | None = None) -> dict[str, torch.Tensor]:
+    def local_weights(self, plan: Plan, steps: int | None = None) -> dict[str, torch.Tensor]:
         return follow(islice(plan.steps(self.clients(plan)), steps)).weights
 
 
@@ -213,7 +213,7 @@ def test_deployed_equals_in_process_and_nothing_travels_in_clear(house):
     step = Ledger(ledger, plan).resume()
     weights = step.weights
     assert step.number == 3
-    assert same(weights, house.here(plan))
+    assert same(weights, house.local_weights(plan))
     history = Ledger(ledger, plan).history()
     assert [row["sites"] for row in history] == [house.federation.names] * 3
     assert "got result from site-2" in house.console("server")
@@ -222,18 +222,18 @@ def test_deployed_equals_in_process_and_nothing_travels_in_clear(house):
         *house.federation.names,
     ):  # no weights are fetched afterwards, when no time limit holds
         assert "Downloadable" not in house.console(role)
-    assert_not_in_clear(relay.seen, [plan.model().state_dict(), weights])
+    assert_not_in_clear(relay.packets, [plan.model().state_dict(), weights])
 
 
-def assert_not_in_clear(seen: bytes, sent: list[dict[str, torch.Tensor]]) -> None:
+def assert_not_in_clear(packets: bytes, sent: list[dict[str, torch.Tensor]]) -> None:
     clear = b"".join(value.numpy().tobytes() for weights in sent for value in weights.values())
     pieces = [clear[place : place + 16] for place in range(0, len(clear) - 16, 256)]
     pieces = [piece for piece in pieces if len(set(piece)) > 8]  # zeros and ones are anywhere
     assert len(pieces) > 10
-    assert len(seen) > 2 * len(clear)  # they did pass here
-    assert not any(piece in seen for piece in pieces)
+    assert len(packets) > 2 * len(clear)  # they did pass here
+    assert not any(piece in packets for piece in pieces)
     assert all(piece in b"in clear they would be found" + clear for piece in pieces)
-    counts = np.bincount(np.frombuffer(seen, np.uint8), minlength=256) / len(seen)
+    counts = np.bincount(np.frombuffer(packets, np.uint8), minlength=256) / len(packets)
     assert (
         -(counts[counts > 0] * np.log2(counts[counts > 0])).sum() > 7.5
     )  # bits a byte: looks like noise
@@ -328,14 +328,15 @@ def test_a_site_with_a_policy_sends_filtered_weights_and_no_loss_and_the_others_
 
     def sent_by_site_2(name: str) -> np.ndarray:
         """From the mean, if the others sent what they trained."""
-        parts = [
+        replies_of_others = [
             reply["weights"][name].double() * reply["subjects"]
             for site, reply in replies.items()
             if site != "site-2"
         ]
         return (
             (
-                (mean[name].double() * total - sum(parts)) / replies["site-2"]["subjects"]
+                (mean[name].double() * total - sum(replies_of_others))
+                / replies["site-2"]["subjects"]
                 - begin[name]
             )
             .numpy()
@@ -443,12 +444,12 @@ def test_noise_is_as_large_as_declared_and_the_cut_is_at_gamma():
     ],
 )
 def test_policies_that_cannot_be_followed_are_refused_before_anything_is_trained(
-    text, said, monkeypatch, tmp_path
+    text, output, monkeypatch, tmp_path
 ):
     monkeypatch.setenv(POLICY, text)
-    with pytest.raises(sb.SimbaError, match=said):
+    with pytest.raises(sb.SimbaError, match=output):
         job.train({}, seed=0, visit=1)
-    with pytest.raises(sb.SimbaError, match=said):
+    with pytest.raises(sb.SimbaError, match=output):
         processes.start(tmp_path, tmp_path, privacy=text)
     assert not list(tmp_path.iterdir())
 
@@ -531,16 +532,16 @@ def test_a_site_that_hangs_is_named_and_goes_on_later_with_the_same_bits(house):
     step = Ledger(folder, plan).resume()
     assert step.number == 36
     assert Ledger(folder, plan).reason() is None
-    assert same(step.weights, house.here(plan))
+    assert same(step.weights, house.local_weights(plan))
 
 
 def test_sites_that_let_go_of_a_job_at_its_end_are_not_taken_for_copies():
     def rows(**jobs: str | None) -> list[dict[str, str]]:
-        found = (
+        sites = (
             {"client_name": name, "job_id": job or "?", "status": "x" if job else "no_jobs"}
             for name, job in jobs.items()
         )
-        return [*found, {"client_name": "lost", "status": "no_reply"}]
+        return [*sites, {"client_name": "lost", "status": "no_reply"}]
 
     def named(answers: list[list[dict[str, str]]]) -> str | None:
         class Session:
@@ -548,7 +549,7 @@ def test_sites_that_let_go_of_a_job_at_its_end_are_not_taken_for_copies():
                 return answers.pop(0)
 
         watch = submission._Watch(Session(), "job", every=0)
-        return [watch.twice() for _ in range(len(answers))][-1]
+        return [watch.doubled_site() for _ in range(len(answers))][-1]
 
     begin, work = rows(one=None, two=None), rows(one="job", two="job")
     assert (
@@ -592,7 +593,7 @@ def test_a_copy_of_a_kit_that_joins_too_is_named_and_changes_no_bit(house):
         until(Ledger(folder, plan).reason, 30)
     house.kill("copy")
     step = Ledger(folder, plan).resume()
-    assert same(step.weights, house.here(plan, step.number))
+    assert same(step.weights, house.local_weights(plan, step.number))
 
 
 def test_sites_that_are_lost_or_send_nonsense_are_skipped_and_named_if_the_plan_says_so(house):
@@ -635,14 +636,14 @@ def test_killed_site_and_killed_server_are_taken_up_again_with_the_same_bits(hou
     plan = house.plan("travelling", cycles=30)
     folder = house.restart("travelling")
 
-    def done() -> int:
+    def reached_step() -> int:
         return Ledger(folder, plan).resume().number
 
     job = Submitted(house, plan, timeout=VISIT)
-    until(lambda: done() >= 6, WAIT)
+    until(lambda: reached_step() >= 6, WAIT)
     house.kill("site-2")
     assert job.end(WAIT) != "FINISHED:COMPLETED"
-    reached = done()
+    reached = reached_step()
     assert 6 <= reached < 90
     assert Ledger(folder, plan).reason().startswith("site-2 could not train")
     house.start("site-2")
@@ -651,10 +652,10 @@ def test_killed_site_and_killed_server_are_taken_up_again_with_the_same_bits(hou
         target=_submit, args=(house.kits["admin"], plan)
     )
     job.start()
-    until(lambda: done() > reached + 6, WAIT)
+    until(lambda: reached_step() > reached + 6, WAIT)
     house.kill("server")
     job.kill()
-    reached = done()
+    reached = reached_step()
     assert reached < 90
     house.start("server", folder)
     until(lambda: port_answers(house.port))
@@ -665,4 +666,4 @@ def test_killed_site_and_killed_server_are_taken_up_again_with_the_same_bits(hou
     step = Ledger(folder, plan).resume()
     assert step.number == 90
     assert [row["number"] for row in Ledger(folder, plan).history()] == list(range(1, 91))
-    assert same(step.weights, house.here(plan))
+    assert same(step.weights, house.local_weights(plan))

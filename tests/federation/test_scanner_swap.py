@@ -38,9 +38,11 @@ def federation():
 
 def test_at_their_own_site_subjects_look_as_they_do(federation):
     for name in federation.names:
-        own = federation.test.where(federation.test["site"] == name)
-        assert len(own)
-        np.testing.assert_array_equal(scanned_at(federation, name, own).arrays(), own.arrays())
+        subjects = federation.test.where(federation.test["site"] == name)
+        assert len(subjects)
+        np.testing.assert_array_equal(
+            scanned_at(federation, name, subjects).arrays(), subjects.arrays()
+        )
     np.testing.assert_array_equal(
         scanned_at(federation, "west", federation.at("west")).arrays(),
         federation.at("west").arrays(),
@@ -72,12 +74,16 @@ def test_a_reader_of_the_scanner_is_found_by_its_weight_and_a_blind_network_read
     )
     expected = (means - means.mean(axis=0)).mean(axis=1)
     assert np.ptp(expected) > 0.01  # the plant can be seen
-    one, three, blind = (site_effects(Brightness(weight), federation) for weight in (1.0, 3.0, 0.0))
-    np.testing.assert_allclose(one["logit"], expected, atol=1e-6)
-    np.testing.assert_allclose(three["logit"], 3 * expected, atol=1e-6)
+    single, triple, blind = (
+        site_effects(Brightness(weight), federation) for weight in (1.0, 3.0, 0.0)
+    )
+    np.testing.assert_allclose(single["logit"], expected, atol=1e-6)
+    np.testing.assert_allclose(triple["logit"], 3 * expected, atol=1e-6)
     assert (blind[["logit", "logit_low", "logit_high"]] == 0).all(axis=None)
-    assert ((three["logit_low"] < three["logit"]) & (three["logit"] < three["logit_high"])).all()
-    assert site_uptake(three) == pytest.approx(3 * site_uptake(one), rel=1e-5)
+    assert (
+        (triple["logit_low"] < triple["logit"]) & (triple["logit"] < triple["logit_high"])
+    ).all()
+    assert site_uptake(triple) == pytest.approx(3 * site_uptake(single), rel=1e-5)
     assert site_uptake(blind) == 0.0
 
 

@@ -51,17 +51,17 @@ def test_scanner_is_the_whole_difference_between_sites(federation):
         assert set(federation.at(name)["scanner_contrast_magnitude"]) == {expected}
     second, first = federation.at("site-2"), federation.at("site-1")
     np.testing.assert_array_equal(second.array(0), second.twin(without=bare).array(0))
-    seen, plain = first.clean(0), first.twin(without=bare).clean(0)
-    inside = plain > 0.1
-    slope = np.polyfit(plain[inside], seen[inside], 1)[0]
+    scanned, plain = first.clean(0), first.twin(without=bare).clean(0)
+    brain = plain > 0.1
+    slope = np.polyfit(plain[brain], scanned[brain], 1)[0]
     assert slope == pytest.approx(1.1**2, rel=0.02)
 
 
 def test_the_same_seed_gives_the_same_sites(federation):
     again = hospitals(with_scanners(BASE), SITES, validation=12, test=24, seed=1)
     assert again.cohort.table.equals(federation.cohort.table)
-    other = hospitals(with_scanners(BASE), SITES, validation=12, test=24, seed=2)
-    assert not other.cohort.table.equals(federation.cohort.table)
+    reseeded = hospitals(with_scanners(BASE), SITES, validation=12, test=24, seed=2)
+    assert not reseeded.cohort.table.equals(federation.cohort.table)
 
 
 def test_study_sites_look_like_the_published_ones():
@@ -78,8 +78,8 @@ def test_study_sites_look_like_the_published_ones():
 
 def test_a_site_reads_its_own_folder_and_nothing_else(federation, tmp_path):
     folders = save_sites(federation, tmp_path / "sites")
-    for other in folders[1:]:
-        other.rename(tmp_path / other.name)
+    for folder in folders[1:]:
+        folder.rename(tmp_path / folder.name)
     name, cohort = open_site(folders[0])
     assert name == "site-1"
     assert cohort.table.index.equals(federation.at("site-1").table.index)

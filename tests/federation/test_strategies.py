@@ -67,7 +67,7 @@ def same(first, second) -> bool:
 
 
 def test_fedavg_is_a_plain_loop_bit_for_bit(federation, model, clients):
-    result = follow(fedavg(clients, model.state_dict(), rounds=2, seed=5)).weights
+    averaged = follow(fedavg(clients, model.state_dict(), rounds=2, seed=5)).weights
     weights = model.state_dict()
     for visit in (1, 2):
         replies = [
@@ -86,8 +86,8 @@ def test_fedavg_is_a_plain_loop_bit_for_bit(federation, model, clients):
             )
             for key, value in weights.items()
         }
-    assert same(result, weights)
-    assert not same(result, model.state_dict())
+    assert same(averaged, weights)
+    assert not same(averaged, model.state_dict())
 
 
 def test_travelling_is_a_plain_loop_bit_for_bit(federation, model, clients):
@@ -126,7 +126,7 @@ def test_any_step_can_be_taken_up_again(clients, model):
 
 def test_harmonised_at_strength_0_is_travelling_and_its_head_learns_the_scanners(clients, model):
     plain = follow(travelling(clients, model.state_dict(), cycles=3, seed=5, decay=0.9))
-    result = follow(
+    harmonised_step = follow(
         harmonised(
             clients,
             model.state_dict(),
@@ -136,10 +136,10 @@ def test_harmonised_at_strength_0_is_travelling_and_its_head_learns_the_scanners
             decay=0.9,
         )
     )
-    assert same(result.weights, plain.weights)
+    assert same(harmonised_step.weights, plain.weights)
     first = initial_head(model.state_dict(), 3, width=32, seed=5)
-    assert set(result.head) == set(first)
-    assert not same(result.head, first)
+    assert set(harmonised_step.head) == set(first)
+    assert not same(harmonised_step.head, first)
     assert not plain.head
     felt = follow(harmonised(clients, model.state_dict(), cycles=3, seed=5, decay=0.9))
     assert not same(felt.weights, plain.weights)
@@ -157,7 +157,7 @@ def test_a_harmonised_visit_is_a_plain_loop_bit_for_bit(federation, model, clien
             shuffled=False,
         )
     )
-    before, result, name = steps[2], steps[3], "site-1"
+    before, after, name = steps[2], steps[3], "site-1"
     network, head = (
         sb.SimBANet((4, 8), seed=9),
         torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)),
@@ -198,10 +198,10 @@ def test_a_harmonised_visit_is_a_plain_loop_bit_for_bit(federation, model, clien
                 ).backward()
                 network_optimiser.step()
     assert same(
-        result.weights, {key: value.contiguous() for key, value in network.state_dict().items()}
+        after.weights, {key: value.contiguous() for key, value in network.state_dict().items()}
     )
     assert same(
-        result.head, {f"scanner_head.{key}": value for key, value in head.state_dict().items()}
+        after.head, {f"scanner_head.{key}": value for key, value in head.state_dict().items()}
     )
 
 

@@ -102,9 +102,9 @@ def test_a_harmonised_study_keeps_its_head_and_goes_on_with_it(path, tmp_path):
 def test_a_ledger_of_another_plan_and_a_damaged_one_are_refused(path, tmp_path):
     plan = Study.from_yaml(path).plan
     Ledger(tmp_path / "ledger", plan)
-    other = Plan.from_dict(plan.to_dict() | {"seed": 3})
+    reseeded = Plan.from_dict(plan.to_dict() | {"seed": 3})
     with pytest.raises(sb.SimbaError, match="ledger of another plan"):
-        Ledger(tmp_path / "ledger", other)
+        Ledger(tmp_path / "ledger", reseeded)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").touch()
     with pytest.raises(sb.SimbaError, match="Nothing is overwritten"):
@@ -119,9 +119,9 @@ def test_provisioning_writes_stores_and_kits_and_says_who_starts_what(path, tmp_
     assert (
         main(["federate", str(path), str(tmp_path / "out"), "--provision", "--port", "8602"]) == 0
     )
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for role in ("server", "north", "south", "admin"):
-        assert f"{role}:  " in said
+        assert f"{role}:  " in output
     kit = tmp_path / "out" / "kits" / "kits" / "simba-lab" / "prod_00" / "north"
     assert (
         json.loads((kit / "startup" / "fed_client.json").read_text())["client"][

@@ -60,7 +60,8 @@ def test_use_and_encoding_of_a_planted_reader_are_found_and_a_blind_network_has_
     effects = log.steps.set_index("number")["plant.effect"]
     assert effects[1] == 0.0
     off, on = (
-        logits(Reads(mask, 50.0), test.twin(**{way: "plant"})) for way in ("without", "carrying")
+        logits(Reads(mask, 50.0), test.twin(**{state: "plant"}))
+        for state in ("without", "carrying")
     )
     assert effects[2] == pytest.approx((on - off).mean(), rel=1e-6)
     assert abs(effects[2]) > 0.01
@@ -82,11 +83,11 @@ def test_another_log_of_the_same_volumes_finds_the_same_and_keeps_nothing_of_the
     first = TravelLog(Reads(mask, 0.0), federation)
     follow(iter(steps), first)
     monkeypatch.setattr(sb.Cohort, "arrays", None)  # nothing is rendered
-    other = first.again()
-    assert other.steps.empty
-    follow(iter(steps), other)
+    second = first.again()
+    assert second.steps.empty
+    follow(iter(steps), second)
     for name in ("steps", "layers", "sites"):
-        pd.testing.assert_frame_equal(getattr(other, name), getattr(first, name))
+        pd.testing.assert_frame_equal(getattr(second, name), getattr(first, name))
     rare = first.again(layers=[], every=2)
     follow(iter(steps), rare)
     assert rare.steps["number"].tolist() == [2]
@@ -104,9 +105,9 @@ def test_losses_and_what_was_forgotten_since_the_last_visit(federation):
     table = log.sites.set_index(["number", "site"])
 
     def loss(model, site):
-        part = federation.at(site)
-        chance = expit(logits(model, part))
-        return -np.mean(np.where(part["label"] == 1, np.log(chance), np.log(1 - chance)))
+        cohort = federation.at(site)
+        chance = expit(logits(model, cohort))
+        return -np.mean(np.where(cohort["label"] == 1, np.log(chance), np.log(1 - chance)))
 
     for number, model in ((1, good), (2, bad), (3, good)):
         for site in federation.names:
@@ -148,21 +149,21 @@ def test_without_layers_nothing_is_probed_and_the_rest_is_the_same(federation):
 
 def test_forgetting_is_followed_at_the_sites_that_are_asked_for_alone(federation):
     model = sb.SimBANet((4, 8), norm="group", seed=0)
-    whole, some, none = (
+    whole, single, none = (
         TravelLog(model, federation, layers=[], sites=sites) for sites in (None, ["south"], ())
     )
     later = whole.again(layers=[], sites=["south"])
-    for log in (whole, some, none, later):
+    for log in (whole, single, none, later):
         log(step(1, model, "south"))
         log(step(2, model, "west"))
         assert log.steps.equals(whole.steps)
-    wanted = whole.sites[whole.sites["site"] == "south"].reset_index(drop=True)
-    assert wanted["since"].tolist() == [0, 1]
-    for log in (some, later):
-        pd.testing.assert_frame_equal(log.sites, wanted, check_dtype=False)
+    expected = whole.sites[whole.sites["site"] == "south"].reset_index(drop=True)
+    assert expected["since"].tolist() == [0, 1]
+    for log in (single, later):
+        pd.testing.assert_frame_equal(log.sites, expected, check_dtype=False)
     assert none.sites.empty
     with pytest.raises(sb.SimbaError, match="south"):
-        some.again(sites=["north"])
+        single.again(sites=["north"])
 
 
 def test_scanners_that_everybody_has_are_not_followed_and_few_subjects_leave_out_the_site():
@@ -171,10 +172,10 @@ def test_scanners_that_everybody_has_are_not_followed_and_few_subjects_leave_out
     scenario = with_scanners(
         sb.Scenario(subjects=16, spacing_mm=8, disease=sb.Morphology("Insula_L", 2.5))
     )
-    few = hospitals(
+    federation = hospitals(
         scenario, [Site(f"site-{k}", 2, scanner={"scanner_noise": 1.0}) for k in range(4)], test=8
     )
-    log = TravelLog(sb.SimBANet((4, 8)), few)
+    log = TravelLog(sb.SimBANet((4, 8)), federation)
     assert set(log._targets) == {"disease"}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -27,17 +27,18 @@ COLOURS = {
 GROUP_COLOURS = {"all": COLOURS["black"], "NB": COLOURS["sky"], "B": COLOURS["vermilion"]}
 
 
-def new(**options: object) -> Figure:
-    """Return a Figure that notebooks show as a picture, whether or not pyplot is in use."""
-    figure = Figure(**options)
+class NotebookFigure(Figure):
+    """A Figure that notebooks show as a picture, whether or not pyplot is in use."""
 
-    def png() -> bytes:
+    def _repr_png_(self) -> bytes:
         stream = io.BytesIO()
-        figure.savefig(stream, format="png", dpi=110)
+        self.savefig(stream, format="png", dpi=110)
         return stream.getvalue()
 
-    figure._repr_png_ = png
-    return figure
+
+def new(**options: Any) -> Figure:
+    """Return an empty figure; options are those of matplotlib's Figure."""
+    return NotebookFigure(**options)
 
 
 def picture(figure: Figure, *, dpi: int = 100) -> np.ndarray:
@@ -48,6 +49,6 @@ def picture(figure: Figure, *, dpi: int = 100) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3] / 255
 
 
-def legend(axes: Axes, **options: object) -> None:
+def legend(axes: Axes, **options: Any) -> None:
     """Put the legend beside the axes."""
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), **options)

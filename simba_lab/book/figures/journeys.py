@@ -106,7 +106,7 @@ def travel(
     """
     figure = new(figsize=(7.2, 4.6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    seen = steps["number"] <= number
+    until_now = steps["number"] <= number
     at_planter = steps["sites"] == planter
     now = steps[steps["number"] == number].iloc[0]
     for row in steps[at_planter].itertuples():
@@ -114,11 +114,11 @@ def travel(
             axes.axvspan(
                 row.number - 0.5, row.number + 0.5, color=COLOURS["orange"], alpha=0.22, linewidth=0
             )
-    _draw_effect(top, steps[seen], steps[f"{bias}.effect"], bias)
+    _draw_effect(top, steps[until_now], steps[f"{bias}.effect"], bias)
     heading = f"{words.capitalize()} {number}, {now['sites']}"
     moved = f"the mark moves the answer by {now[f'{bias}.effect']:+.1f} logit"
     figure.suptitle(f"{heading}: {moved}", fontsize=11)
-    shown = steps[seen]
+    shown = steps[until_now]
     bottom.plot(
         shown["number"],
         shown["auroc"],
@@ -128,14 +128,14 @@ def travel(
         label="disease (AUROC)",
     )
     for target, colour, style in ((bias, "vermilion", "o--"), ("site", "green", "^:")):
-        part = layers[
+        scores = layers[
             (layers["layer"] == layer) & (layers["target"] == target) & (layers["number"] <= number)
         ]
-        if len(part):
+        if len(scores):
             text = "the mark" if target == bias else target
             bottom.plot(
-                part["number"],
-                part["auroc"],
+                scores["number"],
+                scores["auroc"],
                 style,
                 color=COLOURS[colour],
                 markersize=3,

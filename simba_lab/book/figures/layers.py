@@ -131,8 +131,10 @@ def arrival(tables: Mapping[str, pd.DataFrame], *, title: str) -> Figure:
     axes = figure.subplots()
     for (network, table), (colour, _) in zip(tables.items(), STYLES, strict=False):
         place = np.arange(len(table))
-        for what, style in zip(table.columns, ("o-", "s:", "^--"), strict=False):
-            axes.plot(place, table[what], style, color=COLOURS[colour], label=f"{what}, {network}")
+        for column, style in zip(table.columns, ("o-", "s:", "^--"), strict=False):
+            axes.plot(
+                place, table[column], style, color=COLOURS[colour], label=f"{column}, {network}"
+            )
         axes.set(xticks=place, xticklabels=table.index)
     axes.axhline(0.5, color="0.6", linewidth=1)
     axes.set(ylim=(0.4, 1.0), ylabel="held-out AUROC of the probe", title=title)
@@ -154,13 +156,13 @@ def learning_curves(curves: Mapping[str, pd.DataFrame], layer: str, *, title: st
     axes = figure.subplots()
     ticks: list[int] = []
     for (text, table), (colour, style) in zip(curves.items(), STYLES, strict=False):
-        part = table.loc[layer]
-        ticks = part.index.tolist()
-        axes.plot(part.index, part["auroc"], style, color=COLOURS[colour], label=text)
+        curve = table.loc[layer]
+        ticks = curve.index.tolist()
+        axes.plot(curve.index, curve["auroc"], style, color=COLOURS[colour], label=text)
         axes.fill_between(
-            part.index,
-            part["auroc_low"],
-            part["auroc_high"],
+            curve.index,
+            curve["auroc_low"],
+            curve["auroc_high"],
             color=COLOURS[colour],
             alpha=0.15,
             linewidth=0,
@@ -302,7 +304,8 @@ def encoding_and_use(
         axes.errorbar(
             table["above_floor"],
             table["removed"],
-            **errors,
+            xerr=errors["xerr"],
+            yerr=errors["yerr"],
             fmt=style[0],
             color=COLOURS[colour],
             elinewidth=0.9,

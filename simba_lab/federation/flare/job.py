@@ -68,14 +68,21 @@ def train(
     confusion: float = 0.0,
 ) -> dict[str, Any]:
     """Train weights on this site's subjects, see `simba_lab.federation.clients.Client`."""
-    options = {"rate": rate, "proximal": proximal, "scanner": scanner, "confusion": confusion}
     change = _policy()  # a bad policy is an error before anything is trained
     # FLARE gives each call a thread, but the site has a single network.
     if not _training.acquire(blocking=False):
         problem = f"{collab.site_name} is still busy with an earlier visit."
         raise SiteError.problem(problem, "Allow more time for a visit (timeout).")
     try:
-        reply = _client().train(weights, seed=seed, visit=visit, **options)
+        reply = _client().train(
+            weights,
+            seed=seed,
+            visit=visit,
+            rate=rate,
+            proximal=proximal,
+            scanner=scanner,
+            confusion=confusion,
+        )
     finally:
         _training.release()
     return guarded(reply, weights, change) if change else reply
@@ -139,24 +146,24 @@ def main() -> str:
     # Proxies are made in this thread, because FLARE knows the caller by its thread.
     clients = [RemoteClient(client.name, client(timeout=timeout)) for client in collab.clients]
     last = ledger.resume()
-    done = last.number
+    number = last.number
     try:
         for step in plan.steps(clients, last):  # none if the training is complete
             # After an abort all calls fail at once: a plan that skips faults would run to its end.
             if collab.is_aborted:
-                raise _aborted(done)
+                raise _aborted(number)
             ledger(step)
-            done = step.number
-        return str(done)
+            number = step.number
+        return str(number)
     except Exception as error:
         # FLARE says of an aborted visit that it took too long.
-        ledger.stopped(_aborted(done) if collab.is_aborted else error)
+        ledger.stopped(_aborted(number) if collab.is_aborted else error)
         raise
 
 
-def _aborted(done: int) -> SimbaError:
+def _aborted(number: int) -> SimbaError:
     return SimbaError.problem(
-        f"Training was aborted after step {done}.", "Submit it again to resume."
+        f"Training was aborted after step {number}.", "Submit it again to resume."
     )
 
 

@@ -78,10 +78,10 @@ def submit(
             status = session.get_job_status(job)
             if status and status.startswith(("FINISHED", "FAILED", "ABORTED")):
                 return status
-            twice = watch.twice() if plan.options.get("faults") != "skip" else None
-            if twice:
+            doubled_site = watch.doubled_site() if plan.options.get("faults") != "skip" else None
+            if doubled_site:
                 session.abort_job(job)
-                problem = f"{twice} answers from two processes, or was restarted."
+                problem = f"{doubled_site} answers from two processes, or was restarted."
                 raise SimbaError.problem(problem, "Stop one of the two, and submit again.")
             time.sleep(0.5)
         session.abort_job(job)
@@ -98,11 +98,11 @@ class _Watch:
 
     def __init__(self, session: Session, job: str, every: float = 2.0, often: int = 5) -> None:
         self._session, self._job, self._every, self._often = session, job, every, often
-        self._seen: set[str] = set()
+        self._workers: set[str] = set()
         self._without: Counter[str] = Counter()
         self._next = 0.0
 
-    def twice(self) -> str | None:
+    def doubled_site(self) -> str | None:
         """Return such a site, if it answered so several times while another site was working."""
         if time.monotonic() < self._next:
             return None
@@ -110,13 +110,13 @@ class _Watch:
         with contextlib.suppress(*NO_ANSWER):  # a site that hangs delays all answers
             rows = self._session.get_client_job_status() or []
             working = {row["client_name"] for row in rows if row.get("job_id") == self._job}
-            self._seen |= working
+            self._workers |= working
             for name in working:
                 self._without.pop(name, None)
             # At its end the sites drop the job one after the other, until no site has it.
             if working:
                 answering = {row["client_name"] for row in rows if row["status"] != "no_reply"}
-                self._without.update((answering - working) & self._seen)
+                self._without.update((answering - working) & self._workers)
         return next((name for name, times in self._without.items() if times >= self._often), None)
 
 
@@ -143,7 +143,7 @@ def _rows(session: Session, sites: Sequence[str]) -> list[dict[str, Any]]:
     """Return the status of the sites: at once, or singly if a site that hangs delays all."""
     with contextlib.suppress(*NO_ANSWER, InvalidTarget):
         return session.get_client_job_status() or []
-    rows = []
+    rows: list[dict[str, Any]] = []
     session.set_timeout(1.0)
     for name in sites:
         with contextlib.suppress(*NO_ANSWER, InvalidTarget):
