@@ -198,4 +198,4 @@ def _deal_held_out(
 
 def _is_universal(effect: Effect) -> bool:
     rates = effect.prevalence if isinstance(effect, Intensity) else None
-    return rates is not None and min(rates.values()) == 1
+    return isinstance(rates, Mapping) and min(rates.values()) == 1
