@@ -40,8 +40,8 @@ def test_docstrings_comments_layout_and_annotations_do_not_count(edited):
 @pytest.mark.parametrize(
     ("name", "old", "new"),
     [
-        ("training/fitting.py", "state.total += loss", "state.total -= loss"),
-        ("training/mitigation/unlearning.py", " * ", " / "),
+        ("training/trainer.py", "state.total += loss", "state.total -= loss"),
+        ("training/mitigation/adversarial_unlearning.py", " * ", " / "),
         ("training/networks.py", " + ", " - "),
         ("core/rng.py", "digest_size=16", "digest_size=32"),
     ],
@@ -55,7 +55,7 @@ def test_what_a_fit_does_not_import_does_not_count(edited):
     rooms = {name.split(".")[1] for name in names if "." in name}
     assert rooms == {"core", "training"}
     assert f"{FIT.rpartition('.')[0]}.metrics" not in names
-    assert "simba_lab.training.mitigation.unlearning" in names
+    assert "simba_lab.training.mitigation.adversarial_unlearning" in names
     before = code_fingerprint(FIT)
     assert edited("training/metrics.py", " - ", " + ") == before
 
