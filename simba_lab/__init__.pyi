@@ -29,7 +29,7 @@ from .training.fitting import fit, fit_pair
 from .training.metrics import evaluate
 from .training.networks import ResNet3D, SimBANet
 from .training.predictions import logits
-from .training.twins import twin_effect
+from .training.twin_effects import twin_effect
 
 __version__: str
 

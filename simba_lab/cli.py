@@ -191,7 +191,7 @@ def _print_performance(model: Module, test: Cohort, columns: Sequence[str | None
     """Print performance by each column, and what each effect does to the scores of twins."""
     from simba_lab.core.cohort import with_twins
     from simba_lab.training.metrics import evaluate
-    from simba_lab.training.twins import twin_effect
+    from simba_lab.training.twin_effects import twin_effect
 
     for by in columns:
         print(evaluate(model, test, by=by).round(3).to_string())

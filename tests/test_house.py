@@ -100,3 +100,9 @@ def test_the_top_level_is_short():
     import simba_lab
 
     assert len(simba_lab.__all__) <= 50
+
+
+def test_test_files_have_different_names():
+    """Pytest imports them by their names alone: two of one name stop the whole run."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)

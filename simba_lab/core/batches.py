@@ -33,8 +33,8 @@ class Feed:
     ----------
     cohort : Cohort
     device : torch.device
-        Volumes are rendered there as well, and stay there if they take at most half of its free
-        memory.
+        Volumes are rendered there as well; the tensors stay there if they take at most half of
+        its free memory.
     memory_gb : float
         Largest cohort that is kept in memory. A larger one is rendered (or read from its store)
         again in each epoch, one batch ahead of the network.
@@ -42,32 +42,31 @@ class Feed:
 
     def __init__(self, cohort: Cohort, device: torch.device, *, memory_gb: float = 4.0) -> None:
         self.cohort, self.device = cohort, device
-        self._renderer = "cpu" if device.type == "cpu" else str(device)
+        self._render_device = "cpu" if device.type == "cpu" else str(device)
         needed = 4 * len(cohort) * int(np.prod(cohort.lattice.shape))
         self._kept: torch.Tensor | None = None
         if needed <= memory_gb * 2**30:
-            self._kept = torch.from_numpy(cohort.arrays(device=self._renderer))[:, None]
+            self._kept = torch.from_numpy(cohort.arrays(device=self._render_device))[:, None]
             if device.type == "cuda" and needed < torch.cuda.mem_get_info(device)[0] / 2:
                 self._kept = self._kept.to(device)
 
     def __len__(self) -> int:
         return len(self.cohort)
 
-    def batches(self, rows: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    def batches(self, rows_by_batch: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
         """Iterate over batches, shape (n, 1, X, Y, Z) each, given the rows of each."""
         if self._kept is not None:
-            for batch in rows:
-                yield self._kept[batch.to(self._kept.device)].to(self.device)
+            for rows in rows_by_batch:
+                yield self._kept[rows.to(self._kept.device)].to(self.device)
             return
         with ThreadPoolExecutor(1) as ahead:
-            pending = [ahead.submit(self._made, rows[0])] if len(rows) else []
-            for number in range(len(rows)):
-                batch = pending.pop().result()
-                if number + 1 < len(rows):
-                    pending.append(ahead.submit(self._made, rows[number + 1]))
-                yield batch.to(self.device)
+            following = iter(rows_by_batch)
+            pending = [ahead.submit(self._rendered, rows) for rows in islice(following, 1)]
+            while pending:
+                volumes = pending.pop().result()
+                pending = [ahead.submit(self._rendered, rows) for rows in islice(following, 1)]
+                yield volumes.to(self.device)
 
-    def _made(self, batch: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(self.cohort.where(batch.numpy()).arrays(device=self._renderer))[
-            :, None
-        ]
+    def _rendered(self, rows: torch.Tensor) -> torch.Tensor:
+        volumes = self.cohort.where(rows.numpy()).arrays(device=self._render_device)
+        return torch.from_numpy(volumes)[:, None]

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from simba_lab.core import sources
-from simba_lab.core.sources import NotFingerprintable, code_fingerprint
+from simba_lab.core import source_code
+from simba_lab.core.source_code import NotFingerprintable, code_fingerprint
 
 # What a class has beside its code and its constants.
 NOT_OF_A_CLASS = (
@@ -192,7 +192,7 @@ class CodeReader:
             return
         module = value.__name__
         if _is_ours(module) and hasattr(value, "__path__"):
-            behind = set().union(*(sources.defining_modules(module, name) for name in names))
+            behind = set().union(*(source_code.defining_modules(module, name) for name in names))
             self.word(module, code_fingerprint(*behind) if behind else "")
         elif _is_ours(module) or library_of(module):
             self._module(value)
@@ -249,7 +249,7 @@ class CodeReader:
 
 
 def _is_ours(module: str) -> bool:
-    return module.split(".")[0] == sources.NAME
+    return module.split(".")[0] == source_code.NAME
 
 
 def _is_of_numpy(value: np.ufunc) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, Self
@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from joblib import Parallel, delayed
 
-from simba_lab.core.batches import Feed, batches
+from simba_lab.core.batches import batches
 from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.core.lattice import Lattice
 
@@ -94,7 +94,7 @@ class Cohort(ABC):
     @property
     @abstractmethod
     def population(self) -> object:
-        """What two cohorts share if the same number is the same person in both."""
+        """The key of the people: subject numbers agree between cohorts whose keys are equal."""
 
     @property
     @abstractmethod
@@ -172,26 +172,17 @@ class Cohort(ABC):
 
     # -- tensors --
 
-    def batches(
-        self,
-        size: int | None = None,
-        *,
-        rows: Sequence[torch.Tensor] | None = None,
-        device: str | torch.device = "cpu",
-        memory_gb: float = 4.0,
-    ) -> Iterator[torch.Tensor]:
-        """Iterate over tensors of shape (N, 1, X, Y, Z): how every network of the lab is fed.
+    def batches(self, size: int, *, device: str | torch.device = "cpu") -> Iterator[torch.Tensor]:
+        """Iterate over tensors of shape (N, 1, X, Y, Z), in the order of the table.
+
+        Training takes them by row, in any order: see `simba_lab.core.batches.Feed`.
 
         Parameters
         ----------
-        size : int, optional
-            Subjects in a batch, in the order of the table; each volume is made once.
-        rows : sequence of tensor, optional
-            Instead of a size the positions of the subjects of each batch, in any order.
+        size : int
+            Subjects in a batch.
         device : str or torch.device
             Where the tensors are to be; on a GPU volumes are rendered there too.
-        memory_gb : float
-            With `rows`: cohorts that are larger are made again for each batch, one batch ahead.
 
         Examples
         --------
@@ -200,12 +191,7 @@ class Cohort(ABC):
         >>> [tuple(batch.shape) for batch in sb.synthesise(scenario).batches(12)]
         [(12, 1, 20, 24, 20), (4, 1, 20, 24, 20)]
         """
-        if (size is None) == (rows is None):
-            raise SimbaError("size", size, "given, or else rows", "Give one of the two.")
-        if size is not None:
-            return batches(self, size, device)
-        assert rows is not None
-        return Feed(self, torch.device(device), memory_gb=memory_gb).batches(rows)
+        return batches(self, size, device)
 
 
 class TwinCohort(Cohort):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from simba_lab.core.code_reader import CodeReader, library_of
-from simba_lab.core.sources import NAME, NotFingerprintable, code_fingerprint
+from simba_lab.core.source_code import NAME, NotFingerprintable, code_fingerprint
 
 if TYPE_CHECKING:
     import torch

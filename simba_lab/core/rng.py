@@ -12,16 +12,15 @@ from hashlib import blake2b
 import numpy as np
 
 
-def stream(seed: int, subject: int | str, purpose: str) -> np.random.Generator:
-    """Return the random stream of one purpose for one subject.
+def stream(seed: int, owner: int | str, purpose: str) -> np.random.Generator:
+    """Return the random stream of one purpose for one subject, or other owner of draws.
 
     Parameters
     ----------
     seed : int
         Seed of the cohort.
-    subject : int or str
-        Subject number, or a word such as ``"cohort"`` for draws that belong to nobody in
-        particular.
+    owner : int or str
+        Whose draws these are: a subject's number, or a word such as ``"cohort"``.
     purpose : str
         What the numbers are for, such as ``"noise"``.
 
@@ -30,5 +29,5 @@ def stream(seed: int, subject: int | str, purpose: str) -> np.random.Generator:
     numpy.random.Generator
         A generator over a Philox bit stream keyed by the three arguments.
     """
-    key = blake2b(repr((int(seed), str(subject), purpose)).encode(), digest_size=16).digest()
+    key = blake2b(repr((int(seed), str(owner), purpose)).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))

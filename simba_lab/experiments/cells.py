@@ -20,7 +20,7 @@ from simba_lab.experiments.judging import judge
 from simba_lab.interpretation.interventions.encoding_against_use import encoding_and_use
 from simba_lab.synthesis.effects import Effect, Morphology
 from simba_lab.synthesis.observer import matched
-from simba_lab.synthesis.rendering.cpu import clear_cache
+from simba_lab.synthesis.rendering.renderer import clear_cache
 from simba_lab.synthesis.scenario import Scenario
 from simba_lab.synthesis.synthetic_cohort import SyntheticCohort, synthesise
 from simba_lab.training.config import FitConfig

@@ -11,7 +11,7 @@ from simba_lab.synthesis.effects import CLASSES
 from simba_lab.training.disparities import disparity
 from simba_lab.training.metrics import evaluate
 from simba_lab.training.predictions import logits
-from simba_lab.training.twins import twin_logits, twin_table
+from simba_lab.training.twin_effects import twin_logits, twin_table
 
 if TYPE_CHECKING:
     from simba_lab.core.cohort import TwinCohort

@@ -21,7 +21,7 @@ from simba_lab.interpretation.probes.probing import probe
 from simba_lab.interpretation.recording import record
 from simba_lab.training.metrics import evaluate
 from simba_lab.training.predictions import logits
-from simba_lab.training.twins import twin_table
+from simba_lab.training.twin_effects import twin_table
 
 
 class TravelLog:

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from simba_lab.core.checks import whole_number
 from simba_lab.core.compute import in_threads
 from simba_lab.core.errors import SimbaError
-from simba_lab.core.intervals import central, columns_of_central
+from simba_lab.core.intervals import central, columns_of_central, counts_of
 from simba_lab.core.rng import stream
 from simba_lab.interpretation.probes.columns import (
     Column,
@@ -79,6 +79,7 @@ def components(
     whole_number("count", count)
     design = design_of(recording, carriers, disease, folds, seed=seed)
     samples = resampled(design.clusters, stream(seed, "components", "bootstrap"))
+    counts = counts_of(samples, len(design))
     targets = {"disease": disease, "bias": carriers}
 
     def rows(layer: str) -> list[dict[str, object]]:
@@ -94,8 +95,8 @@ def components(
             entry["leak"] = (decided["disease"][number] == carriers).mean()
             within = decided["within"][number]
             entry["bias_within"] = design.question.balanced_accuracy(within)
-            drawn = [design.question.balanced_accuracy(within, sample) for sample in samples]
-            entry |= columns_of_central("bias_within", np.array(drawn))
+            drawn = design.question.balanced_accuracy(within, counts)
+            entry |= columns_of_central("bias_within", np.asarray(drawn))
             table.append(entry)
         return table
 

@@ -25,7 +25,7 @@ from simba_lab.interpretation.spool import Spool
 Default = TypeVar("Default")
 
 PIXELS = "pixels"
-# Batches of more bytes are cut to the memory that the activations of the network need.
+# Batches of more bytes are made smaller until their activations fit into the memory.
 LARGE_BATCH = 16 * 2**20
 
 
@@ -124,11 +124,11 @@ def record(
     features : sequence of str
         Layers (names or patterns, or ``"pixels"``) whose activations are returned as well.
     batch_size : int
-        Most volumes at a time; fewer where the activations of so many would take more than half of
-        the memory.
+        Largest number of volumes at a time; fewer where their activations would take more than
+        half of the memory.
     compute : Compute, optional
-        Where the network runs and matrices are multiplied; and the memory (by default 1 GB) for
-        features of all volumes, less that of a batch of large ones. Further features go to files.
+        Where the network runs and matrices are multiplied; and the memory for the features of
+        all layers (by default 1 GB), minus what one batch needs. Further features go to files.
 
     Returns
     -------
@@ -181,7 +181,9 @@ def record(
             for batch in batches(chain([first_volume], arrays), batch_size):
                 if pixels or PIXELS in feature_layers:
                     spool.add(PIXELS, batch)
-                network(batch.to(device, precision))
+                network(
+                    batch.to(device, precision)
+                )  # the hooks see it all; the logit is not needed
         activations = {name: spool.kept(name) for name in feature_layers}
         grams = {name: spool.gram(name) for name in ([PIXELS] if pixels else []) + names}
     return Recording(grams, activations, _subjects(sources), _table(sources))

@@ -31,7 +31,7 @@ class Spool:
     ) -> None:
         self.count, self.folder, self.device = count, folder, device
         self.memory_gb, self.free_bytes = memory_gb, (memory_gb - reserved_gb) * 1e9
-        self.stores: dict[str, Rows] = {}
+        self.stores: dict[str, FeatureMatrix] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
 
     def add(self, name: str, output: torch.Tensor) -> None:
@@ -52,19 +52,19 @@ class Spool:
             )
         rows.add(features)
 
-    def _new(self, name: str, size: int) -> Rows:
+    def _new(self, name: str, size: int) -> FeatureMatrix:
         needed = 4 * self.count * size
         if needed <= self.free_bytes:
             self.free_bytes -= needed
-            return Rows(self.count, size, None)
+            return FeatureMatrix(self.count, size, None)
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             allowed = f"within the {free / 1e9:.1f} GB that are free"
             remedy = "Record fewer volumes or layers, or point TMPDIR to a larger disk."
             raise SimbaError(f"features of {name}", f"{needed / 1e9:.1f} GB", allowed, remedy)
-        return Rows(self.count, size, self.folder / f"{len(self.stores)}.f32")
+        return FeatureMatrix(self.count, size, self.folder / f"{len(self.stores)}.f32")
 
-    def _full(self, name: str) -> Rows:
+    def _full(self, name: str) -> FeatureMatrix:
         filled = self.stores[name].filled if name in self.stores else 0
         if filled != self.count:
             raise SimbaError.problem(
@@ -84,10 +84,10 @@ class Spool:
         return np.concatenate(list(rows.blocks()), axis=1).reshape(self.count, *self.shapes[name])
 
     def gram(self, name: str) -> np.ndarray:
-        """Return the inner products of all volumes in a layer, float64, shape (count, count)."""
+        """Return the inner products (not centred) of all volumes in a layer, (count, count)."""
         total = torch.zeros(self.count, self.count, dtype=torch.float64, device=self.device)
-        for rows in self._full(name).blocks():
-            block = torch.from_numpy(rows).to(self.device)
+        for columns in self._full(name).blocks():
+            block = torch.from_numpy(columns).to(self.device)
             # Single precision is enough for differences from the mean, not for features with a
             # large mean.
             mean = block.mean(dim=0)
@@ -102,7 +102,7 @@ class Spool:
         return total.cpu().numpy()
 
 
-class Rows:
+class FeatureMatrix:
     """A matrix that is written row by row and read in blocks of columns, in memory or in a file.
 
     Each block lies in one piece: a file is then read from front to end, and only a block of it is

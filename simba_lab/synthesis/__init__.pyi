@@ -7,8 +7,8 @@ from .effects import Intensity, Morphology, Normal
 from .morphometry import population_volumes, region_volumes
 from .observer import Salience, matched, salience
 from .rendering import deformation
-from .rendering.cpu import clear_cache
 from .rendering.flows import local_flow
+from .rendering.renderer import clear_cache
 from .rendering.scanner import Scanner, field_basis, noise_key
 from .scenario import Scenario
 from .synthetic_cohort import SyntheticCohort, synthesise

@@ -19,7 +19,7 @@ from simba_lab.core.lattice import Lattice
 from simba_lab.synthesis.anatomy.template import Template
 from simba_lab.synthesis.design import MODES, design_table
 from simba_lab.synthesis.effects import Effect
-from simba_lab.synthesis.rendering.cpu import CACHE_BYTES, Renderer, Subject, renderer_of
+from simba_lab.synthesis.rendering.renderer import CACHE_BYTES, Renderer, Subject, renderer_of
 from simba_lab.synthesis.rendering.scanner import BACKGROUND
 from simba_lab.synthesis.scenario import Scenario
 

@@ -13,7 +13,7 @@ from .networks import GroupRouted, ResNet3D, SimBANet
 from .predictions import logits
 from .run import Run
 from .speed import fastest
-from .twins import twin_effect, twin_logits, twin_table
+from .twin_effects import twin_effect, twin_logits, twin_table
 
 __all__ = [
     "AdversarialUnlearning",

@@ -18,7 +18,7 @@ from simba_lab.core.compute import laid_out
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.fingerprint import fingerprint
 from simba_lab.core.remember import remembered
-from simba_lab.core.sources import NotFingerprintable
+from simba_lab.core.source_code import NotFingerprintable
 from simba_lab.training import trainer
 from simba_lab.training.config import FitConfig
 from simba_lab.training.identity import code_of, identity_of

@@ -8,7 +8,7 @@ import torch
 
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.fingerprint import fingerprint, network_fingerprint
-from simba_lab.core.sources import NotFingerprintable, code_fingerprint
+from simba_lab.core.source_code import NotFingerprintable, code_fingerprint
 from simba_lab.training.config import FitConfig
 from simba_lab.training.mitigation.objective import Mitigation
 

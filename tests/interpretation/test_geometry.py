@@ -292,3 +292,12 @@ def test_projections_refuse_labels_that_are_not_of_two_values(label):
     layer = {"layer": gram(RNG.standard_normal((80, 10)))}
     with pytest.raises(sb.SimbaError, match="label must be of two values"):
         sb.interpretation.projections(layer, label, (np.arange(80) // 3) % 2)
+
+
+def test_the_interval_within_classes_is_as_wide_as_that_of_a_share():
+    """Half-width of a balanced accuracy near 0.5 over n subjects: 0.98 / sqrt(n), about 0.08."""
+    label, bias = design(160)
+    features = np.random.default_rng(0).standard_normal((160, 6))
+    row = sb.components({"layer": gram(features)}, label, bias, count=2, folds=4).iloc[0]
+    assert row["bias_within_low"] < row["bias_within"] < row["bias_within_high"]
+    assert 0.12 < row["bias_within_high"] - row["bias_within_low"] < 0.2

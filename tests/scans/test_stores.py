@@ -52,7 +52,7 @@ def test_a_stored_twin_stays_a_twin(cohort, tmp_path):
 
 def test_volumes_are_read_not_rendered(cohort, saved, monkeypatch):
     monkeypatch.setattr(
-        "simba_lab.synthesis.rendering.cpu.Renderer.volume", lambda *_: pytest.fail("rendered")
+        "simba_lab.synthesis.rendering.renderer.Renderer.volume", lambda *_: pytest.fail("rendered")
     )
     assert saved.array(3).shape == cohort.lattice.shape
 

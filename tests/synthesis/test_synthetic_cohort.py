@@ -11,8 +11,8 @@ from scipy.optimize import brentq
 import simba_lab as sb
 from simba_lab.core.rng import stream
 from simba_lab.synthesis.rendering import deformation
-from simba_lab.synthesis.rendering.cpu import clear_cache
 from simba_lab.synthesis.rendering.flows import local_velocity
+from simba_lab.synthesis.rendering.renderer import clear_cache
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",

@@ -20,7 +20,7 @@ from simba_lab.interpretation.probes.probing import ProbeSettings, probe
 from simba_lab.interpretation.recording import Recording, record
 from simba_lab.training.metrics import evaluate
 from simba_lab.training.predictions import logits
-from simba_lab.training.twins import twin_logits
+from simba_lab.training.twin_effects import twin_logits
 
 CONTROLS = ("random", "disease")
 NOTHING = "nothing"

@@ -16,7 +16,23 @@ PENALTIES = np.logspace(-4, 2, 7)
 
 
 class RidgeFit(NamedTuple):
-    """Ridge regressions on training rows, features centred within their context."""
+    """Ridge regressions on training rows, features centred within their context.
+
+    Parameters
+    ----------
+    train : ndarray of int, shape (m,)
+        Rows that were fitted.
+    context : ndarray of int, shape (n,)
+        Of all rows: features and targets are taken less the mean of their context.
+    means : ndarray, shape (m, m)
+        ``means @ values`` gives each training row the mean of its context.
+    spectrum, vectors : ndarray, shapes (r,) and (m, r)
+        Eigenvalues and eigenvectors of the centred Gram matrix of the training rows.
+    targets, fitted, left_out : ndarray, shape (m, k)
+        Centred targets; their fitted values; and their predictions by the other inner folds.
+    dual : ndarray, shape (m, k)
+        Weights of the training rows: a prediction is its inner products with them times these.
+    """
 
     train: np.ndarray
     context: np.ndarray
@@ -68,7 +84,7 @@ def _or_one(sizes: np.ndarray) -> np.ndarray:
 
 
 def means_within(context: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """Return the matrix that averages values with contexts `source` within each of `context`."""
+    """Return A, shape (len(context), len(source)): ``A @ values`` are the means of each context."""
     membership = (context[:, None] == source).astype(float)
     return membership / membership.sum(axis=1, keepdims=True)
 

@@ -1,4 +1,4 @@
-"""Rendering on a GPU: what `cpu.Renderer` does per volume, with PyTorch, but for coarse fields.
+"""Rendering on a GPU: what `Renderer` does per volume, with PyTorch.
 
 The same numbers are drawn (the noise is the same function of the same counters), the same maps
 composed and the same image interpolated, so volumes agree with those of the CPU to rounding; only
@@ -14,8 +14,8 @@ import torch
 from torch.nn.functional import conv3d, grid_sample
 
 from simba_lab.core.lattice import FWHM_PER_SIGMA, Lattice
-from simba_lab.synthesis.rendering.cpu import Renderer, Subject
 from simba_lab.synthesis.rendering.deformation import chord_corrected
+from simba_lab.synthesis.rendering.renderer import Renderer, Subject
 from simba_lab.synthesis.rendering.scanner import BACKGROUND, Scanner, field_terms, noise_key
 
 WORD = 0xFFFFFFFF

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import simba_lab
-from simba_lab.core.sources import NotFingerprintable, code_fingerprint, modules_behind
+from simba_lab.core.source_code import NotFingerprintable, code_fingerprint, modules_behind
 
 PACKAGE = Path(simba_lab.__file__).parent
 FIT = "simba_lab.training.fitting"

@@ -48,7 +48,7 @@ def code_fingerprint(
 
     Examples
     --------
-    >>> from simba_lab.core.sources import code_fingerprint
+    >>> from simba_lab.core.source_code import code_fingerprint
     >>> len(code_fingerprint("simba_lab.core.lattice"))
     32
     """
