@@ -425,7 +425,7 @@ def test_noise_is_as_large_as_declared_and_the_cut_is_at_gamma():
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (
             "svt: {epsilon: -1}",
@@ -444,12 +444,12 @@ def test_noise_is_as_large_as_declared_and_the_cut_is_at_gamma():
     ],
 )
 def test_policies_that_cannot_be_followed_are_refused_before_anything_is_trained(
-    text, output, monkeypatch, tmp_path
+    text, message, monkeypatch, tmp_path
 ):
     monkeypatch.setenv(POLICY, text)
-    with pytest.raises(sb.SimbaError, match=output):
+    with pytest.raises(sb.SimbaError, match=message):
         job.train({}, seed=0, visit=1)
-    with pytest.raises(sb.SimbaError, match=output):
+    with pytest.raises(sb.SimbaError, match=message):
         processes.start(tmp_path, tmp_path, privacy=text)
     assert not list(tmp_path.iterdir())
 
