@@ -295,7 +295,7 @@ def excess(
     ... ]
     >>> names = "scenario.bias.region d_prime.bias prevalence.bias seed twin_logit twin_rate"
     >>> table = pd.DataFrame(rows, columns=names.split())
-    >>> list(sb.experiments.excess(table)["prevalence.bias"].unique())
+    >>> sb.experiments.excess(table)["prevalence.bias"].unique().tolist()
     [0.7, 0.9]
     """
     keys = [place, d_prime, "seed"]
