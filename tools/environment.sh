@@ -61,4 +61,7 @@ install "torch (${TORCH:-torch})" ${TORCH:-torch}
 grep -v '^torch==' requirements.txt >"$pins"
 install "the pinned packages of requirements.txt" -r "$pins"
 install "simba-lab" --no-deps --no-build-isolation --editable .
+# Compiled on all cores, once: pip does it on one, and where Python may not write later every start would pay for it.
+echo "Compiling the packages"
+.venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || :  # some packages carry files of other versions
 printf '%s' "$want" >"$stamp"
