@@ -42,6 +42,8 @@ def start(
     if privacy is not None:
         read_policy(privacy)
         environment[POLICY] = privacy
+    # Roles may share a machine: threads that wait leave the core to the others.
+    environment.setdefault("OMP_WAIT_POLICY", "passive")
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     command = ["bash", str(kit / "startup" / "sub_start.sh"), "--once"]
     with (log or kit / "console.txt").open("ab") as out, (kit / "running.lock").open("ab") as lock:
