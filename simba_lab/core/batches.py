@@ -45,7 +45,7 @@ class Feed:
         self._render_device = "cpu" if device.type == "cpu" else str(device)
         needed = 4 * len(cohort) * int(np.prod(cohort.lattice.shape))
         self._kept: torch.Tensor | None = None
-        if needed <= memory_gb * 2**30:
+        if needed <= memory_gb * 1e9:
             self._kept = torch.from_numpy(cohort.arrays(device=self._render_device))[:, None]
             if device.type == "cuda" and needed < torch.cuda.mem_get_info(device)[0] / 2:
                 self._kept = self._kept.to(device)

@@ -52,7 +52,7 @@ class FitConfig:
 
     See Also
     --------
-    simba_lab.fastest : measures which precision and memory layout are fastest here.
+    simba_lab.training.fastest : measures which precision and memory layout are fastest here.
 
     Examples
     --------
