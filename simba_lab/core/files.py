@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
-import secrets
-import shutil
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
@@ -17,11 +14,10 @@ import yaml
 from platformdirs import user_cache_path
 
 from simba_lab.core.errors import SimbaError
+from simba_lab.core.unfinished import disk_errors, is_unfinished, unfinished_file, unfinished_folder
 
 # What nobody writes by hand: larger or deeper YAML is an accident or an attack.
 YAML_BYTES, YAML_DEPTH = 2**20, 32
-# Files that are being written are hidden and end so; a killed process may leave one behind.
-PART = ".part"
 
 
 # -- reading --
@@ -163,19 +159,22 @@ def _without_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @contextmanager
 def new_file(path: str | Path) -> Iterator[Path]:
-    """Lend a hidden path beside a file; what is written there takes its name at the end.
+    """Lend a hidden file beside a path; what is written there takes its name at the end.
 
-    A reader sees the old file or the new one, never a part. After an error nothing is left.
+    A reader sees the old file or the new one, never a part. After an error nothing is left; what a
+    killed process left is cleared by the next that writes the same file.
+
+    Raises
+    ------
+    SimbaError
+        If the disk is full, or the file cannot be written.
     """
     path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PART}")
-    try:
-        yield unfinished
-        with unfinished.open("rb") as handle:
+    with disk_errors("file", path, "what was there is unchanged."), unfinished_file(path) as part:
+        yield part
+        with part.open("rb") as handle:
             os.fsync(handle.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        part.replace(path)
 
 
 def atomic_write(path: str | Path, content: bytes | str) -> None:
@@ -212,6 +211,8 @@ class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
 def new_folder(path: str | Path, *, parents: bool = False) -> Iterator[Path]:
     """Lend a hidden folder beside the wanted one; it takes its name at the end, or vanishes.
 
+    What a killed process left is cleared by the next that writes the same folder.
+
     Parameters
     ----------
     path : path
@@ -222,26 +223,25 @@ def new_folder(path: str | Path, *, parents: bool = False) -> Iterator[Path]:
     Raises
     ------
     SimbaError
-        If something is there already, or if the folder cannot be written.
+        If something is there already, if another process is writing it, or if it cannot be written.
     """
     path = Path(path)
+    _check_absent(path)
+    if not parents and not path.absolute().parent.is_dir():
+        raise SimbaError("folder", str(path), "in a folder that exists", f"Make {path.parent}.")
+    with (
+        disk_errors("folder", path, "nothing was left behind."),
+        unfinished_folder(path, parents=parents) as part,
+    ):
+        yield part
+        _check_absent(path)  # a rename would replace an empty folder
+        part.rename(path)
+
+
+def _check_absent(path: Path) -> None:
     if os.path.lexists(path):
         allowed = "a path where nothing exists yet"
         raise SimbaError("folder", str(path), allowed, "Nothing is overwritten; choose another.")
-    if not parents and not path.absolute().parent.is_dir():
-        raise SimbaError("folder", str(path), "in a folder that exists", f"Make {path.parent}.")
-    nursery = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}{PART}")
-    try:
-        nursery.mkdir(parents=parents)
-        yield nursery
-        nursery.rename(path)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        allowed = "on a disk with enough space" if full else "a folder that can be written"
-        remedy = f"{error.strerror or error}; nothing was left behind."
-        raise SimbaError("folder", str(path), allowed, remedy) from error
-    finally:
-        shutil.rmtree(nursery, ignore_errors=True)
 
 
 # -- paths --
@@ -296,12 +296,8 @@ def inside(folder: str | Path, name: str, field: str) -> Path:
 
 def strangers(folder: Path, names: Iterable[str]) -> list[str]:
     """Return what a folder holds besides files of these names and what a killed writer left."""
-    present = (path.name for path in folder.iterdir() if not _is_part(path))
+    present = (path.name for path in folder.iterdir() if not is_unfinished(path))
     return sorted(set(present) - set(names))
-
-
-def _is_part(path: Path) -> bool:
-    return path.name.startswith(".") and path.name.endswith(PART)
 
 
 def cache_folder() -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 import shutil
 import warnings
 from collections.abc import Callable
@@ -11,11 +11,13 @@ from typing import Any, TypeVar
 
 from filelock import FileLock
 
+from simba_lab.core.digests import damage, write_digests
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.files import cache_root, new_folder, read_json, write_json
 
 T = TypeVar("T")
-DIGESTS = "digests.json"
+# What reading an entry can raise: it is then made anew.
+UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 _told: set[str] = set()
 
 
@@ -37,12 +39,14 @@ def remembered(
     cache: str | Path | bool = True,
     save: Callable[[T, Path], None] = save_as_json,
     load: Callable[[Path], T] = load_json,
+    kept: Callable[[Path], None] = lambda _: None,
 ) -> T:
     """Return a result that was made before, or make it and keep it.
 
     One process makes it and the others that want it wait. An entry appears complete or not at all;
     its files are compared with their digests when it is read, and a damaged one is made anew, with
-    a warning. Where the cache cannot be written nothing is kept, with one warning.
+    a warning. Where the cache cannot be written nothing is kept, with one warning: no error of a
+    disk costs a result that was made.
 
     Parameters
     ----------
@@ -57,6 +61,8 @@ def remembered(
         Where results are kept: True for the user's cache folder, False for nowhere.
     save, load : callable
         Write the result to a folder that exists, and read it from there; JSON by default.
+    kept : callable
+        Called with the path for unfinished work when the result is safe: that work can go.
 
     Examples
     --------
@@ -72,20 +78,23 @@ def remembered(
     if root is None or key is None:
         return make(None)
     entry = root / collection / key
-    if _is_whole(entry):
+    if entry.is_dir() and not damage(entry):
         try:
-            return load(entry)
-        except (OSError, ValueError, KeyError) as error:
+            value = load(entry)
+            kept(_unfinished(entry))
+            return value
+        except UNREADABLE as error:
             _tell(f"{entry} cannot be read ({error}); it is made anew.")
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{entry}.lock")
         lock.acquire()
     except OSError as error:
-        _tell(f"The cache {root} cannot be written ({error.strerror}); results are not kept.")
+        problem = error.strerror or error
+        _tell(f"The cache {root} cannot be written ({problem}); results are not kept.")
         return make(None)
     try:
-        return _made(entry, make, save, load)
+        return _made(entry, make, save, load, kept)
     finally:
         lock.release()
 
@@ -95,43 +104,38 @@ def _made(
     make: Callable[[Path | None], T],
     save: Callable[[T, Path], None],
     load: Callable[[Path], T],
+    kept: Callable[[Path], None],
 ) -> T:
-    if _is_whole(entry):  # another process was faster
-        try:
-            return load(entry)
-        except (OSError, ValueError, KeyError):
-            pass
-    if entry.exists():
-        _tell(f"{entry} is damaged; it is made anew.")
-        shutil.rmtree(entry, ignore_errors=True)
-    value = make(entry.with_name(f"{entry.name}.checkpoint"))
+    if os.path.lexists(entry):
+        damaged = damage(entry)
+        if not damaged:  # another process was faster
+            try:
+                return load(entry)
+            except UNREADABLE as error:
+                damaged = str(error)
+        _tell(f"{entry} is damaged; it is made anew. {damaged}")
+        _remove(entry)
+    value = make(_unfinished(entry))
     try:
         with new_folder(entry) as folder:
             save(value, folder)
-            write_json(folder / DIGESTS, _digests(folder))
-    except SimbaError as error:
+            write_digests(folder)
+        kept(_unfinished(entry))
+        return load(entry)
+    except (OSError, SimbaError) as error:
         _tell(f"The result is not kept: {error}")
         return value
-    return load(entry)
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != DIGESTS)
-    digests = {}
-    for path in files:
-        with path.open("rb") as handle:
-            name = path.relative_to(folder).as_posix()
-            digests[name] = hashlib.file_digest(handle, "sha256").hexdigest()
-    return digests
+def _unfinished(entry: Path) -> Path:
+    return entry.with_name(f"{entry.name}.checkpoint")
 
 
-def _is_whole(entry: Path) -> bool:
-    if not entry.is_dir():
-        return False
-    try:
-        return bool(read_json(entry / DIGESTS, "cache") == _digests(entry))
-    except (OSError, SimbaError):
-        return False
+def _remove(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry, ignore_errors=True)
+    else:
+        entry.unlink(missing_ok=True)
 
 
 def _tell(message: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -21,8 +20,9 @@ from tqdm.auto import tqdm
 
 from simba_lab.core.cohort import Cohort, TwinCohort
 from simba_lab.core.errors import SimbaError
-from simba_lab.core.files import PART, atomic_write, strangers, write_json
+from simba_lab.core.files import atomic_write, strangers, write_json
 from simba_lab.core.fingerprint import code_fingerprint
+from simba_lab.core.unfinished import disk_errors, is_unfinished
 from simba_lab.scans.stores import (
     FORMAT,
     LOCK,
@@ -39,8 +39,6 @@ from simba_lab.synthesis.synthetic_cohort import SyntheticCohort
 
 # Volumes rendered before the finished ones are written down: large enough to keep all workers busy.
 BATCH = 32
-# What goes wrong on disks; a repeated call resumes.
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 AnyCohort = TypeVar("AnyCohort", bound=Cohort)
 
 
@@ -137,20 +135,16 @@ def versions() -> dict[str, str]:
 def _locked(folder: Path) -> Iterator[None]:
     """Make the folder, and keep other processes out of it; say what is wrong with the disk."""
     try:
-        folder.mkdir(exist_ok=True)
-        with FileLock(folder / LOCK, timeout=0):
-            yield
+        with disk_errors("folder", folder, "make room and call again: it resumes."):
+            folder.mkdir(exist_ok=True)
+            with FileLock(folder / LOCK, timeout=0):
+                yield
+                (folder / LOCK).unlink(missing_ok=True)
     except Timeout as error:
         raise SimbaError.problem(
             f"Another process is writing the folder {str(folder)!r}.",
             "A folder is written by one process at a time; wait, or choose another.",
         ) from error
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        remedy = f"{error.strerror}. Make room and call again: it resumes."
-        raise SimbaError("folder", str(folder), "writable, with space left", remedy) from error
-    (folder / LOCK).unlink(missing_ok=True)
 
 
 def _check_strangers(folder: Path) -> None:
@@ -158,7 +152,7 @@ def _check_strangers(folder: Path) -> None:
     if unknown:
         remedy = f"It holds {unknown[0]!r}; nothing is overwritten."
         raise SimbaError("folder", str(folder), "new or a store", remedy)
-    for path in folder.glob(f".*{PART}"):  # left by a writer that was killed
+    for path in filter(is_unfinished, folder.iterdir()):  # left by a writer that was killed
         path.unlink()
 
 

@@ -10,27 +10,29 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from simba_lab.core.errors import SimbaError
-from simba_lab.core.files import new_file
+from simba_lab.core.files import atomic_write
 
 
-def digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return a digest of the names, types, shapes and values of tensors."""
+def digest(tensors: Mapping[str, torch.Tensor], facts: str = "") -> str:
+    """Return a digest of the names, types, shapes and values of tensors, and of facts, if any."""
     state = hashlib.blake2b(digest_size=16)
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
         state.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
         state.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    state.update(facts.encode())
     return state.hexdigest()
 
 
 def write(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
     """Write tensors and facts to one safetensors file, all of it or nothing."""
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    with new_file(path) as unfinished:
-        save_file(plain, unfinished, metadata={"facts": json.dumps(facts), "digest": digest(plain)})
+    text = json.dumps(facts)
+    # As bytes: a library that writes files by itself leaves its own hidden ones after a kill.
+    atomic_write(path, save(plain, metadata={"facts": text, "digest": digest(plain, text)}))
 
 
 def read(
@@ -49,10 +51,11 @@ def read(
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         facts, expected = json.loads(metadata["facts"]), metadata["digest"]
+        present = digest(tensors, metadata["facts"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         remedy = f"It cannot be read ({error}). Delete it to start again."
         raise SimbaError(field, str(path), allowed, remedy) from error
-    if digest(tensors) != expected:
+    if present != expected:
         remedy = "Its numbers were changed since. Delete it to start again."
         raise SimbaError(field, str(path), allowed, remedy)
     return tensors, facts

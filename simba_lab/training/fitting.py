@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import platform
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +21,7 @@ from simba_lab.core.errors import SimbaError
 from simba_lab.core.fingerprint import fingerprint
 from simba_lab.core.remember import remembered
 from simba_lab.core.source_code import NotFingerprintable
+from simba_lab.core.unfinished import one_process, part_of
 from simba_lab.training import trainer
 from simba_lab.training.config import FitConfig
 from simba_lab.training.identity import code_of, identity_of
@@ -60,8 +63,8 @@ def fit(
         Where runs are kept: True for the user's cache folder (or ``$SIMBA_LAB_CACHE``), False for
         nowhere.
     checkpoint : path, optional
-        File that progress is written to, and taken up from if it exists; it is removed in the end.
-        With a cache it lies there by default.
+        File that progress is written to, and taken up from if it exists; it is removed when the run
+        is safe. With a cache it lies there by default.
     memory_gb : float
         Larger cohorts are not kept in memory; their volumes are rendered, or read from a store, for
         each batch.
@@ -76,7 +79,8 @@ def fit(
     ------
     SimbaError
         If a split is empty or lacks a class, if a group lacks a class and a mitigation needs it, if
-        the checkpoint is damaged or of another fit, or if the loss is no longer finite.
+        the checkpoint is damaged, of another fit, cannot be written or is in use, or if the loss is
+        no longer finite.
 
     Examples
     --------
@@ -93,22 +97,50 @@ def fit(
     _check_classes(cohort)
     if mitigation is not None:
         mitigation.check(cohort, config)
-    train = partial(_fit, model, cohort, config, mitigation, memory_gb=memory_gb, progress=progress)
+    used: list[Path] = []
+    conditions = trainer.Conditions(None, checkpoint is None, memory_gb, progress)
+    train = partial(_fit, model, cohort, config, mitigation, conditions, used)
     if cache is False and checkpoint is None:
-        return train(checkpoint=None)
+        return train(None)
     try:
         key = fingerprint(identity_of(model, cohort, config, mitigation))
     except NotFingerprintable as error:
         warnings.warn(f"This run is neither kept nor resumed: {error}.", stacklevel=2)
-        return train(checkpoint=None)
-    return remembered(
-        "runs",
-        key,
-        lambda unfinished: train(checkpoint=checkpoint or unfinished),
-        cache=cache,
-        save=Run.write,
-        load=partial(Run.load, model=model),
-    )
+        return train(None)
+    with _own(checkpoint):
+        run = remembered(
+            "runs",
+            key,
+            lambda unfinished: train(checkpoint or unfinished),
+            cache=cache,
+            save=Run.write,
+            load=partial(Run.load, model=model),
+            kept=lambda unfinished: _forget([*used, *_family(unfinished)]),
+        )
+    if cache is False:
+        _forget(used)
+    return run
+
+
+def _own(checkpoint: str | Path | None) -> AbstractContextManager[None]:
+    """Keep other processes from a named checkpoint, and see that it can be written."""
+    if checkpoint is None:
+        return nullcontext()
+    problem = f"Another process is fitting with the checkpoint {str(checkpoint)!r}."
+    return one_process(Path(checkpoint), problem)
+
+
+def _family(unfinished: Path) -> list[Path]:
+    """Return all checkpoints of a fit in the cache: some mitigations train several networks."""
+    return list(unfinished.parent.glob(f"{unfinished.name}*"))
+
+
+def _forget(checkpoints: list[Path]) -> None:
+    """Remove checkpoints, and what a killed process left of them; a read-only folder keeps them."""
+    for path in checkpoints:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+            part_of(path).unlink(missing_ok=True)
 
 
 class Pair(NamedTuple):
@@ -169,17 +201,18 @@ def _fit(
     cohort: Cohort,
     config: FitConfig,
     mitigation: Mitigation | None,
-    *,
+    conditions: trainer.Conditions,
+    used: list[Path],
     checkpoint: str | Path | None,
-    memory_gb: float,
-    progress: bool,
 ) -> Run:
+    """Train and return the run; note the checkpoints that were used."""
     start = time.perf_counter()
 
     def train_on(subjects: Cohort, remedy: Mitigation | None, name: str = "") -> Fitted:
         path = None if checkpoint is None else Path(f"{checkpoint}{name}")
-        conditions = trainer.Conditions(path, memory_gb, progress)
-        return trainer.train(model, subjects, config, remedy, conditions)
+        used.extend([path] if path else [])
+        settings = dataclasses.replace(conditions, checkpoint=path)
+        return trainer.train(model, subjects, config, remedy, settings)
 
     if mitigation is None:
         network, fitted = copy.deepcopy(model), train_on(cohort, None)

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from simba_lab.core.cohort import Cohort
+from simba_lab.core.digests import damage, write_digests
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.files import new_folder, read_json, write_json
 from simba_lab.training import checkpoints
@@ -105,10 +106,11 @@ class Run:
     def save(self, folder: str | Path) -> None:
         """Write weights (safetensors), history (CSV) and provenance (JSON) to a new folder.
 
-        All of it is written, or nothing.
+        All of it is written, or nothing. `load` compares the files with their digests.
         """
         with new_folder(folder, parents=True) as unfinished:
             self.write(unfinished)
+            write_digests(unfinished)
 
     def write(self, folder: Path) -> None:
         """Write the files of a run to a folder that exists."""
@@ -128,8 +130,18 @@ class Run:
 
     @classmethod
     def load(cls, folder: str | Path, model: torch.nn.Module) -> Run:
-        """Read a run back into a network of the same architecture (`model` is copied)."""
+        """Read a run back into a network of the same architecture (`model` is copied).
+
+        Raises
+        ------
+        SimbaError
+            If the folder is not a run, if a file of it was changed since it was written, or if the
+            network is another.
+        """
         folder = Path(folder)
+        if damaged := damage(folder):
+            allowed = "a folder written by Run.save, and unchanged since"
+            raise SimbaError("run", str(folder), allowed, damaged)
         try:
             record = read_json(folder / "run.json", "run")
             config, provenance = FitConfig(**record["config"]), record["provenance"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,9 +37,13 @@ CHECKPOINT_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a fit runs under and its result does not depend on; as for `fit`."""
+    """What a fit runs under and its result does not depend on; as for `fit`.
+
+    `in_cache` says that the checkpoint is nobody's file: a damaged one is made anew.
+    """
 
     checkpoint: Path | None = None
+    in_cache: bool = False
     memory_gb: float = 4.0
     progress: bool = False
 
@@ -157,7 +162,7 @@ class Trainer:
         self.state = FitState(
             body.network, self.optimiser, self.schedule, self.objective, snapshots=config.snapshots
         )
-        self.saved = time.monotonic()
+        self.saved, self.warned = time.monotonic(), False
 
     def _feed(self, cohort: Cohort) -> Feed:
         return Feed(cohort, self.fabric.device, memory_gb=self.conditions.memory_gb)
@@ -170,16 +175,13 @@ class Trainer:
 
     def run(self) -> Fitted:
         """Train to the end, from a checkpoint if there is one."""
-        config, state, checkpoint = self.config, self.state, self.conditions.checkpoint
-        if checkpoint is not None and checkpoint.exists():
-            state.restore(checkpoint, self.identity)
+        config, state = self.config, self.state
+        self.resume()
         done, total = state.epoch * self.steps + state.step, self.steps * config.epochs
         hidden = not self.conditions.progress or self.fabric.global_rank > 0
         with tqdm(total=total, initial=done, unit="step", desc="fit", disable=hidden) as bar:
             while not state.is_over(config.epochs, config.patience):
                 self.epoch(bar)
-        if checkpoint is not None and self.fabric.global_rank == 0:
-            checkpoint.unlink(missing_ok=True)
         history = pd.DataFrame(state.rows).set_index("epoch")
         history["kept"] = history.index == history["validation_loss"].idxmin()
         channels_last = self.layout == torch.channels_last_3d
@@ -189,6 +191,18 @@ class Trainer:
             "memory_layout": "channels_last" if channels_last else "contiguous",
         }
         return Fitted(state.best, history, tuple(state.snapshots), facts)
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, if there is one."""
+        checkpoint = self.conditions.checkpoint
+        if checkpoint is None or not checkpoint.exists():
+            return
+        try:
+            self.state.restore(checkpoint, self.identity)
+        except SimbaError as error:
+            if not self.conditions.in_cache:
+                raise
+            warnings.warn(f"The fit begins anew. {error}", stacklevel=2)
 
     def epoch(self, bar: tqdm) -> None:
         """Take the steps that are left of an epoch, validate, and write a checkpoint."""
@@ -257,10 +271,16 @@ class Trainer:
         return {"validation_loss": loss, "validation_accuracy": correct.mean().item()}
 
     def save(self) -> None:
-        """Write a checkpoint, if one is wanted."""
-        if self.conditions.checkpoint is not None and self.fabric.global_rank == 0:
+        """Write a checkpoint, if one is wanted; a disk that fails does not end the fit."""
+        if self.conditions.checkpoint is None or self.fabric.global_rank > 0:
+            return
+        try:
             self.state.save(self.conditions.checkpoint, self.identity)
-            self.saved = time.monotonic()
+        except (OSError, SimbaError) as error:
+            if not self.warned:
+                warnings.warn(f"The fit goes on without a checkpoint. {error}", stacklevel=2)
+            self.warned = True
+        self.saved = time.monotonic()
 
 
 class _Body(torch.nn.Module):

@@ -144,7 +144,7 @@ def test_full_disk_is_one_clear_error_and_nothing_is_lost(cohort, tmp_path, monk
         return real(descriptor, data, offset)
 
     monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(sb.SimbaError, match=r"No space left on device\. Make room and call again"):
+    with pytest.raises(sb.SimbaError, match="No space left on device; make room and call again"):
         sb.save_cohort(cohort, tmp_path / "cohort", n_jobs=1)
     monkeypatch.setattr(os, "pwrite", real)
     sb.save_cohort(cohort, tmp_path / "cohort", n_jobs=1)

@@ -1,3 +1,4 @@
+import errno
 import os
 import random
 import signal
@@ -15,7 +16,9 @@ from torch import nn
 import simba_lab as sb
 from simba_lab.core.batches import Feed
 from simba_lab.core.fingerprint import network_fingerprint
+from simba_lab.core.unfinished import one_process
 from simba_lab.training import checkpoints, trainer
+from simba_lab.training.run import Run
 
 SMALL = sb.FitConfig(epochs=3)
 
@@ -114,6 +117,47 @@ def test_a_fit_that_was_killed_goes_on_with_the_same_bits(tmp_path, scenario):
     ]
 
 
+def test_a_full_disk_costs_no_run_and_no_checkpoint(cohort, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    whole = sb.fit(net(), cohort, SMALL, cache=False)
+    with monkeypatch.context() as patched, pytest.warns(UserWarning, match="not kept.*space"):
+        patched.setattr(pd.DataFrame, "to_csv", full)
+        run = sb.fit(net(), cohort, SMALL, cache=tmp_path)
+    assert_equal_runs(run, whole)
+    (left,) = (tmp_path / "runs").glob("*.checkpoint")
+    assert checkpoints.read(left)[1]["place"]["epoch"] == 2  # only the third is trained again
+    assert_equal_runs(sb.fit(net(), cohort, SMALL, cache=tmp_path), whole)
+    assert [path.suffix for path in sorted((tmp_path / "runs").iterdir())] == ["", ".lock"]
+    with monkeypatch.context() as patched, pytest.warns(UserWarning, match="without a checkpoint"):
+        patched.setattr(checkpoints, "atomic_write", full)
+        run = sb.fit(net(), cohort, SMALL, cache=False, checkpoint=tmp_path / "checkpoint")
+    assert_equal_runs(run, whole)
+
+
+def test_a_damaged_checkpoint_in_the_cache_is_made_anew(cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "write", lambda *_: (_ for _ in ()).throw(OSError(5, "lost")))
+    with pytest.warns(UserWarning, match="not kept"):
+        whole = sb.fit(net(), cohort, SMALL, cache=tmp_path)
+    monkeypatch.undo()
+    (left,) = (tmp_path / "runs").glob("*.checkpoint")
+    left.write_bytes(left.read_bytes().replace(b'"epoch\\": 2', b'"epoch\\": 1', 1))
+    with pytest.warns(UserWarning, match="begins anew.*changed since"):
+        run = sb.fit(net(), cohort, SMALL, cache=tmp_path)
+    assert_equal_runs(run, whole)
+    assert not left.exists()
+
+
+def test_a_checkpoint_that_cannot_be_used_is_refused_before_the_training(cohort, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(sb.SimbaError, match=r"Not a directory|File exists"):
+        sb.fit(net(), cohort, SMALL, cache=False, checkpoint=tmp_path / "file" / "checkpoint")
+    path = tmp_path / "checkpoint"
+    with one_process(path, ""), pytest.raises(sb.SimbaError, match="Another process is fitting"):
+        sb.fit(net(), cohort, SMALL, cache=False, checkpoint=path)
+
+
 @pytest.fixture
 def checkpoint(cohort, tmp_path, monkeypatch):
     path = tmp_path / "fit.checkpoint"
@@ -160,10 +204,25 @@ def test_weights_that_were_tampered_with_are_refused(cohort, tmp_path):
         metadata = file.metadata()
     tensors["readout.bias"] += 1
     save_file(tensors, path, metadata=metadata)
-    with pytest.raises(sb.SimbaError, match="changed since"):
+    with pytest.raises(sb.SimbaError, match=r"weights\.safetensors was changed"):
         sb.training.Run.load(tmp_path / "run", net())
+    with pytest.raises(sb.SimbaError, match="changed since"):
+        checkpoints.read(path)
     with pytest.raises(sb.SimbaError, match="nothing exists yet"):
         run.save(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["history.csv", "run.json", "digests.json"])
+def test_every_file_of_a_run_is_held_against_its_digest(cohort, tmp_path, name):
+    sb.fit(net(), cohort, SMALL, cache=False).save(tmp_path / "run")
+    path = tmp_path / "run" / name
+    content = path.read_text()
+    path.write_text(content.replace("0", "9", 1))
+    with pytest.raises(sb.SimbaError, match="was changed"):
+        sb.training.Run.load(tmp_path / "run", net())
+    path.unlink()
+    with pytest.raises(sb.SimbaError, match=name):
+        sb.training.Run.load(tmp_path / "run", net())
 
 
 def test_patience_stops_a_fit_that_no_longer_improves(cohort):
