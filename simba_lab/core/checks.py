@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 
 from simba_lab.core.errors import SimbaError, UnknownNameError
+
+Built = TypeVar("Built")
 
 
 def whole_number(field: str, value: object, *, least: int = 1, remedy: str = "") -> int:
@@ -53,20 +57,52 @@ def choice(field: str, value: object, names: Iterable[str]) -> str:
     return value
 
 
+def mapping(field: str, values: object) -> Mapping[str, Any]:
+    """Return a mapping; null and other values are errors."""
+    if not isinstance(values, Mapping):
+        raise SimbaError(field, values, "a mapping of field names to values")
+    return values
+
+
 def known_fields(
     field: str, values: object, names: Iterable[str], *, needed: Sequence[str] = ()
 ) -> Mapping[str, Any]:
     """Return a mapping that has all keys of `needed`, and no keys but those of `names`."""
-    if not isinstance(values, Mapping):
-        raise SimbaError(field, values, "a mapping of field names to values")
-    if not set(needed) <= set(values):
-        listed = " and ".join(filter(None, [", ".join(needed[:-1]), needed[-1]]))
-        raise SimbaError(field, list(values), f"a mapping with {listed}")
-    names = list(names)
+    values, names = mapping(field, values), list(names)
     for name in values:
         if name not in names:
             raise UnknownNameError.among(f"{field}.{name}", name, names)
+    if not set(needed) <= set(values):
+        listed = " and ".join(filter(None, [", ".join(needed[:-1]), needed[-1]]))
+        raise SimbaError(field, list(values), f"a mapping with {listed}")
     return values
+
+
+def built(cls: type[Built], values: object, field: str, *, needed: Sequence[str] = ()) -> Built:
+    """Return an object of a dataclass from a mapping, as files have them.
+
+    An error names the field of the whole: ``scenario.disease.amplitude_mm``.
+    """
+    entries = {entry.name: entry for entry in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    missing = (dataclasses.MISSING, dataclasses.MISSING)
+    needed = needed or [
+        name for name, entry in entries.items() if (entry.default, entry.default_factory) == missing
+    ]
+    known_fields(field, values, entries, needed=needed)
+    assert isinstance(values, Mapping)
+    try:
+        return cls(**values)
+    except SimbaError as error:
+        first = re.split(r"[.\[]", error.field, maxsplit=1)[0]
+        if first in entries:
+            raise error.with_field(f"{field}.{error.field}") from error
+        if re.search(rf"\.{re.escape(first)}\b", field):
+            # The magnitude of scenario.bias.magnitude['disease'].
+            raise error.with_field(field) from error
+        raise
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        allowed = f"made of values that a {cls.__name__} can have"
+        raise SimbaError(field, dict(values), allowed, f"{error}.") from error
 
 
 def of_shape(

@@ -1,133 +1,57 @@
-"""Files: YAML and JSON read with care, complete writes, and paths that stay inside a folder."""
+"""Files: text and JSON read with care, complete writes, and paths that stay inside a folder."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-import yaml
 from platformdirs import user_cache_path
 
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.unfinished import disk_errors, is_unfinished, unfinished_file, unfinished_folder
 
-# What nobody writes by hand: larger or deeper YAML is an accident or an attack.
-YAML_BYTES, YAML_DEPTH = 2**20, 32
+# The manifest of a store of a million subjects has fewer.
+TEXT_BYTES = 2**28
 
 
 # -- reading --
 
 
-def read_yaml(source: str | Path, field: str, *, examples: str = "") -> dict[str, Any]:
-    r"""Return the mapping that a YAML file holds, or YAML text of more than one line.
+def read_text(path: str | Path, field: str, noun: str, *, most: int = TEXT_BYTES) -> str:
+    """Return the text of a file in UTF-8, with or without a byte order mark.
 
     Parameters
     ----------
-    source : path or str
-        A file; a string with a line break is taken as the text itself.
-    field : str
-        What is read, such as ``"scenario"``: errors name it.
-    examples : str
-        Folder with examples, named in the error if there is no such file.
+    path : path
+    field, noun : str
+        What is read and what it should be, for errors: ``"study"``, ``"a YAML file"``.
+    most : int
+        Largest size in bytes.
 
     Raises
     ------
     SimbaError
-        If the file is missing, is not YAML, holds no mapping, names a key twice, has anchors or
-        aliases, or is larger or deeper than anybody writes by hand. The message names line and key.
-
-    Examples
-    --------
-    >>> from simba_lab.core.files import read_yaml
-    >>> read_yaml("subjects: 64\nspacing_mm: 4\n", "scenario")
-    {'subjects': 64, 'spacing_mm': 4}
+        If the file cannot be read, is larger, or is not in UTF-8; then the line is named.
     """
-    if isinstance(source, str) and "\n" in source:
-        return parse_yaml(source, field)
-    path = Path(source)
-    if not path.is_file():
-        remedy = f"Examples are in {examples}." if examples else "Check the path."
-        raise SimbaError(field, str(source), "an existing YAML file", remedy)
+    path = Path(path)
+    content = b""
     try:
-        if path.stat().st_size > YAML_BYTES:
-            raise SimbaError(field, str(path), f"a YAML file of at most {YAML_BYTES} bytes")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SimbaError(field, str(path), "a YAML file in UTF-8", f"{error}.") from error
-    return parse_yaml(text, field, name=str(path))
-
-
-def parse_yaml(text: str, field: str, *, name: str | None = None) -> dict[str, Any]:
-    """Return the mapping that YAML text holds; `name` stands for the text in messages."""
-    name = text[:80] if name is None else name
-    if len(text) > YAML_BYTES:
-        raise SimbaError(field, name, f"YAML of at most {YAML_BYTES} characters")
-    try:
-        values = yaml.load(text, _Loader)  # a safe loader, with further limits
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise SimbaError(field, name, "valid YAML", _yaml_problem(error)) from error
-    if not isinstance(values, dict):
-        raise SimbaError(field, name, "a mapping of field names to values")
-    return values
-
-
-def _yaml_problem(error: Exception) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return f"Line {error.problem_mark.line + 1}: {error.problem}."
-    return f"{error}."
-
-
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Safe loader that refuses aliases, keys that occur twice, and nesting that is too deep."""
-
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self.keys: list[str] = []
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event = self.peek_event()
-        if isinstance(index, yaml.ScalarNode):
-            self.keys.append(str(index.value))
-        elif parent is not None:
-            self.keys.append(f"entry {index + 1}" if isinstance(index, int) else "a key")
-        if getattr(event, "anchor", None) is not None:
-            self._refuse("anchors and aliases are not allowed; write the value out", event)
-        if len(self.keys) > YAML_DEPTH:
-            self._refuse(f"nested deeper than {YAML_DEPTH} levels", event)
-        node = super().compose_node(parent, index)
-        if parent is not None:
-            self.keys.pop()
-        return node
-
-    def _refuse(self, problem: str, event: yaml.Event) -> None:
-        address = f" at {'.'.join(self.keys[:6])}" if self.keys else ""
-        raise yaml.MarkedYAMLError(problem=problem + address, problem_mark=event.start_mark)
-
-    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Hashable, Any]:
-        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
-        if len(mapping) < len(node.value):
-            keys: set[Any] = set()
-            for key_node, _ in node.value:
-                key = self.construct_object(key_node)
-                if key in keys:
-                    problem = f"the key {key!r} occurs twice"
-                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
-                keys.add(key)
-        return mapping
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Leave merge keys (``<<``) alone: nothing constructs them, so they are errors."""
-
-
-# YAML 1.1 takes 1e-5 for a word, because it lacks a decimal point.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+        if path.stat().st_size > most:
+            raise SimbaError(field, str(path), f"{noun} of at most {most} bytes")
+        content = path.read_bytes()
+        return content.decode("utf-8-sig")
+    except OSError as error:
+        raise SimbaError(field, str(path), f"{noun} that can be read", f"{error}.") from error
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        remedy = f"Line {line} is not: save the file as UTF-8."
+        if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+            remedy = "It is in UTF-16: save it as UTF-8."
+        raise SimbaError(field, str(path), f"{noun} in UTF-8", remedy) from error
 
 
 def read_json(path: str | Path, field: str) -> Any:
@@ -138,10 +62,10 @@ def read_json(path: str | Path, field: str) -> Any:
     SimbaError
         If it cannot be read, is not JSON, or names a key twice.
     """
+    text = read_text(path, field, "a file of valid JSON")
     try:
-        text = Path(path).read_text(encoding="utf-8")
         return json.loads(text, object_pairs_hook=_without_twice)
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise SimbaError(field, str(path), "a file of valid JSON", f"{error}.") from error
 
 
@@ -188,23 +112,22 @@ def atomic_write(path: str | Path, content: bytes | str) -> None:
 
 def write_json(path: str | Path, values: Any, *, indent: int | None = 1) -> None:
     """Write a JSON file, complete or not at all."""
-    atomic_write(path, json.dumps(values, indent=indent) + "\n")
+    atomic_write(path, json.dumps(values, indent=indent, default=_plain) + "\n")
 
 
-def to_yaml(values: Mapping[str, Any]) -> str:
-    """Return plain values as YAML, in their order, without aliases."""
-    text: str = yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False)
-    return text
+def plain_number(value: Any) -> Any:
+    """Return a plain number in the place of a scalar of NumPy or PyTorch; other values stay."""
+    library = type(value).__module__.partition(".")[0]
+    if library in ("numpy", "torch") and getattr(value, "ndim", None) == 0:
+        return value.item()
+    return value
 
 
-def write_yaml(path: str | Path, values: Mapping[str, Any]) -> None:
-    """Write plain values to a YAML file, complete or not at all."""
-    atomic_write(path, to_yaml(values))
-
-
-class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
+def _plain(value: Any) -> Any:
+    plain = plain_number(value)
+    if plain is value:
+        raise TypeError(f"{type(value).__name__} is no value of JSON")
+    return plain
 
 
 @contextmanager

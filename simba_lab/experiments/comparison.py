@@ -16,13 +16,14 @@ import pandas as pd
 import torch
 from joblib import Parallel
 
-from simba_lab.core.checks import choice, known_fields
+from simba_lab.core.checks import built, choice, known_fields, mapping
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import deterministic
 from simba_lab.core.errors import SimbaError
-from simba_lab.core.files import cache_root, read_yaml
+from simba_lab.core.files import cache_root
 from simba_lab.core.fingerprint import code_fingerprint, fingerprint
 from simba_lab.core.remember import remembered
+from simba_lab.core.yaml_files import read_yaml
 from simba_lab.experiments.parallel import in_parallel
 from simba_lab.experiments.results import save_results
 from simba_lab.federation.clients import LocalClient, SiteError, VisitConfig, Weights
@@ -288,13 +289,16 @@ class Comparison:
     @classmethod
     def from_yaml(cls, path: str | Path) -> Comparison:
         """Read a comparison from a YAML file; unknown fields are errors."""
-        values = dict(read_yaml(path, "comparison", examples="data/comparisons/"))
+        return read_yaml(path, "comparison", cls._from_dict, examples="data/comparisons/")
+
+    @classmethod
+    def _from_dict(cls, values: dict[str, Any]) -> Comparison:
         names = [entry.name for entry in dataclasses.fields(cls)]
         known_fields("comparison", values, names, needed=["scenario"])
         if "visit" in values:
             values["visit"] = VisitConfig.from_dict(values["visit"], "comparison.visit")
-        scenario = Scenario.from_dict({"subjects": 16, **values["scenario"]})
-        return cls(**{**values, "scenario": scenario})
+        scenario = Scenario.from_dict({"subjects": 16, **mapping("scenario", values["scenario"])})
+        return built(cls, {**values, "scenario": scenario}, "comparison")
 
     def save(self, table: pd.DataFrame, folder: str | Path) -> None:
         """Write the table of a run and what it follows from; `read_results` reads both.

@@ -12,9 +12,10 @@ from typing import Any
 import pandas as pd
 from joblib import Parallel
 
-from simba_lab.core.checks import known_fields
+from simba_lab.core.checks import built, known_fields, mapping
 from simba_lab.core.errors import SimbaError, UnknownNameError
-from simba_lab.core.files import cache_root, read_yaml
+from simba_lab.core.files import cache_root
+from simba_lab.core.yaml_files import read_yaml
 from simba_lab.experiments.axes import Draft, split_field
 from simba_lab.experiments.cells import Cell, matches_of, row_code, row_of, scale_of
 from simba_lab.experiments.parallel import in_parallel
@@ -221,20 +222,19 @@ class Sweep:
     def from_dict(cls, values: Mapping[str, Any]) -> Sweep:
         """Build a sweep from what `to_dict` returns; unknown fields are errors."""
         known_fields("sweep", values, [entry.name for entry in dataclasses.fields(cls)])
-        for name in ("scenario", "axes"):
-            if not isinstance(values.get(name), Mapping):
-                raise SimbaError(f"sweep.{name}", values.get(name), "a mapping")
+        for name in {"scenario", "axes", *values} & {"scenario", "axes", "config", "network"}:
+            mapping(f"sweep.{name}", values.get(name))
         arguments = {**values, "scenario": Scenario.from_dict(values["scenario"])}
         if "config" in values:
             names = [entry.name for entry in dataclasses.fields(FitConfig)]
             config = known_fields("sweep.config", values["config"], names)
-            arguments["config"] = FitConfig(**{"threads": 1, **config})
-        return cls(**arguments)
+            arguments["config"] = built(FitConfig, {"threads": 1, **config}, "sweep.config")
+        return built(cls, arguments, "sweep")
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Sweep:
         """Read a sweep from a YAML file; examples are in ``data/sweeps/``."""
-        return cls.from_dict(read_yaml(path, "sweep", examples="data/sweeps/"))
+        return read_yaml(path, "sweep", cls.from_dict, examples="data/sweeps/")
 
 
 def _check_regions(scenario: Scenario) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from simba_lab.core.batches import Feed
-from simba_lab.core.checks import choice, known_fields, whole_number
+from simba_lab.core.checks import built, choice, whole_number
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import THREADS, deterministic
 from simba_lab.core.errors import SimbaError
@@ -88,7 +87,7 @@ class VisitConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], name: str = "visit") -> VisitConfig:
         """Build settings from a mapping; unknown fields are errors."""
-        return cls(**known_fields(name, values, [entry.name for entry in dataclasses.fields(cls)]))
+        return built(cls, values, name)
 
 
 class Client(Protocol):

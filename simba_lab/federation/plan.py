@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from simba_lab.core.checks import choice, known_fields, whole_number
+from simba_lab.core.checks import built, choice, known_fields, mapping, whole_number
 from simba_lab.core.errors import SimbaError
 from simba_lab.federation.clients import Client, VisitConfig, Weights
 from simba_lab.federation.harmony import Harmonisation
@@ -120,5 +120,8 @@ class Plan:
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
         """Build a plan from what `to_dict` returns; unknown fields are errors."""
         known_fields("plan", values, [entry.name for entry in dataclasses.fields(cls)])
+        for name in {"options", "network"} & set(values):
+            mapping(f"plan.{name}", values[name])
         visit = VisitConfig.from_dict(values.get("visit", {}), "plan.visit")
-        return cls(**{**values, "sites": tuple(values.get("sites", ())), "visit": visit})
+        values = {**values, "sites": tuple(values.get("sites", ())), "visit": visit}
+        return built(cls, values, "plan")

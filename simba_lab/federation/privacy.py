@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 
 from simba_lab.core.checks import choice, known_fields
 from simba_lab.core.errors import SimbaError
-from simba_lab.core.files import parse_yaml
+from simba_lab.core.yaml_files import parse_yaml
 from simba_lab.federation.clients import Weights
 
 POLICY = "SIMBA_LAB_PRIVACY"
@@ -74,7 +75,10 @@ def read_policy(text: str) -> tuple[str, dict[str, float]]:
     >>> sb.federation.read_policy("svt: {fraction: 0.1, epsilon: 1, epsilon_release: 10}")
     ('svt', {'fraction': 0.1, 'epsilon': 1.0, 'epsilon_release': 10.0})
     """
-    values = parse_yaml(text, POLICY)
+    return parse_yaml(text, POLICY, partial(_policy, text))
+
+
+def _policy(text: str, values: dict[str, Any]) -> tuple[str, dict[str, float]]:
     if len(values) != 1:
         allowed = f"one of {', '.join(FILTERS)} with its options"
         raise SimbaError(POLICY, text, allowed, "For example: svt: {epsilon: 1}.")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from simba_lab.core.errors import SimbaError
-from simba_lab.core.files import absent_folder, read_json, read_yaml, write_json, write_yaml
+from simba_lab.core.files import absent_folder, read_json, write_json
+from simba_lab.core.yaml_files import read_yaml, write_yaml
 
 ADMIN = "admin@simba-lab.org"
 # The classes of our jobs: a role builds only classes of its own list, and accepts no job that

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.stats import norm
 
-from simba_lab.core.checks import share, whole_number
+from simba_lab.core.checks import known_fields, share, whole_number
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.rng import stream
 from simba_lab.federation.scanners import drawn_scanner
@@ -60,9 +60,7 @@ class Site:
         whole_number(f"{self.name}.subjects", self.subjects)
         share(f"{self.name}.disease", self.disease)
         for bias, rates in self.prevalence.items():
-            if set(rates) != set(CLASSES):
-                field_name = f"{self.name}.prevalence[{bias!r}]"
-                raise SimbaError(field_name, sorted(rates), f"of {' and '.join(CLASSES)}")
+            known_fields(f"{self.name}.prevalence[{bias!r}]", rates, CLASSES, needed=CLASSES)
             for name, rate in rates.items():
                 share(f"{self.name}.prevalence[{bias!r}][{name!r}]", rate)
         for effect, magnitude in self.scanner.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,9 +12,10 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from simba_lab.core.checks import known_fields
+from simba_lab.core.checks import built, known_fields, mapping
 from simba_lab.core.errors import SimbaError
-from simba_lab.core.files import absent_folder, read_yaml
+from simba_lab.core.files import absent_folder
+from simba_lab.core.yaml_files import read_yaml
 from simba_lab.federation.clients import LocalClient
 from simba_lab.federation.federated_cohort import Federation, hospitals
 from simba_lab.federation.ledger import Ledger
@@ -170,10 +170,13 @@ class Study:
         SimbaError
             If a field is unknown or out of range; the message names it.
         """
-        values = read_yaml(path, "study", examples="data/federations/")
+        return read_yaml(path, "study", cls._from_dict, examples="data/federations/")
+
+    @classmethod
+    def _from_dict(cls, values: dict[str, Any]) -> Study:
         known_fields("study", values, FIELDS, needed=("scenario", "sites", "strategy"))
         sites = _sites(values["sites"])
-        scenario = Scenario.from_dict({"subjects": 16, **values["scenario"]})
+        scenario = Scenario.from_dict({"subjects": 16, **mapping("scenario", values["scenario"])})
         if any(site.scanner for site in sites):
             scenario = with_scanners(scenario)
         settings = {name: values[name] for name in FIELDS_OF_PLAN if name in values}
@@ -195,8 +198,4 @@ def _sites(values: Any) -> tuple[Site, ...]:
     if not isinstance(values, list) or not values:
         allowed = "a list of sites, or a mapping with count"
         raise SimbaError("study.sites", values, allowed, "Each has a name and subjects.")
-    names = [entry.name for entry in dataclasses.fields(Site)]
-    return tuple(
-        Site(**known_fields(f"study.sites[{number}]", site, names, needed=("name", "subjects")))
-        for number, site in enumerate(values)
-    )
+    return tuple(built(Site, site, f"study.sites[{number}]") for number, site in enumerate(values))

@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from simba_lab.core.checks import choice, known_fields, share, whole_number
+from simba_lab.core.checks import built, choice, known_fields, share, whole_number
 from simba_lab.core.errors import SimbaError
-from simba_lab.core.files import atomic_write, read_yaml, to_yaml
+from simba_lab.core.files import atomic_write
+from simba_lab.core.yaml_files import read_yaml, to_yaml
 from simba_lab.synthesis.anatomy.template import TEMPLATES, check_spacing
 from simba_lab.synthesis.anatomy.variability import GaussianProcessSubjects, Variability
 from simba_lab.synthesis.ceiling import best_accuracy, leakage_floor
 from simba_lab.synthesis.effects import CLASSES, EXAMPLE, Effect, Normal, prevalence_in
-from simba_lab.synthesis.scenario_values import built, plain, scenario_fields
+from simba_lab.synthesis.scenario_values import plain, scenario_fields
 
 SPLITS = ("train", "validation", "test")
 MEMBERSHIPS = ("independent", "joint")
@@ -90,9 +91,7 @@ class Scenario:
         share("scenario.bias_field", self.bias_field, remedy="0.05 is what correction leaves.")
         choice("scenario.template", self.template, TEMPLATES)
         choice("scenario.membership", self.membership, MEMBERSHIPS)
-        object.__setattr__(self, "split", tuple(float(value) for value in self.split))
-        if len(self.split) != 3 or min(self.split) <= 0 or abs(sum(self.split) - 1) > 1e-6:
-            raise SimbaError("scenario.split", self.split, "three positive shares that add up to 1")
+        object.__setattr__(self, "split", _shares(self.split))
         self._complete_disease()
         self._complete_biases()
 
@@ -233,7 +232,18 @@ class Scenario:
         SimbaError
             If there is no such file, it is not valid YAML, or a field is wrong.
         """
-        return cls.from_dict(read_yaml(source, "scenario", examples="data/scenarios/"))
+        return read_yaml(source, "scenario", cls.from_dict, examples="data/scenarios/")
+
+
+def _shares(split: Any) -> tuple[float, float, float]:
+    try:
+        train, validation, test = (float(share) for share in split)
+        valid = min(train, validation, test) > 0 and abs(train + validation + test - 1) <= 1e-6
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise SimbaError("scenario.split", split, "three positive shares that add up to 1")
+    return train, validation, test
 
 
 def _completed(effect: Effect, **defaults: Any) -> Effect:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
 
-from simba_lab.core.checks import known_fields
+from simba_lab.core.checks import built, known_fields, mapping
 from simba_lab.core.errors import SimbaError
 from simba_lab.synthesis.anatomy.variability import (
     GaussianProcessSubjects,
     PCASubjects,
     Variability,
 )
-from simba_lab.synthesis.effects import Effect, Intensity, Morphology, Normal
+from simba_lab.synthesis.effects import CLASSES, Effect, Intensity, Morphology, Normal
 
 # Fields that are left out of a file where they have these values.
 OPTIONAL = {"low": -np.inf, "high": np.inf, "mode": None}
@@ -49,37 +49,29 @@ def scenario_fields(values: object, scenario_class: type) -> dict[str, Any]:
     return arguments
 
 
-def built(cls: type, arguments: object, field: str) -> Any:
-    """Return an object of a dataclass; an error says which fields it needs."""
-    values = known_fields(field, arguments, _names(cls))
-    try:
-        return cls(**values)
-    except TypeError as error:
-        required = [
-            entry.name
-            for entry in fields(cls)
-            if entry.default is MISSING and entry.default_factory is MISSING
-        ]
-        allowed = f"complete (it needs at least {', '.join(required)})"
-        raise SimbaError(field, dict(values), allowed, str(error)) from error
-
-
 def _names(cls: type) -> list[str]:
     return [entry.name for entry in fields(cls)]
 
 
 def _effect(values: object, field: str) -> Effect:
-    cls = Intensity if isinstance(values, Mapping) and "kind" in values else Morphology
-    arguments = dict(known_fields(field, values, _names(cls)))
+    given = mapping(field, values)
+    cls: type[Effect] = Intensity if "kind" in given else Morphology
+    if cls is Intensity and (
+        {"region", "amplitude_mm"} & set(given) or given["kind"] == "morphology"
+    ):
+        allowed = "left out of a morphology, which has region and amplitude_mm"
+        raise SimbaError(f"{field}.kind", given["kind"], allowed, "Delete the kind.")
+    arguments = dict(known_fields(field, given, _names(cls)))
     if isinstance(arguments.get("magnitude"), Mapping):
         arguments["magnitude"] = _magnitude(arguments["magnitude"], f"{field}.magnitude")
     return built(cls, arguments, field)
 
 
 def _magnitude(values: Mapping[str, Any], field: str) -> Normal | dict[str, Normal]:
-    if set(values) <= set(_names(Normal)):
+    if set(values) & set(_names(Normal)):
         return built(Normal, values, field)
-    return {name: built(Normal, entry, f"{field}[{name!r}]") for name, entry in values.items()}
+    classes = known_fields(field, values, CLASSES, needed=CLASSES)
+    return {name: built(Normal, entry, f"{field}[{name!r}]") for name, entry in classes.items()}
 
 
 def _biases(values: object, field: str) -> Effect | dict[str, Effect]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from simba_lab.core.checks import choice
+from simba_lab.core.checks import choice, mapping
 from simba_lab.core.errors import SimbaError
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -322,14 +322,17 @@ def network_from(
         How errors call the mapping.
     """
     arguments = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in mapping(field, options).items()
     }
     name = choice(f"{field}.name", arguments.pop("name", "SimBANet"), NETWORKS)
     seeds = {} if seed is None else {"seed": seed}
     try:
         return NETWORKS[name](**arguments, **seeds)
-    except TypeError as error:
-        raise SimbaError(field, dict(options), f"options of {name}", str(error)) from error
+    except SimbaError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
+        raise SimbaError(field, dict(options), f"options of {name}", f"{error}.") from error
 
 
 @contextmanager

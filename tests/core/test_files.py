@@ -4,55 +4,11 @@ import json
 import os
 import stat
 
+import numpy as np
 import pytest
 
 import simba_lab as sb
 from simba_lab.core import files
-
-BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("a: 1\nb: 2\na: 3\n", "Line 3: the key 'a' occurs twice"),
-        ("a:\n  b:\n    c: 1\n    c: 2\n", "Line 4: the key 'c' occurs twice"),
-        (BOMB, "Line 1: anchors and aliases are not allowed.* at a"),
-        ("a: {b: [1, *x]}\n", "Line 1: anchors and aliases.* at a.b.entry 2"),
-        ("a: 1\n<<: {b: 2}\n", "Line 2: .*merge"),
-        ("a: [1,\nb: 2\n", "Line [23]: "),
-        ("a: !!python/object/apply:os.system ['true']\nb: 1", "Line 1: "),
-        ("a: 1\nb: 2024-13-45\n", "valid YAML"),
-        ("[a]: 1\n[b]: 2\n", "Line 1: .*unhashable"),
-        ("a: " + "[" * 40 + "]" * 40 + "\n", "nested deeper than 32 levels at a"),
-        ("a: " + "x" * 2**20 + "\n", "at most 1048576"),
-        ("- 1\n- 2\n", "a mapping of field names"),
-        ("---\na: 1\n---\nb: 1\n", "Line 3"),
-    ],
-)
-def test_yaml_that_nobody_means_is_refused(text, says, tmp_path):
-    path = tmp_path / "study.yaml"
-    path.write_text(text, encoding="utf-8")
-    for source in (text, path, str(path)):
-        with pytest.raises(sb.SimbaError, match=rf"study must be .*{says}"):
-            files.read_yaml(source, "study")
-
-
-def test_yaml_values_come_as_they_are_meant(tmp_path):
-    text = "rate: 1e-5\nbig: -2E+3\nname: 1e\nflag: true\nwidths: [4, 8]\n"
-    values = {"rate": 1e-5, "big": -2000.0, "name": "1e", "flag": True, "widths": [4, 8]}
-    assert files.read_yaml(text, "study") == values
-    shared = [1, 2]
-    files.write_yaml(tmp_path / "x.yaml", {"b": shared, "a": shared})
-    assert files.read_yaml(tmp_path / "x.yaml", "study") == {"b": [1, 2], "a": [1, 2]}
-
-
-def test_missing_and_binary_yaml_files_are_named(tmp_path):
-    with pytest.raises(sb.SimbaError, match=r"existing YAML file.*Examples are in data/"):
-        files.read_yaml(tmp_path / "x.yaml", "study", examples="data/")
-    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(sb.SimbaError, match=r"study.*UTF-8"):
-        files.read_yaml(tmp_path / "x.yaml", "study")
 
 
 @pytest.mark.parametrize(
@@ -62,6 +18,19 @@ def test_damaged_json_is_refused(text, tmp_path):
     (tmp_path / "x.json").write_text(text, encoding="utf-8")
     with pytest.raises(sb.SimbaError, match=r"manifest must be a file of valid JSON.*x\.json"):
         files.read_json(tmp_path / "x.json", "manifest")
+
+
+def test_json_in_another_encoding_is_refused_and_numpy_scalars_are_numbers(tmp_path):
+    (tmp_path / "x.json").write_text("{}", encoding="utf-16")
+    with pytest.raises(sb.SimbaError, match="It is in UTF-16"):
+        files.read_json(tmp_path / "x.json", "manifest")
+    (tmp_path / "x.json").write_text('{"a": ' + "9" * 5000 + "}", encoding="utf-8")
+    with pytest.raises(sb.SimbaError, match="valid JSON"):
+        files.read_json(tmp_path / "x.json", "manifest")
+    files.write_json(tmp_path / "x.json", {"a": np.float32(0.5), "b": [np.int64(3), np.True_]})
+    assert files.read_json(tmp_path / "x.json", "manifest") == {"a": 0.5, "b": [3, True]}
+    with pytest.raises(TypeError):
+        files.write_json(tmp_path / "y.json", {"a": object()})
 
 
 def test_json_comes_back(tmp_path):

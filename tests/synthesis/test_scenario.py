@@ -161,7 +161,7 @@ def test_bad_scenarios_are_refused(fields, says):
     [
         ("subjects: 100\ndisease: {region: Insula_L, amplitud_mm: 2}", "amplitude_mm"),
         ("subjects: 100\ndisease: [1, 2]", "scenario.disease must be a mapping"),
-        ("subjects: 100\ndisease: {region: Insula_L}", "complete"),
+        ("subjects: 100\ndisease: {region: Insula_L}", "with region and amplitude_mm"),
         ("subjects: [\n", "valid YAML"),
         ("- 1\n- 2\n", "mapping"),
         ("disease: !!python/object/apply:os.system ['true']\nsubjects: 1", "valid YAML"),

@@ -276,6 +276,8 @@ class PCASubjects:
         """Load the model that `to_dict` describes, if it is still the same."""
         if not isinstance(values, Mapping) or set(values) != {"file", "sha256"}:
             raise SimbaError("variability", values, "a mapping with file and sha256")
+        if not isinstance(values["file"], str):
+            raise SimbaError("variability.file", values["file"], "a path")
         model = cls.load(values["file"])
         if model.sha256 != values["sha256"]:
             remedy = f"{values['file']} holds another model by now."

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from simba_lab.core.checks import known_fields
+from simba_lab.core.checks import built
 from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.training.mitigation.adversarial_unlearning import AdversarialUnlearning
 from simba_lab.training.mitigation.group_dro import GroupDRO
@@ -45,5 +44,4 @@ def mitigation_from(value: Mitigation | Mapping[str, Any] | str | None) -> Mitig
         return None
     if name not in MITIGATIONS:
         raise UnknownNameError.among("mitigation", name, ["none", *MITIGATIONS])
-    fields = [field.name for field in dataclasses.fields(MITIGATIONS[name])]
-    return MITIGATIONS[name](**known_fields("mitigation", options, fields))
+    return built(MITIGATIONS[name], options, "mitigation")
