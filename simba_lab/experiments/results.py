@@ -14,6 +14,7 @@ import torch
 
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.files import atomic_write, read_json, write_json
+from simba_lab.core.tables import table_text
 
 
 def read_results(folder: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -73,7 +74,7 @@ def save_results(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    text = table_text(table, index=False, float_format="%.6g")
     manifest = {
         "cells": len(table),
         "cells_sha256": hashlib.sha256(text.encode()).hexdigest(),

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from simba_lab.core.tables import table_text
 from simba_lab.synthesis.effects import CLASSES, Effect
 from simba_lab.synthesis.synthetic_cohort import OTHER, SyntheticCohort
 
@@ -85,7 +86,7 @@ def describe_raw(cohort: SyntheticCohort, root: Path, name: str, authors: list[s
     table = cohort.table.reset_index(drop=True)
     table["label"] = table["label"].map(dict(enumerate(CLASSES)))
     table.insert(0, "participant_id", [participant(cohort, index) for index in range(len(cohort))])
-    text = table.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n")
+    text = table_text(table, sep="\t", index=False, na_rep="n/a")
     _write_text(root / "participants.tsv", text)
     described = {column: _described(cohort, column) for column in table.columns}
     write_sidecar(root / "participants.json", described)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,13 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedKFold
 
-from simba_lab.core.errors import SimbaError, TemplateError, UnknownNameError
+from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.tables import check_complete, missing_in
 from simba_lab.synthesis.design import FOLDS
 from simba_lab.synthesis.scenario import RESERVED, SPLITS
 
 # A random split in quarters: half to fit on, a quarter each to choose and to report on.
 QUARTERS = np.array(["train", "train", "validation", "test"])
-MISSING = ("", "n/a", "nan", "NaN", "NA")
 # Columns of a cohort's table that no group may be called.
 TAKEN = (*RESERVED, "participant")
 
@@ -31,31 +30,6 @@ class Columns:
     control: object = None
     groups: Iterable[str] | Mapping[str, object] = ()
     split: str | None = None
-
-
-def read_rows(path: Path) -> pd.DataFrame:
-    """Read a table (.csv with commas or .tsv with tabs) as text: nothing is guessed.
-
-    Raises
-    ------
-    TemplateError
-        If the file is missing, empty or damaged.
-    """
-    if path.suffix not in (".csv", ".tsv") or not path.is_file():
-        raise TemplateError("table", str(path), "an existing .csv or .tsv file", "Check the path.")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as handle:
-            header, *rows = csv.reader(handle, delimiter="\t" if path.suffix == ".tsv" else ",")
-    except (OSError, ValueError, csv.Error) as error:
-        remedy = f"It is empty or damaged ({error})."
-        raise TemplateError("table", str(path), "a table with a header", remedy) from error
-    rows = [row for row in rows if row]
-    ragged = [row for row in rows if len(row) != len(header)]
-    if not rows or ragged or len(set(header)) < len(header):
-        allowed = "a table with rows as long as its header, and no column twice"
-        remedy = f"The header is {header}" + (f", a row is {ragged[0]}." if ragged else ".")
-        raise TemplateError("table", str(path), allowed, remedy)
-    return pd.DataFrame(rows, columns=header, dtype=str)
 
 
 def column(rows: pd.DataFrame, name: str, table: str) -> pd.Series:
@@ -89,12 +63,15 @@ def design_of(rows: pd.DataFrame, path: Path, columns: Columns) -> pd.DataFrame:
     """
     values = column(rows, columns.label, path.name)
     control = _control(values, path, columns)
+    if columns.control is None:  # otherwise whoever is in neither class is left out
+        meant = [columns.disease]
+        check_complete(_of(columns.label, path), values, meant=meant, names=_names(rows))
     rows = rows[values.isin([str(columns.disease), control])]
     table = pd.DataFrame({"label": (rows[columns.label] == str(columns.disease)).astype(int)})
     least = int(table["label"].value_counts().min())
     if least < FOLDS:
         allowed = f"at least {FOLDS} subjects of each class"
-        raise SimbaError(f"column {columns.label!r} of {path}", f"{least} of one class", allowed)
+        raise SimbaError(_of(columns.label, path), f"{least} of one class", allowed)
     groups = [columns.groups] if isinstance(columns.groups, str) else columns.groups
     members = dict(groups) if isinstance(groups, Mapping) else dict.fromkeys(groups)
     for name, member in members.items():
@@ -104,9 +81,10 @@ def design_of(rows: pd.DataFrame, path: Path, columns: Columns) -> pd.DataFrame:
         table.insert(0, "split", QUARTERS[_dealt(len(QUARTERS), cells, labels)])
     else:
         table.insert(0, "split", column(rows, columns.split, path.name))
+        check_complete(_of(columns.split, path), table["split"], names=_names(rows))
         unknown = sorted(set(table["split"]) - set(SPLITS))
         if unknown:
-            raise UnknownNameError.among(f"column {columns.split!r} of {path}", unknown[0], SPLITS)
+            raise UnknownNameError.among(_of(columns.split, path), unknown[0], SPLITS)
     split = table["split"] + "/"
     table["fold"] = _dealt(FOLDS, split + cells, split + labels, labels)
     return table
@@ -114,7 +92,9 @@ def design_of(rows: pd.DataFrame, path: Path, columns: Columns) -> pd.DataFrame:
 
 def _control(values: pd.Series, path: Path, columns: Columns) -> str:
     """Return the value of the controls; check that the classes are clear."""
-    present, disease = sorted(set(values)), str(columns.disease)
+    disease = str(columns.disease)
+    meant = [columns.disease, columns.control]
+    present = sorted(set(values[~missing_in(values, meant=meant)]))
     alternatives = [value for value in present if value != disease]
     field = f"Column {columns.label!r} of {path}"
     if len(present) < 2:
@@ -126,7 +106,7 @@ def _control(values: pd.Series, path: Path, columns: Columns) -> str:
         if str(columns.control) not in alternatives:
             raise UnknownNameError.among("control", columns.control, alternatives[:20])
         return str(columns.control)
-    if len(alternatives) > 1 or alternatives[0] in MISSING:
+    if len(alternatives) > 1:
         remedy = f"{field} has more than two classes."
         raise SimbaError("control", None, f"one of {alternatives[:20]}", remedy)
     return alternatives[0]
@@ -136,17 +116,24 @@ def _membership(rows: pd.DataFrame, name: str, member: object, path: Path) -> np
     """Return a column as 0 and 1; `member` is the value that counts as 1, otherwise 1 itself."""
     if name in TAKEN:
         raise SimbaError("groups", name, f"none of {', '.join(TAKEN)}", "Rename the column.")
-    values, field = column(rows, name, path.name), f"column {name!r} of {path}"
+    values, field = column(rows, name, path.name), _of(name, path)
     present = sorted(set(values))
-    if set(present) & set(MISSING):
-        remedy = "Drop these subjects first."
-        raise SimbaError(field, present[:20], "without missing values", remedy)
+    check_complete(field, values, meant=[] if member is None else [member], names=_names(rows))
     if member is None and not set(present) <= {"0", "1"}:
         remedy = f"Or say which value counts as 1: groups={{{name!r}: value}}."
         raise SimbaError(field, present[:20], "of 0 and 1", remedy)
     if member is not None and str(member) not in present:
         raise UnknownNameError.among(f"groups[{name!r}]", member, present[:20])
     return (values == ("1" if member is None else str(member))).astype(int).to_numpy()
+
+
+def _of(name: str, path: Path) -> str:
+    return f"column {name!r} of {path}"
+
+
+def _names(rows: pd.DataFrame) -> list[str]:
+    """Return what errors call the subjects: the first column has their names, as a rule."""
+    return rows.iloc[:, 0].tolist()
 
 
 def _dealt(count: int, *keys: pd.Series) -> np.ndarray:

@@ -13,7 +13,8 @@ import pandas as pd
 
 from simba_lab.core.errors import SimbaError, TemplateError
 from simba_lab.core.files import inside
-from simba_lab.scans.participants import Columns, column, design_of, read_rows
+from simba_lab.core.tables import check_complete, read_rows
+from simba_lab.scans.participants import Columns, column, design_of
 from simba_lab.scans.preparation import Preparation
 from simba_lab.scans.scan_cohort import ScanCohort
 
@@ -186,6 +187,8 @@ def read_table(
     files = column(rows, names.file, path.name)
     subject = names.subject or next((name for name in SUBJECTS if name in rows), names.file)
     subjects = column(rows, subject, path.name)
+    lines = [f"subject {name}" for name in subjects]
+    check_complete(f"column {names.file!r} of {path}", files, names=lines)
     field = f"a file named by {path.name}"
     paths = [inside(path.parent, name, field) for name in files]
     return _cohort(design, subjects, paths, preparation)
@@ -293,7 +296,7 @@ def _cohort(
     numbered = len(set(numbers)) == len(design)
     design.index = pd.Index(numbers if numbered else range(len(design)), name="subject")
     files = dict(zip(design.index.tolist(), paths, strict=True))
-    table = design.to_csv(lineterminator="\n")
+    table = design.to_csv(lineterminator="\n")  # a key, read by nobody
     return ScanCohort(design, preparation.images(files, table=table))
 
 

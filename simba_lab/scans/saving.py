@@ -22,9 +22,10 @@ from simba_lab.core.cohort import Cohort, TwinCohort
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.files import atomic_write, strangers, write_json
 from simba_lab.core.fingerprint import code_fingerprint
+from simba_lab.core.tables import column_types, table_text
 from simba_lab.core.unfinished import disk_errors, is_unfinished
+from simba_lab.scans.manifests import FORMAT, digest_of
 from simba_lab.scans.stores import (
-    FORMAT,
     LOCK,
     MANIFEST,
     PROGRESS,
@@ -97,7 +98,7 @@ def save_cohort(
         _check_strangers(folder)
         writer = _Writer(folder, head)
         writer.check_space()
-        atomic_write(folder / TABLE, cohort.table.to_csv(sep="\t"))
+        atomic_write(folder / TABLE, _table_text(cohort))
         writer.write(cohort, n_jobs, progress)
     return _stored(cohort, folder)
 
@@ -107,9 +108,16 @@ def _stored(cohort: AnyCohort, folder: Path) -> AnyCohort:
     return replace(cohort, **{field: read_store(folder)})  # type: ignore[type-var]
 
 
+def _table_text(cohort: Cohort) -> str:
+    return table_text(cohort.table.rename_axis("subject"), sep="\t")
+
+
 def _head(cohort: Cohort) -> dict[str, Any]:
     """Return what identifies a store: everything in the manifest but the checksums."""
-    table = cohort.table.to_csv(sep="\t").encode()
+    table, subjects = _table_text(cohort).encode(), cohort.table.index
+    if subjects.dtype.kind not in "iu" or subjects.has_duplicates or subjects.min() < 0:
+        allowed = "indexed by the numbers of its subjects, each at least 0 and once"
+        raise SimbaError("the table of the cohort", subjects.tolist(), allowed)
     switches = cohort.switches if isinstance(cohort, TwinCohort) else {}
     return {
         "format": FORMAT,
@@ -207,8 +215,14 @@ class _Writer:
                     bar.update(len(rows))
             os.fsync(volumes.fileno())
         checksums = [self.checksums[row] for row in range(count)]
-        write_json(self.folder / MANIFEST, self.head | {"sha256": checksums})
+        write_json(self.folder / MANIFEST, self.manifest(checksums, cohort))
         self.progress.unlink()
+
+    def manifest(self, checksums: list[str], cohort: Cohort) -> dict[str, Any]:
+        """Return what the manifest of a complete store holds."""
+        values = self.head | {"sha256": checksums, "columns": column_types(cohort.table)}
+        values = json.loads(json.dumps(values))
+        return values | {"digest": digest_of(values)}
 
     def _put(self, volumes: IO[bytes], row: int, array: np.ndarray) -> str:
         """Write a volume to its place and return its checksum."""

@@ -22,11 +22,12 @@ from simba_lab.core.cohort import Cohort
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.files import read_json
 from simba_lab.core.lattice import Lattice
+from simba_lab.core.tables import parse_table
+from simba_lab.scans.manifests import broken, check_people, manifest_of
 from simba_lab.scans.scan_cohort import ScanCohort
 from simba_lab.synthesis.scenario import Scenario
 from simba_lab.synthesis.synthetic_cohort import SyntheticCohort
 
-FORMAT = "simba-lab cohort 1"
 MANIFEST, VOLUMES, TABLE = "manifest.json", "volumes.npy", "subjects.tsv"
 PROGRESS, LOCK = "progress.tsv", "writing.lock"
 
@@ -92,7 +93,7 @@ class Store:
         bar = tqdm(pairs, total=len(self.subjects), unit="volume", disable=not progress)
         for subject, checksum in bar:
             if checksum_of(self.array(subject)) != checksum:
-                raise _broken(self.folder / VOLUMES, f"Subject {subject} has another checksum.")
+                raise broken(self.folder / VOLUMES, f"Subject {subject} has another checksum.")
 
 
 def open_cohort(folder: str | Path, *, verify: bool = False) -> Cohort:
@@ -129,17 +130,32 @@ def open_cohort(folder: str | Path, *, verify: bool = False) -> Cohort:
     store = read_store(Path(folder))
     if verify:
         store.verify()
-    text = (store.folder / TABLE).read_bytes()
-    if hashlib.sha256(text).hexdigest() != store.identity["table_sha256"]:
-        raise _broken(store.folder / TABLE, "The table has been changed.")
-    table = pd.read_csv(
-        io.BytesIO(text), sep="\t", index_col="subject", float_precision="round_trip"
-    )
+    table = _table_of(store)
     origin = store.identity["cohort"]
     if "scenario" not in origin:
         return ScanCohort(table, store)
-    scenario = Scenario.from_dict(origin["scenario"])
-    return SyntheticCohort(scenario, int(origin["seed"]), table, store.switches, store)
+    try:
+        scenario = Scenario.from_dict(origin["scenario"])
+        return SyntheticCohort(scenario, int(origin["seed"]), table, store.switches, store)
+    except (KeyError, TypeError, ValueError) as error:
+        raise broken(store.folder / MANIFEST, f"Its cohort cannot be used: {error}.") from error
+
+
+def _table_of(store: Store) -> pd.DataFrame:
+    path = store.folder / TABLE
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise broken(path, f"It cannot be read: {error.strerror or error}.") from error
+    if hashlib.sha256(content).hexdigest() != store.identity["table_sha256"]:
+        raise broken(path, "The table has been changed.")
+    manifest = manifest_of(read_manifest(store.folder), store.folder / MANIFEST)
+    try:
+        table = parse_table(content, "subject", manifest.columns)
+    except ValueError as error:  # pandas has its own kinds of it
+        raise broken(path, f"It cannot be used: {error}.") from error
+    check_people(table, manifest, path)
+    return table
 
 
 def read_store(folder: Path) -> Store:
@@ -155,30 +171,19 @@ def read_store(folder: Path) -> Store:
         interrupted = (folder / PROGRESS).is_file()
         remedy = "It was interrupted; save the cohort again." if interrupted else "Check the path."
         raise SimbaError("folder", str(folder), "a complete store of a cohort", remedy)
-    manifest = read_manifest(folder)
-    try:
-        if manifest["format"] != FORMAT or manifest["dtype"] != "<f4":
-            raise ValueError(f"its format is {manifest['format']!r}, {manifest['dtype']!r}")
-        shape = tuple(int(n) for n in manifest["shape"])
-        subjects = tuple(int(subject) for subject in manifest["subjects"])
-        checksums = tuple(str(checksum) for checksum in manifest["sha256"])
-        counts = {shape[0], len(subjects), len(checksums), len(set(subjects))}
-        if len(shape) != 4 or min(shape) < 1 or len(counts) != 1:
-            raise ValueError("its subjects, checksums and shape do not agree")
-        x, y, z = (float(value) for value in manifest["origin_mm"])
-        lattice = Lattice((shape[1], shape[2], shape[3]), float(manifest["spacing_mm"]), (x, y, z))
-        identity = {name: manifest[name] for name in ("cohort", "switches", "table_sha256")}
-    except (KeyError, TypeError, ValueError) as error:
-        raise _broken(path, f"It cannot be used: {error}.") from error
-    _check_volumes(folder / VOLUMES, shape)
-    return Store(folder, lattice, subjects, identity, checksums)
+    manifest = manifest_of(read_manifest(folder), path)
+    x, y, z = manifest.shape[1:]
+    lattice = Lattice((x, y, z), manifest.spacing_mm, manifest.origin_mm)
+    identity = {name: getattr(manifest, name) for name in ("cohort", "switches", "table_sha256")}
+    _check_volumes(folder / VOLUMES, manifest.shape)
+    return Store(folder, lattice, manifest.subjects, identity, manifest.sha256)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return what the manifest of a store holds."""
     values = read_json(folder / MANIFEST, "manifest of the store")
     if not isinstance(values, dict):
-        raise _broken(folder / MANIFEST, "It is not an object.")
+        raise broken(folder / MANIFEST, "It is not an object.")
     return values
 
 
@@ -204,12 +209,7 @@ def _check_volumes(path: Path, shape: tuple[int, ...]) -> None:
     header = npy_header(shape)
     expected = len(header) + 4 * int(np.prod(shape, dtype=object))
     if not path.is_file() or path.stat().st_size != expected:
-        raise _broken(path, f"{expected} bytes follow from the manifest.")
+        raise broken(path, f"{expected} bytes follow from the manifest.")
     with path.open("rb") as handle:
         if handle.read(len(header)) != header:
-            raise _broken(path, "Its header does not fit the manifest.")
-
-
-def _broken(path: Path, problem: str) -> SimbaError:
-    remedy = f"{problem} Delete the folder and save the cohort again."
-    return SimbaError("store", str(path), "complete and unchanged", remedy)
+            raise broken(path, "Its header does not fit the manifest.")

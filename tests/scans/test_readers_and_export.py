@@ -18,9 +18,11 @@ from simba_lab.scans import (
     Preparation,
     bids_export,
     export_bids,
+    open_cohort,
     read_bids,
     read_simba,
     read_table,
+    save_cohort,
 )
 from simba_lab.synthesis.anatomy.nifti import read_nifti
 
@@ -362,6 +364,31 @@ def test_third_values_are_left_out_when_both_classes_are_named(people):
         load(people)
 
 
+def test_whoever_has_no_class_is_left_out_when_both_are_named(people):
+    edit(people, group=["patient"] * 5 + ["none"] * 5 + ["n/a", "-"])
+    clinic = load(people, control="none")
+    assert clinic["label"].tolist() == [1] * 5 + [0] * 5
+    with pytest.raises(sb.SimbaError, match="7 of 12 missing"):
+        load(people)
+
+
+def test_names_that_look_like_numbers_or_gaps_survive_a_store(people):
+    """An unmatched quote swallows no row, and 0001 is not 1 when the store is opened again."""
+    names = ["0001", "NA", "1E5", "01", *(f"P{person}" for person in range(8))]
+    edit(people, subject=names, note=["ok"] * 3 + ['"fell asleep'] + ["ok"] * 5 + ['woke up"'] * 3)
+    rows = pd.read_csv(people / "table.csv", dtype=str, keep_default_na=False)
+    lines = ["\t".join(row) for row in [rows.columns, *rows.to_numpy().tolist()]]
+    (people / "table.tsv").write_text("\n".join(lines), encoding="utf-8")
+    preparation = Preparation(spacing_mm=SPACING_MM)
+    settings = {"label": "group", "disease": "patient", "preparation": preparation}
+    scans = read_table(people / "table.tsv", **settings)
+    assert scans["participant"].tolist() == names
+    save_cohort(scans, people / "store", n_jobs=1)
+    opened = open_cohort(people / "store")
+    assert opened["participant"].tolist() == names
+    pd.testing.assert_frame_equal(opened.table, scans.table)
+
+
 def test_source_travels_and_tells_what_it_is(people):
     cohort = load(people)
     again = pickle.loads(pickle.dumps(cohort.source))
@@ -582,7 +609,19 @@ def test_empty_images_have_no_centre(people):
             {},
             "3 of one class.*at least 5|at least 5.*3 of one class",
         ),
-        ({"group": ["patient"] * 6 + ["n/a"] * 6}, {}, "control must be"),
+        (
+            {"group": ["patient"] * 6 + ["n/a", "-", "", "NULL", "healthy", "healthy"]},
+            {},
+            r"column 'group' of .*4 of 12 missing \(images/6\.nii\.gz, .*'NULL'",
+        ),
+        ({"group": ["patient"] * 6 + ["n/a"] * 6}, {"control": "n/a", "label": "sex"}, "disease"),
+        (
+            {"sex": ["F"] * 10 + ["n.a.", "N/A"]},
+            {"groups": {"sex": "F"}},
+            r"column 'sex' .*2 of 12 missing .*'N/A', 'n\.a\.'",
+        ),
+        ({"split": ["train"] * 11 + [" "]}, {"split": "split"}, "column 'split' .*1 of 12 missing"),
+        ({"file": ["-", *(f"images/{k}.nii.gz" for k in range(1, 12))]}, {}, "'file'.*1 of 12"),
         ({"subject": "7"}, {}, "subject is in 12 rows"),
         ({"file": "images/3.nii.gz"}, {}, "file is in 12 rows"),
         ({"split": "training"}, {"split": "split"}, "Did you mean train"),

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import simba_lab as sb
-from simba_lab.scans import saving, stores
+from simba_lab.scans import manifests, saving, stores
 
 
 @pytest.fixture
@@ -161,7 +161,26 @@ def test_too_little_space_is_said_before_anything_is_written(cohort, tmp_path, m
 
 def tampered(folder, **changes):
     manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | changes))
+    manifest |= changes
+    # As if it had been written so.
+    manifest["digest"] = manifests.digest_of(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def table_with(folder, old, new):
+    """A line of the table is another; the manifest knows."""
+    content = (folder / "subjects.tsv").read_text()
+    header, first, *lines = content.split("\n")
+    values = dict(zip(header.split("\t"), first.split("\t"), strict=True)) | {old: new}
+    content = "\n".join([header, "\t".join(values.values()), *lines])
+    (folder / "subjects.tsv").write_text(content)
+    tampered(folder, table_sha256=hashlib.sha256(content.encode()).hexdigest())
+
+
+def other_seed(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["cohort"]["seed"] = 99
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def terabytes(folder):
@@ -187,7 +206,24 @@ def other_header(folder):
         (other_header, "header does not fit"),
         (lambda folder: tampered(folder, format="other"), "format"),
         (lambda folder: tampered(folder, subjects=[1, 2]), "do not agree"),
-        (lambda folder: tampered(folder, sha256=None), "manifest.json"),
+        (lambda folder: tampered(folder, sha256=None), r"manifest\.json.*sha256"),
+        (lambda folder: tampered(folder, sha256=["0"] * 80), r"sha256\.0.*got '0'"),
+        (lambda folder: tampered(folder, spacing_mm=-8), "spacing_mm.*greater than 0, got -8"),
+        (lambda folder: tampered(folder, origin_mm=[0, float("nan"), 0]), r"origin_mm\.1.*finite"),
+        (lambda folder: tampered(folder, switches=None), "switches"),
+        (lambda folder: tampered(folder, switches={"bias": "banana"}), "switches.bias"),
+        (lambda folder: tampered(folder, cohort=None), "cohort"),
+        (lambda folder: tampered(folder, cohort={"scenario": None, "seed": 0}), "scenario"),
+        (lambda folder: tampered(folder, columns={"nope": "text"}), "no column 'nope'"),
+        (lambda folder: tampered(folder, columns={"split": "int64"}), "invalid literal"),
+        (lambda folder: tampered(folder, columns={"label": "banana"}), "banana"),
+        (lambda folder: (folder / "manifest.json").write_text("[" * 200_000), "valid JSON"),
+        (lambda folder: (folder / "manifest.json").write_text("[1]"), "not an object"),
+        (other_seed, "its digest is another"),
+        (lambda folder: table_with(folder, "label", "7"), r"0\.label.*0 or 1, got 7"),
+        (lambda folder: table_with(folder, "split", "tset"), r"0\.split.*got 'tset'"),
+        (lambda folder: table_with(folder, "subject", "79"), "not those of the manifest"),
+        (lambda folder: (folder / "subjects.tsv").unlink(), "No such file"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json"),
         (
             lambda folder: (folder / "subjects.tsv").write_text("subject\tlabel\n1\t0\n"),
@@ -225,3 +261,54 @@ def test_one_writer_at_a_time(cohort, tmp_path):
         pytest.raises(sb.SimbaError, match="one process at a time"),
     ):
         sb.save_cohort(cohort, tmp_path / "cohort")
+
+
+class Source:
+    """Empty volumes of people who were written down by hand."""
+
+    identity = {"files": "by hand"}  # noqa: RUF012
+
+    def __init__(self, lattice):
+        self.lattice = lattice
+
+    def array(self, subject):
+        return np.full(self.lattice.shape, subject, np.float32)
+
+
+def test_text_of_a_table_comes_back_as_it_was(tmp_path):
+    """No id becomes a number, no name a missing value, and no cell a formula."""
+    ids = ["0001", "NA", "1E5", "=1+1", "'=x", "-", "nan", "", 'a "b"', "ü\tö", "1", "True"]
+    table = pd.DataFrame(
+        {
+            "participant": ids,
+            "split": "test",
+            "label": [0, 1] * 6,
+            "fold": 0,
+            "number": [str(number) for number in range(12)],
+            "age": [0.1, np.nan, *range(10)],
+            "small": np.arange(12, dtype=np.int16),
+            "flag": [True, False] * 6,
+        }
+    )
+    lattice = sb.core.Lattice((2, 2, 2), 8.0, (0.0, 0.0, 0.0))
+    people = sb.scans.ScanCohort(table, Source(lattice))
+    stored = sb.save_cohort(people, tmp_path / "people", n_jobs=1)
+    opened = sb.open_cohort(tmp_path / "people")
+    for cohort in (stored, opened):
+        for name in table:
+            assert cohort[name].tolist() == pytest.approx(table[name].tolist(), nan_ok=True)
+            assert cohort[name].dtype == table[name].to_numpy().dtype
+    text = (tmp_path / "people" / "subjects.tsv").read_text()
+    assert "\n=" not in text and "\t=" not in text
+    old = json.loads((tmp_path / "people" / "manifest.json").read_text())
+    del old["columns"], old["digest"]  # as earlier versions wrote it
+    (tmp_path / "people" / "manifest.json").write_text(json.dumps(old))
+    assert sb.open_cohort(tmp_path / "people")["participant"].tolist() == ids
+
+
+def test_subjects_without_numbers_are_refused_before_anything_is_written(tmp_path):
+    table = pd.DataFrame({"split": "test", "label": [0, 1]}, index=["a", "b"])
+    people = sb.scans.ScanCohort(table, Source(sb.core.Lattice((2, 2, 2), 8.0, (0.0, 0.0, 0.0))))
+    with pytest.raises(sb.SimbaError, match="indexed by the numbers"):
+        sb.save_cohort(people, tmp_path / "people")
+    assert not (tmp_path / "people").exists()
