@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.files import absent_folder
+from simba_lab.core.unfinished import one_process
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
+    from pandas import DataFrame
     from torch.nn import Module
 
     from simba_lab.core.cohort import Cohort
@@ -22,18 +28,42 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; bad input gives one line on standard error and exit status 2."""
+    """Run a command; what goes wrong is one line on standard error.
+
+    The exit status is 2 for bad input, and 130 after Ctrl-C or a signal to end.
+    """
     options = _parser().parse_args(arguments)
     try:
-        options.command(options)
+        with _ended_by_signals():
+            options.command(options)
     except SimbaError as error:
         print(f"simba-lab: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"simba-lab: Interrupted. {options.again}", file=sys.stderr)
+        return 130
     return 0
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let the signals that end a process interrupt it as Ctrl-C does, so that it tidies up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number in before:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="simba-lab", description=sys.modules["simba_lab"].__doc__)
+    parser.set_defaults(again="Run the same command again: it resumes.")
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_regions(commands)
     _add_synthesise(commands)
@@ -49,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_regions(commands: Commands) -> None:
     regions = commands.add_parser("regions", help="list the regions of a template")
     regions.add_argument("--template", default="icbm2009c")
-    regions.set_defaults(command=_regions)
+    regions.set_defaults(command=_regions, again="Run it again.")
 
 
 def _add_synthesise(commands: Commands) -> None:
@@ -65,7 +95,7 @@ def _add_export(commands: Commands) -> None:
     export = commands.add_parser("export", help=text)
     _add_scenario(export, "folder to write")
     _add_jobs(export, "threads")
-    export.set_defaults(command=_export)
+    export.set_defaults(command=_export, again="Nothing was left behind; run it again.")
 
 
 def _add_fit(commands: Commands) -> None:
@@ -83,7 +113,7 @@ def _add_probe(commands: Commands) -> None:
     probe = commands.add_parser("probe", help=text)
     _add_scenario(probe, "run to read")
     _add_network_seed(probe)
-    probe.set_defaults(command=_probe)
+    probe.set_defaults(command=_probe, again="Run it again.")
 
 
 def _add_sweep(commands: Commands) -> None:
@@ -179,12 +209,34 @@ def _fit(options: argparse.Namespace) -> None:
     from simba_lab.training.fitting import fit
     from simba_lab.training.networks import SimBANet
 
-    folder, cohort = absent_folder(options.folder), _cohort(options)
     model = SimBANet(seed=options.network_seed)
     config = FitConfig(epochs=options.epochs, seed=options.network_seed)
-    run = fit(model, cohort, config, mitigation=options.mitigation, progress=True)
-    run.save(folder)
-    _print_performance(run.model, cohort.test, list(cohort.biases) or [None])
+    with _reserved(options.folder) as folder:
+        cohort = _cohort(options)
+        run = fit(model, cohort, config, mitigation=options.mitigation, progress=True)
+        try:
+            run.save(folder)
+        finally:  # a full disk does not cost the result
+            _print_performance(run.model, cohort.test, list(cohort.biases) or [None])
+
+
+@contextmanager
+def _reserved(folder: Path) -> Iterator[Path]:
+    """Hold a folder that is written in the end; what stands against that is found now."""
+    if os.path.lexists(folder):
+        allowed = "a folder that does not exist yet"
+        raise SimbaError("folder", str(folder), allowed, "Nothing is overwritten.")
+    with one_process(folder, f"Another process is about to write {str(folder)!r}."):
+        yield folder
+
+
+def _save_table(save: Callable[[], None], table: DataFrame) -> None:
+    """Save a table; print it if that fails."""
+    try:
+        save()
+    except SimbaError:
+        print(table.to_csv(index=False))
+        raise
 
 
 def _print_performance(model: Module, test: Cohort, columns: Sequence[str | None]) -> None:
@@ -221,8 +273,10 @@ def _sweep(options: argparse.Namespace) -> None:
     from simba_lab.experiments.sweep import Sweep
 
     sweep, start = Sweep.from_yaml(options.sweep), time.perf_counter()
-    table = sweep.run(n_jobs=options.jobs, memory_gb=options.memory_gb, progress=True)
-    sweep.save(table, options.folder, seconds=time.perf_counter() - start)
+    with _reserved(options.folder) as folder:
+        table = sweep.run(n_jobs=options.jobs, memory_gb=options.memory_gb, progress=True)
+        seconds = time.perf_counter() - start
+        _save_table(lambda: sweep.save(table, folder, seconds=seconds), table)
     print(f"{len(table)} cells in {options.folder}")
 
 
@@ -230,8 +284,9 @@ def _compare(options: argparse.Namespace) -> None:
     from simba_lab.experiments.comparison import Comparison
 
     comparison = Comparison.from_yaml(options.comparison)
-    table = comparison.run(n_jobs=options.jobs, progress=True)
-    comparison.save(table, options.folder)
+    with _reserved(options.folder) as folder:
+        table = comparison.run(n_jobs=options.jobs, progress=True)
+        _save_table(lambda: comparison.save(table, folder), table)
     print(f"{len(table)} cells in {options.folder}")
 
 

@@ -13,12 +13,36 @@ from simba_lab.core.errors import SimbaError, UnknownNameError
 
 Built = TypeVar("Built")
 
+# More than this of anything that is counted is a slip of the finger, or never ends.
+MOST = 1_000_000
+# Threads and processes take memory before they do anything.
+MOST_WORKERS = 512
+MOST_PERMUTATIONS = 100_000
+MOST_CELLS = 100_000
 
-def whole_number(field: str, value: object, *, least: int = 1, remedy: str = "") -> int:
-    """Return an integer of at least `least`; True and False are not integers here."""
+
+def whole_number(
+    field: str, value: object, *, least: int = 1, most: int = MOST, remedy: str = ""
+) -> int:
+    """Return an integer from `least` to `most`; True and False are not integers here."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise SimbaError(field, value, f"an integer of at least {least}", remedy)
+    if value > most:
+        raise SimbaError(field, value, f"an integer of at most {most}", remedy)
     return int(value)
+
+
+def seed_number(field: str, value: object) -> int:
+    """Return an integer that seeds random numbers: from 0 to what 63 bits hold."""
+    return whole_number(field, value, least=0, most=2**63 - 1)
+
+
+def workers(field: str, value: object, tasks: int = MOST_WORKERS) -> int:
+    """Return a number of threads or processes as joblib takes it; no more than there are tasks."""
+    if isinstance(value, int | np.integer) and -MOST_WORKERS <= value < 0:
+        return int(value)
+    remedy = "-1 is one per core."
+    return min(max(tasks, 1), whole_number(field, value, most=MOST_WORKERS, remedy=remedy))
 
 
 def positive(field: str, value: object, *, remedy: str = "") -> float:

@@ -16,6 +16,7 @@ import torch
 from joblib import Parallel, delayed
 
 from simba_lab.core.batches import batches
+from simba_lab.core.checks import workers
 from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.core.lattice import Lattice
 
@@ -158,6 +159,7 @@ class Cohort(ABC):
         """
         size = 4 * math.prod(self.lattice.shape)
         ahead = max(1, min(AHEAD, AHEAD_BYTES // size))
+        n_jobs = workers("n_jobs", n_jobs)
         return _ahead(self._array_function(device, keep), len(self), n_jobs, ahead)
 
     def _array_function(self, device: str, keep: bool | None) -> Callable[[int], np.ndarray]:

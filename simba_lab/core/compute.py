@@ -15,7 +15,7 @@ import torch
 from joblib import Parallel, delayed
 from threadpoolctl import threadpool_limits
 
-from simba_lab.core.checks import positive, whole_number
+from simba_lab.core.checks import MOST_WORKERS, positive, whole_number
 from simba_lab.core.errors import SimbaError
 
 T = TypeVar("T")
@@ -58,7 +58,7 @@ class Compute:
         if not isinstance(self.device, str):
             raise SimbaError("device", self.device, "a name such as 'auto', 'cpu' or 'cuda'")
         if self.threads is not None:
-            whole_number("threads", self.threads)
+            whole_number("threads", self.threads, most=MOST_WORKERS)
         if self.memory_gb is not None:
             positive("memory_gb", self.memory_gb)
 

@@ -14,9 +14,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from joblib import Parallel
 
-from simba_lab.core.checks import built, choice, known_fields, mapping
+from simba_lab.core.checks import (
+    MOST_CELLS,
+    built,
+    choice,
+    known_fields,
+    mapping,
+    seed_number,
+    whole_number,
+    workers,
+)
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import deterministic
 from simba_lab.core.errors import SimbaError
@@ -24,7 +32,7 @@ from simba_lab.core.files import cache_root
 from simba_lab.core.fingerprint import code_fingerprint, fingerprint
 from simba_lab.core.remember import remembered
 from simba_lab.core.yaml_files import read_yaml
-from simba_lab.experiments.parallel import in_parallel
+from simba_lab.experiments.parallel import in_parallel, worker_processes
 from simba_lab.experiments.results import save_results
 from simba_lab.federation.clients import LocalClient, SiteError, VisitConfig, Weights
 from simba_lab.federation.federated_cohort import Federation, hospitals
@@ -107,19 +115,22 @@ class Comparison:
     test: int = 400
 
     def __post_init__(self) -> None:
+        whole_number("comparison.subjects", self.subjects, least=2)
+        count = len(self.strategies) * len(self.per_site) * len(self.seeds)
+        whole_number("the number of cells", count, least=0, most=MOST_CELLS)
+        for seed in self.seeds:
+            seed_number("comparison.seeds", seed)
         for name in self.strategies:
             choice("comparison.strategies", name, STRATEGIES)
         for size in self.per_site:
-            is_whole = isinstance(size, int) and not isinstance(size, bool) and size >= 1
-            if not is_whole or self.subjects % (2 * size):
+            if self.subjects % (2 * whole_number("comparison.per_site", size)):
                 allowed = f"a number whose double divides {self.subjects}, the subjects"
                 remedy = "All sizes then have the same subjects."
                 raise SimbaError("comparison.per_site", size, allowed, remedy)
         for size in self.long:
             if size not in self.per_site:
                 raise SimbaError("comparison.long", size, f"one of per_site, {list(self.per_site)}")
-        if self.passes < 4:
-            raise SimbaError("comparison.passes", self.passes, "at least 4")
+        whole_number("comparison.passes", self.passes, least=4)
         for name in ("per_site", "strategies", "learning_rates", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
@@ -173,7 +184,7 @@ class Comparison:
         """
         root = cache_root(cache)
         arguments = [(self, cell, root) for cell in self.cells()]
-        with Parallel(n_jobs=n_jobs) as jobs:
+        with worker_processes(workers("n_jobs", n_jobs, len(arguments))) as jobs:
             rows = in_parallel(jobs, _row_of, arguments, progress=progress, unit="cells")
         order = {name: place for place, name in enumerate([*self.strategies, LONG])}
         frame = pd.DataFrame(rows).sort_values(
@@ -301,9 +312,10 @@ class Comparison:
         return built(cls, {**values, "scenario": scenario}, "comparison")
 
     def save(self, table: pd.DataFrame, folder: str | Path) -> None:
-        """Write the table of a run and what it follows from; `read_results` reads both.
+        """Write the table of a run and what it follows from to a new folder.
 
-        The minutes of the manifest are those of all rows, whenever they were run.
+        `read_results` reads both. The minutes of the manifest are those of all rows, whenever they
+        were run.
         """
         provenance = {"comparison": self.to_dict(), "code": code_fingerprint(__name__)}
         save_results(table, folder, provenance, seconds=float(table["seconds"].sum()))

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from simba_lab.core.errors import SimbaError
-from simba_lab.core.files import atomic_write, read_json, write_json
+from simba_lab.core.files import atomic_write, new_folder, read_json, write_json
 from simba_lab.core.tables import table_text
 
 
@@ -61,19 +61,18 @@ def read_results(folder: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
 def save_results(
     table: pd.DataFrame, folder: str | Path, provenance: Mapping[str, Any], *, seconds: float
 ) -> None:
-    """Write ``cells.csv`` and ``manifest.json`` to a folder.
+    """Write ``cells.csv`` and ``manifest.json`` to a new folder, both or nothing.
 
     Parameters
     ----------
     table : pandas.DataFrame
     folder : path
+        It must not exist; folders above it are made.
     provenance : mapping
         What the table follows from, as plain values.
     seconds : float
         How long it took.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     text = table_text(table, index=False, float_format="%.6g")
     manifest = {
         "cells": len(table),
@@ -85,8 +84,9 @@ def save_results(
         "cores": os.cpu_count(),
         "minutes": round(seconds / 60, 1),
     }
-    atomic_write(folder / "cells.csv", text)
-    write_json(folder / "manifest.json", manifest)
+    with new_folder(folder, parents=True) as unfinished:
+        atomic_write(unfinished / "cells.csv", text)
+        write_json(unfinished / "manifest.json", manifest)
 
 
 def layers_of(table: pd.DataFrame) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -10,15 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from joblib import Parallel
 
-from simba_lab.core.checks import built, known_fields, mapping
+from simba_lab.core.checks import (
+    MOST_CELLS,
+    built,
+    known_fields,
+    mapping,
+    seed_number,
+    whole_number,
+    workers,
+)
 from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.core.files import cache_root
 from simba_lab.core.yaml_files import read_yaml
 from simba_lab.experiments.axes import Draft, split_field
 from simba_lab.experiments.cells import Cell, matches_of, row_code, row_of, scale_of
-from simba_lab.experiments.parallel import in_parallel
+from simba_lab.experiments.parallel import in_parallel, worker_processes
 from simba_lab.experiments.results import save_results
 from simba_lab.synthesis.anatomy.template import load_template
 from simba_lab.synthesis.effects import Morphology
@@ -85,8 +93,12 @@ class Sweep:
                     raise SimbaError(axis, levels, "a list of values, or a mapping of levels")
             if not len(levels):
                 raise SimbaError(axis, levels, "with at least one value")
+        count = math.prod(len(levels) for levels in self.axes.values()) * len(self.seeds)
+        whole_number("the number of cells", count, least=0, most=MOST_CELLS)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise SimbaError("sweep.seeds", list(self.seeds), "different integers, at least one")
+        for seed in self.seeds:
+            seed_number("sweep.seeds", seed)
         self.cells()  # every mistake is found now
 
     def cells(self) -> list[Cell]:
@@ -168,7 +180,7 @@ class Sweep:
         """
         cells, root = self.cells(), cache_root(cache)
         matches = dict.fromkeys(match for cell in cells for match in matches_of(cell).values())
-        with Parallel(n_jobs=n_jobs) as jobs:
+        with worker_processes(workers("n_jobs", n_jobs, len(cells))) as jobs:
             matchings = [(match, root) for match in matches]
             factors = in_parallel(jobs, scale_of, matchings, progress=progress, unit="matching")
             scale = dict(zip(matches, factors, strict=True))
@@ -195,7 +207,10 @@ class Sweep:
         )
 
     def save(self, table: pd.DataFrame, folder: str | Path, *, seconds: float) -> None:
-        """Write the table of a run and what it follows from; `read_results` reads both."""
+        """Write the table of a run and what it follows from to a new folder.
+
+        `read_results` reads both.
+        """
         provenance = {"sweep": self.to_dict(), "code": row_code(self.inside)}
         save_results(table, folder, provenance, seconds=seconds)
 

@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from simba_lab.core.batches import Feed
-from simba_lab.core.checks import built, choice, whole_number
+from simba_lab.core.checks import MOST_WORKERS, built, choice, whole_number
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import THREADS, deterministic
 from simba_lab.core.errors import SimbaError
@@ -74,8 +74,9 @@ class VisitConfig:
     channels_last: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "threads"):
+        for name in ("epochs", "batch_size"):
             whole_number(f"config.{name}", getattr(self, name))
+        whole_number("config.threads", self.threads, most=MOST_WORKERS)
         rate, decay = self.learning_rate, self.weight_decay
         if not isinstance(rate, int | float) or not 0 < rate < 1:
             remedy = "1e-3 works for SimBANet."

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from simba_lab.core.checks import built, choice, known_fields, mapping, whole_number
+from simba_lab.core.checks import built, choice, known_fields, mapping, seed_number
 from simba_lab.core.errors import SimbaError
 from simba_lab.federation.clients import Client, VisitConfig, Weights
 from simba_lab.federation.harmony import Harmonisation
@@ -75,7 +75,7 @@ class Plan:
             raise SimbaError("plan.options", dict(self.options), allowed, f"{error}.") from error
         if not self.sites or len(set(self.sites)) < len(self.sites):
             raise SimbaError("plan.sites", list(self.sites), "at least one, each named once")
-        whole_number("plan.seed", self.seed, least=0)
+        seed_number("plan.seed", self.seed)
 
     def _arguments(self) -> dict[str, Any]:
         arguments = dict(self.options)

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import pandas as pd
 
-from simba_lab.core.checks import choice, of_shape, positive, whole_number
+from simba_lab.core.checks import MOST_PERMUTATIONS, choice, of_shape, positive, whole_number
 from simba_lab.core.compute import in_threads
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.intervals import central, jackknife_of_correlation
@@ -90,7 +90,7 @@ def cka(
     """
     choice("kernel", kernel, KERNELS)
     positive("bandwidth", bandwidth)
-    whole_number("permutations", permutations, least=0)
+    whole_number("permutations", permutations, least=0, most=MOST_PERMUTATIONS)
     networks = {"first": first} if second is None else {"first": first, "second": second}
     if not all(networks.values()):
         raise SimbaError("recording", "no layers", "at least one layer")

@@ -12,7 +12,7 @@ import numpy as np
 from joblib import effective_n_jobs
 from tqdm.auto import tqdm
 
-from simba_lab.core.checks import choice
+from simba_lab.core.checks import choice, workers
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.files import new_folder
@@ -97,7 +97,7 @@ def export_bids(
     >>> sorted(path.name for path in folder.glob("derivatives/simba-lab/sub-0001/anat/*.nii.gz"))
     ['sub-0001_desc-disease_mask.nii.gz', 'sub-0001_desc-withoutDisease_T1w.nii.gz']
     """
-    cohort = _exportable(cohort)
+    cohort, n_jobs = _exportable(cohort), workers("n_jobs", n_jobs)
     authors = [authors] if isinstance(authors, str) else list(authors)
     twins = [twins] if isinstance(twins, str) else list(dict.fromkeys(twins))
     for effect in twins:

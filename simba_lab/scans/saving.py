@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
+from simba_lab.core.checks import workers
 from simba_lab.core.cohort import Cohort, TwinCohort
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.files import atomic_write, strangers, write_json
@@ -85,21 +86,23 @@ def save_cohort(
     folder = Path(folder)
     if not folder.absolute().parent.is_dir():
         raise SimbaError("folder", str(folder), "inside an existing folder")
+    n_jobs = workers("n_jobs", n_jobs)
     head = _head(cohort)
-    if (folder / MANIFEST).is_file():
-        manifest = read_manifest(folder)
-        if {name: manifest.get(name) for name in head} != json.loads(json.dumps(head)):
-            remedy = "It holds another, or one of another version; nothing is overwritten."
-            raise SimbaError("folder", str(folder), "new, or a store of this very cohort", remedy)
-        for name in (LOCK, PROGRESS):  # left by a process that died right after the manifest
+    if not (folder / MANIFEST).is_file():
+        with _locked(folder):
+            if not (folder / MANIFEST).is_file():  # no other process was faster
+                _check_strangers(folder)
+                writer = _Writer(folder, head)
+                writer.check_space()
+                writer.write_table(_table_text(cohort).encode())
+                writer.write(cohort, n_jobs, progress)
+    manifest = read_manifest(folder)
+    if {name: manifest.get(name) for name in head} != json.loads(json.dumps(head)):
+        remedy = "It holds another, or one of another version; nothing is overwritten."
+        raise SimbaError("folder", str(folder), "new, or a store of this very cohort", remedy)
+    for name in (LOCK, PROGRESS):  # left by a process that died right after the manifest
+        with suppress(OSError):
             (folder / name).unlink(missing_ok=True)
-        return _stored(cohort, folder)
-    with _locked(folder):
-        _check_strangers(folder)
-        writer = _Writer(folder, head)
-        writer.check_space()
-        atomic_write(folder / TABLE, _table_text(cohort))
-        writer.write(cohort, n_jobs, progress)
     return _stored(cohort, folder)
 
 
@@ -194,6 +197,13 @@ class _Writer:
             remedy = "Make room, write elsewhere, or raise spacing_mm."
             raise SimbaError("folder", value, allowed, remedy)
 
+    def write_table(self, content: bytes) -> None:
+        """Write the table, unless it is there already; another is not overwritten."""
+        path = self.folder / TABLE
+        if path.is_file() and path.read_bytes() != content:
+            raise self._not_ours(TABLE)
+        atomic_write(path, content)
+
     def write(self, cohort: Cohort, n_jobs: int, progress: bool) -> None:
         """Render the missing volumes, then write the manifest."""
         count, missing = len(cohort), self.missing
@@ -236,11 +246,15 @@ class _Writer:
 
     def _finished(self) -> dict[int, str]:
         """Return the rows that an interrupted call finished, with the checksums of their bytes."""
-        if not self.progress.is_file() or not self.volumes.is_file():
-            return self._begin_anew()
-        text = self.progress.read_text(encoding="ascii", errors="replace")
+        text = ""
+        if self.progress.is_file():
+            text = self.progress.read_text(encoding="ascii", errors="replace")
         digest, *lines = text.split("\n")
-        if len(digest) < 64:  # killed before the first line was out
+        if len(digest) < 64:  # killed before the first line was out: there is at most a header
+            if self.volumes.is_file() and self.volumes.stat().st_size > len(self.header):
+                raise self._not_ours(VOLUMES)
+            return self._begin_anew()
+        if not self.volumes.is_file():
             return self._begin_anew()
         if digest != self.digest:
             allowed = "new, or begun for this very cohort"
@@ -261,6 +275,10 @@ class _Writer:
         finished = [digest, *(f"{row}\t{checksum}" for row, checksum in checksums.items())]
         atomic_write(self.progress, "\n".join(finished) + "\n")
         return checksums
+
+    def _not_ours(self, name: str) -> SimbaError:
+        remedy = f"It holds another {name!r}; nothing is overwritten."
+        return SimbaError("folder", str(self.folder), "new, or begun for this very cohort", remedy)
 
     def _begin_anew(self) -> dict[int, str]:
         for path in (self.progress, self.volumes):

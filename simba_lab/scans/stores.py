@@ -1,4 +1,4 @@
-"""Stores: cohorts on disk, with volumes that are memory-mapped and a manifest with their checksums.
+"""Stores: cohorts on disk, with volumes that are read when asked for and checked by checksums.
 
 A store is a folder with four files of fixed names. ``volumes.npy`` and ``subjects.tsv`` can be read
 by anything; ``manifest.json`` says what they follow from and comes last, so a folder with a
@@ -75,37 +75,65 @@ class Store:
         return {subject: row for row, subject in enumerate(self.subjects)}
 
     @cached_property
-    def _volumes(self) -> np.ndarray:
-        return np.load(self.folder / VOLUMES, mmap_mode="r", allow_pickle=False)
+    def _checked(self) -> set[int]:
+        """The subjects whose volumes were held against their checksums in this process."""
+        return set()
 
     def __getstate__(self) -> dict[str, Any]:
-        # A memory map would be copied to other processes; they open their own.
-        cached = ("_volumes", "_rows")
+        # Another process checks what it reads by itself.
+        cached = ("_checked", "_rows")
         return {name: value for name, value in self.__dict__.items() if name not in cached}
 
     def array(self, subject: int) -> np.ndarray:
-        """Return the volume of a subject: float32, shape (X, Y, Z)."""
-        return np.array(self._volumes[self._rows[subject]])
+        """Return the volume of a subject: float32, shape (X, Y, Z).
+
+        A process compares each volume with its checksum when it reads it for the first time.
+
+        Raises
+        ------
+        SimbaError
+            If the volume was changed since it was saved, or cannot be read.
+        """
+        volume = self._read(subject)
+        if subject not in self._checked:
+            self._check(subject, volume)
+        return volume
+
+    def _read(self, subject: int) -> np.ndarray:
+        path, shape = self.folder / VOLUMES, self.lattice.shape
+        count = int(np.prod(shape))
+        offset = len(npy_header((len(self.subjects), *shape))) + 4 * count * self._rows[subject]
+        try:
+            # Not memory-mapped: a disk that fails would end the process instead of the call.
+            volume = np.fromfile(path, "<f4", count, offset=offset)
+        except OSError as error:
+            raise broken(path, f"It cannot be read: {error.strerror or error}.") from error
+        if volume.size != count:
+            raise broken(path, f"Subject {subject} is not in it.")
+        return volume.astype(np.float32, copy=False).reshape(shape)
+
+    def _check(self, subject: int, volume: np.ndarray) -> None:
+        if checksum_of(volume) != self.checksums[self._rows[subject]]:
+            raise broken(self.folder / VOLUMES, f"Subject {subject} has another checksum.")
+        self._checked.add(subject)
 
     def verify(self, *, progress: bool = False) -> None:
         """Compare every volume with its checksum; an error names the first subject that differs."""
-        pairs = zip(self.subjects, self.checksums, strict=True)
-        bar = tqdm(pairs, total=len(self.subjects), unit="volume", disable=not progress)
-        for subject, checksum in bar:
-            if checksum_of(self.array(subject)) != checksum:
-                raise broken(self.folder / VOLUMES, f"Subject {subject} has another checksum.")
+        for subject in tqdm(self.subjects, unit="volume", disable=not progress):
+            self._check(subject, self._read(subject))
 
 
 def open_cohort(folder: str | Path, *, verify: bool = False) -> Cohort:
     """Return the cohort of a store.
 
-    Volumes are memory-mapped. Twins of a synthetic cohort are rendered from its scenario.
+    Volumes are read when they are asked for, and compared with their checksums. Twins of a
+    synthetic cohort are rendered from its scenario.
 
     Parameters
     ----------
     folder : path
     verify : bool
-        Compare all volumes with their checksums first.
+        Compare all volumes with their checksums now, and not when each is read for the first time.
 
     Returns
     -------

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from simba_lab.core.checks import choice, whole_number
+from simba_lab.core.checks import choice, seed_number
 from simba_lab.core.cohort import Source, TwinCohort
 from simba_lab.core.compute import torch_device
 from simba_lab.core.errors import SimbaError
@@ -74,7 +74,7 @@ def synthesise(scenario: Scenario, *, seed: int = 0) -> SyntheticCohort:
     >>> len(cohort), cohort.array(0).shape
     (64, (20, 24, 20))
     """
-    seed = whole_number("seed", seed, least=0)
+    seed = seed_number("seed", seed)
     cohort = SyntheticCohort(scenario, seed, design_table(scenario, seed))
     _ = cohort.renderer  # raises now rather than at the first volume
     return cohort

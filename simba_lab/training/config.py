@@ -6,7 +6,15 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from simba_lab.core.checks import below_one, choice, known_fields, not_negative, whole_number
+from simba_lab.core.checks import (
+    MOST_WORKERS,
+    below_one,
+    choice,
+    known_fields,
+    not_negative,
+    seed_number,
+    whole_number,
+)
 from simba_lab.core.compute import THREADS
 from simba_lab.core.errors import SimbaError
 
@@ -77,11 +85,13 @@ class FitConfig:
     snapshots: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "threads", "devices"):
+        for name in ("epochs", "batch_size", "devices"):
             self._set(name, whole_number(f"config.{name}", getattr(self, name)))
+        threads = whole_number("config.threads", self.threads, most=MOST_WORKERS)
+        self._set("threads", threads)
         if self.patience is not None:
             self._set("patience", whole_number("config.patience", self.patience))
-        self._set("seed", whole_number("config.seed", self.seed, least=0))
+        self._set("seed", seed_number("config.seed", self.seed))
         remedy = "3e-3 works for SimBANet."
         rate = below_one("config.learning_rate", self.learning_rate, remedy=remedy)
         self._set("learning_rate", rate)

@@ -2,6 +2,7 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 import random
 import signal
 import time
@@ -244,6 +245,71 @@ def test_changed_volume_is_found_by_its_checksum(saved, tmp_path):
         volumes.write(b"\x01\x02\x03\x04")
     with pytest.raises(sb.SimbaError, match="Subject 79"):
         sb.open_cohort(tmp_path / "cohort", verify=True)
+
+
+def test_a_damaged_volume_is_never_fed_to_a_network(cohort, saved, tmp_path):
+    row = int(np.flatnonzero(cohort["split"] == "train")[1])
+    with (tmp_path / "cohort" / "volumes.npy").open("r+b") as volumes:
+        volumes.seek(-4 * 9600 * (len(cohort) - row) + 16_000, os.SEEK_END)
+        volumes.write(b"\x01\x02\x03\x04")
+    opened = sb.open_cohort(tmp_path / "cohort")
+    assert opened.array(row + 1).shape == cohort.lattice.shape
+    for _ in range(2):
+        with pytest.raises(sb.SimbaError, match=f"Subject {row} has another checksum"):
+            opened.array(row)
+    model, config = sb.SimBANet((2, 2), seed=0), sb.FitConfig(epochs=1, threads=1)
+    for memory_gb in (0.0, 1.0):
+        fresh = sb.open_cohort(tmp_path / "cohort")
+        with pytest.raises(sb.SimbaError, match="another checksum"):
+            sb.fit(model, fresh, config, cache=tmp_path / "cache", memory_gb=memory_gb)
+    assert not [path for path in (tmp_path / "cache" / "runs").iterdir() if path.is_dir()]
+
+
+def test_a_volume_is_checked_once_in_each_process(saved, monkeypatch):
+    checked = []
+    monkeypatch.setattr(
+        stores, "checksum_of", lambda volume: checked.append(1) or checksum_of(volume)
+    )
+    checksum_of = saving.checksum_of
+    for store in (saved.store, pickle.loads(pickle.dumps(saved.store))):
+        for _ in range(3):
+            store.array(5)
+    assert len(checked) == 2
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
+def test_a_disk_that_fails_while_it_is_read_is_an_error_of_the_lab(saved, monkeypatch, code):
+    def fail(*_, **__):
+        raise OSError(code, "the reason")
+
+    monkeypatch.setattr(np, "fromfile", fail)
+    with pytest.raises(sb.SimbaError, match="cannot be read: the reason"):
+        saved.array(0)
+
+
+@pytest.mark.parametrize("name", [stores.VOLUMES, stores.TABLE])
+def test_files_of_our_names_that_are_not_ours_stay(cohort, tmp_path, name):
+    folder = tmp_path / "cohort"
+    folder.mkdir()
+    (folder / name).write_bytes(b"somebody's years of work" * 9)
+    with pytest.raises(sb.SimbaError, match=f"another '{name}'; nothing is overwritten"):
+        sb.save_cohort(cohort, folder)
+    assert (folder / name).read_bytes() == b"somebody's years of work" * 9
+
+
+def test_who_comes_second_reads_what_the_first_wrote(cohort, saved, tmp_path, monkeypatch):
+    """The other process finishes between the look at the folder and the lock."""
+    folder, real = tmp_path / "cohort", saving._locked
+    before, hidden = digest(folder), tmp_path / "hidden"
+    (folder / stores.MANIFEST).rename(hidden)
+
+    def locked(path):
+        hidden.rename(folder / stores.MANIFEST)
+        return real(path)
+
+    monkeypatch.setattr(saving, "_locked", locked)
+    sb.save_cohort(cohort, folder)
+    assert digest(folder) == before
 
 
 def test_strangers_are_not_overwritten(cohort, tmp_path):

@@ -10,7 +10,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator
 from sklearn.metrics import roc_auc_score
 
-from simba_lab.core.checks import choice, whole_number
+from simba_lab.core.checks import MOST_PERMUTATIONS, choice, whole_number
 from simba_lab.core.compute import in_threads
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.intervals import columns_of_central, counts_of
@@ -134,7 +134,7 @@ def probe(
     if not recording:
         raise SimbaError("recording", "no layers", "at least one layer")
     settings = settings or ProbeSettings()
-    whole_number("permutations", permutations, least=0)
+    whole_number("permutations", permutations, least=0, most=MOST_PERMUTATIONS)
     design = design_of(recording, target, given, folds, kind=settings.kind, seed=settings.seed)
     controls = _Controls.drawn(
         design,

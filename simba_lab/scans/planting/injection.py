@@ -9,7 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from simba_lab.core.checks import choice, whole_number
+from simba_lab.core.checks import choice, seed_number
 from simba_lab.core.errors import SimbaError
 from simba_lab.scans.planting.alteration import deformed, exposed
 from simba_lab.scans.planting.placed_scan import place
@@ -146,7 +146,7 @@ def inject(
     if not isinstance(threshold, int | float) or not 0 < threshold < 1:
         allowed = "between 0 and 1 (white matter)"
         raise SimbaError("threshold", threshold, allowed, "0.02 is the default.")
-    seed = whole_number("seed", seed, least=0)
+    seed = seed_number("seed", seed)
     if not isinstance(template, str | Template):
         raise SimbaError("template", type(template).__name__, "a name or a Template")
     template = template if isinstance(template, Template) else load_template(template)

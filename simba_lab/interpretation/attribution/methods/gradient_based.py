@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from simba_lab.core.checks import positive, whole_number
+from simba_lab.core.checks import positive, seed_number, whole_number
 from simba_lab.core.rng import stream
 from simba_lab.interpretation.attribution.methods.method import Batch, Method
 
@@ -173,7 +173,7 @@ class SmoothGrad(Method):
     def __post_init__(self) -> None:
         whole_number("samples", self.samples)
         positive("noise", self.noise)
-        whole_number("seed", self.seed, least=0)
+        seed_number("seed", self.seed)
 
     @property
     def passes(self) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from captum import attr
 
-from simba_lab.core.checks import positive, whole_number
+from simba_lab.core.checks import positive, seed_number, whole_number
 from simba_lab.core.cohort import with_twins
 from simba_lab.interpretation.attribution.methods.method import Batch, Method
 from simba_lab.interpretation.attribution.scorer import seeded
@@ -91,7 +91,7 @@ class Shapley(Method):
 
     def __post_init__(self) -> None:
         whole_number("samples", self.samples)
-        whole_number("seed", self.seed, least=0)
+        seed_number("seed", self.seed)
 
     def maps(self, batch: Batch) -> torch.Tensor:
         """Return what each voxel contributes, shape (N, 1, X, Y, Z), and note that of regions."""
