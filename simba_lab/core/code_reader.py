@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dis
 import functools
 import hashlib
+import importlib
 import sys
 import types
 from collections.abc import Mapping
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from simba_lab.core import source_code
+from simba_lab.core.bytecode import globals_in, hidden_look_ups, imports_in, names_in
 from simba_lab.core.source_code import NotFingerprintable, code_fingerprint
 
 # What a class has beside its code and its constants.
@@ -31,6 +32,9 @@ NOT_OF_A_CLASS = (
     "__static_attributes__",
     "__weakref__",
     "_abc_impl",
+    # Of torch.autograd.Function: counted in a process.
+    "_autograd_function_id",
+    "_backward_cls",
 )
 DESCRIPTORS = (
     types.MethodDescriptorType,
@@ -167,14 +171,37 @@ class CodeReader:
             self.word(code_fingerprint(module))
             return
         library = library_of(module)
+        if not library:
+            self._check_open(value)
+            self._imports(value)
         self.word(library, module if library else "", value.__qualname__ if library else "")
         if not library or _is_read(library):
             self._globals(value, module if library else None)
 
+    def _check_open(self, value: types.FunctionType) -> None:
+        """Refuse code that looks things up by names that only a call knows."""
+        if hidden := hidden_look_ups(value.__code__):
+            raise self.refuse(value, f"it uses {hidden[0]}, so what it runs cannot be seen")
+
+    def _imports(self, value: types.FunctionType) -> None:
+        """Read what a function uses of the modules that it imports when it is called."""
+        names = names_in(value.__code__)
+        for name, level in sorted(imports_in(value.__code__)):
+            package = str(value.__globals__.get("__package__") or "")
+            try:
+                module = importlib.import_module("." * level + name, package or None)
+            except ImportError:
+                self.word("cannot be imported", name)
+                continue
+            except Exception as error:  # whatever a module raises when it is imported
+                raise self.refuse(value, f"it imports {name!r}, which fails: {error}") from error
+            self.word("import", name)
+            self._global(module, names)
+
     def _globals(self, value: types.FunctionType, only: str | None) -> None:
         """Read the globals that a function uses: all, or those that one module defines."""
-        names = _names(value.__code__)
-        for name in sorted(_globals_used(value.__code__)):
+        names = names_in(value.__code__)
+        for name in sorted(globals_in(value.__code__)):
             if name not in value.__globals__:
                 continue
             used = value.__globals__[name]
@@ -196,12 +223,33 @@ class CodeReader:
             self.word(module, code_fingerprint(*behind) if behind else "")
         elif _is_ours(module) or library_of(module):
             self._module(value)
+            self._replaced(value, names)
         else:
             for name in sorted(names & set(vars(value))):
                 self.word("of a module", name)
                 if (module, name) not in self._used:
                     self._used.add((module, name))
                     self._global(vars(value)[name], names)
+
+    def _replaced(self, value: types.ModuleType, names: set[str]) -> None:
+        """Read what somebody put in the place of functions of a library, under these names."""
+        for name in sorted(names & set(vars(value))):
+            used, place = vars(value)[name], (value.__name__, name)
+            if isinstance(used, types.ModuleType) and library_of(used.__name__):
+                if place not in self._used:
+                    self._used.add(place)
+                    self._replaced(used, names)
+            elif isinstance(used, types.FunctionType) and not _is_of_library(used):
+                self.word("replaced", *place)
+                self.read_function(used)
+
+    def _methods_replaced(self, value: type) -> None:
+        """Read the methods of a library's class that somebody replaced."""
+        for base in value.__mro__:
+            for name, method in sorted(vars(base).items()):
+                if isinstance(method, types.FunctionType) and not _is_of_library(method):
+                    self.word("replaced", base.__qualname__, name)
+                    self.read_function(method)
 
     def _bytecode(self, code: types.CodeType) -> None:
         """Read bytecode with its constants and names, without docstrings, places and addresses."""
@@ -229,6 +277,7 @@ class CodeReader:
             if library := library_of(module):
                 self.word(library, module)
                 if not _is_read(library):
+                    self._methods_replaced(value)
                     return
         for base in value.__bases__:
             self.read_class(base)
@@ -283,18 +332,6 @@ def _is_read(library: str) -> bool:
     return library != "Python" and library.split()[0] not in TRUSTED
 
 
-def _globals_used(code: types.CodeType) -> set[str]:
-    used = {
-        instruction.argval
-        for instruction in dis.get_instructions(code)
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME")
-    }
-    return used.union(*(_globals_used(inner) for inner in _inner(code)))
-
-
-def _names(code: types.CodeType) -> set[str]:
-    return set(code.co_names).union(*(_names(inner) for inner in _inner(code)))
-
-
-def _inner(code: types.CodeType) -> list[types.CodeType]:
-    return [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+def _is_of_library(value: types.FunctionType) -> bool:
+    module = str(value.__globals__.get("__name__"))
+    return bool(library_of(module)) or _is_ours(module)

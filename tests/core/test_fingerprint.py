@@ -1,6 +1,7 @@
 """Fingerprints: what differs for a forward pass differs in the key, and nothing else does."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -93,6 +94,106 @@ def test_each_thing_that_a_forward_pass_sees_changes_the_key():
     keys = {"as it was": network_fingerprint(network())}
     keys |= {name: network_fingerprint(network(**change)) for name, change in CHANGES.items()}
     assert len(set(keys.values())) == len(keys)
+
+
+BASE = """
+import functools, torch
+from torch import nn
+import torch.nn.functional as F
+{above}
+class Net(nn.Module):
+    {inside}
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(2, 1)
+        {state}
+    def forward(self, x{argument}):
+        x = self.layer(x)
+        return {result}
+"""
+# Networks that differ in the number N alone, which the forward pass reaches in a way of its own.
+REACHED = {
+    "class attribute": {"inside": "scale = N", "result": "x * self.scale"},
+    "property": {"inside": "scale = property(lambda self: N)", "result": "x * self.scale"},
+    "default": {"argument": ", scale=N", "result": "x * scale"},
+    "constant": {"above": "K = N", "result": "x * K"},
+    "constant in a dict": {"above": "K = {'a': [N]}", "result": "x * K['a'][0]"},
+    "tensor": {"above": "K = torch.tensor(N)", "result": "x * K"},
+    "closure": {
+        "above": "def made(k):\n    box = [k]\n    return lambda x: x * box[0]",
+        "state": "self.g = made(N)",
+        "result": "self.g(x)",
+    },
+    "partial": {"state": "self.g = functools.partial(torch.mul, other=N)", "result": "self.g(x)"},
+    "hook": {"state": "self.layer.register_forward_hook(lambda m, i, o: o * N)"},
+    "hook by partial": {
+        "above": "def hook(n, module, inputs, output): return output * n",
+        "state": "self.layer.register_forward_hook(functools.partial(hook, N))",
+    },
+    "patched instance": {"state": "self.layer.forward = lambda x: x * N"},
+    "decorator": {
+        "above": "def double(f):\n    @functools.wraps(f)\n    def g(*a): return N * f(*a)\n"
+        "    return g",
+        "inside": "scaled = double(lambda self, x: x)",
+        "result": "self.scaled(x)",
+    },
+    "object": {
+        "above": "class H:\n    def __call__(self, x): return x * N",
+        "state": "self.g = H()",
+        "result": "self.g(x)",
+    },
+    "autograd": {
+        "above": "class G(torch.autograd.Function):\n    @staticmethod\n    def forward(c, x):"
+        " return x\n    @staticmethod\n    def backward(c, g): return N * g",
+        "result": "G.apply(x)",
+    },
+    "module": {"above": "import other", "result": "other.f(x)"},
+    "name of a module": {"above": "from other import f", "result": "f(x)"},
+    "import in a call": {
+        "inside": "def g(self):\n        from other import f\n        return f",
+        "result": "self.g()(x)",
+    },
+    "function of the library": {"above": "F.softplus = lambda x: x * N", "result": "F.softplus(x)"},
+    "method of the library": {
+        "above": "nn.Linear.extra = lambda self: N",
+        "result": "x * self.layer.extra()",
+    },
+}
+
+
+def reaching(monkeypatch, number, *, above="", inside="", state="", argument="", result="x"):
+    other = types.ModuleType("other")
+    exec(f"def inner(x): return x * {number}\ndef f(x): return inner(x)", vars(other))
+    monkeypatch.setitem(sys.modules, "other", other)
+    monkeypatch.setattr(nn.functional, "softplus", nn.functional.softplus)
+    monkeypatch.setattr(nn.Linear, "extra", None, raising=False)
+    parts = {"above": above, "inside": inside, "state": state, "argument": argument}
+    text = BASE.format(**parts, result=result)
+    space = {"__name__": "somebodys_module"}
+    exec(re.sub(r"\bN\b", str(number), text), space)
+    return network_fingerprint(space["Net"]())
+
+
+@pytest.mark.parametrize("way", REACHED)
+def test_what_the_forward_pass_reaches_is_in_the_key(monkeypatch, way):
+    one, again, two = (reaching(monkeypatch, number, **REACHED[way]) for number in (3, 3, 5))
+    assert one == again != two
+
+
+@pytest.mark.parametrize(
+    ("result", "says"),
+    [
+        ("globals()['K'] * x", "globals"),
+        ("eval('x')", "eval"),
+        ("__import__('sys').modules['other'].f(x)", "__import__"),
+        ("nn.sys.modules['other'].f(x)", "sys.modules"),
+        ("x * float(torch.os.environ['K'])", "environ"),
+    ],
+)
+def test_a_network_that_looks_up_what_cannot_be_seen_is_refused(monkeypatch, result, says):
+    with pytest.raises(NotFingerprintable, match=f"forward .*it uses {says}"):
+        reaching(monkeypatch, 1, result=result)
 
 
 def test_tied_weights_are_not_equal_weights():
