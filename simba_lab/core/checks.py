@@ -10,6 +10,7 @@ from typing import Any, TypeGuard, TypeVar
 import numpy as np
 
 from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.files import plain_number
 
 Built = TypeVar("Built")
 
@@ -47,28 +48,28 @@ def workers(field: str, value: object, tasks: int = MOST_WORKERS) -> int:
 
 def positive(field: str, value: object, *, remedy: str = "") -> float:
     """Return a finite number above 0."""
-    if not _is_number(value) or not 0 < value < np.inf:
+    if not is_number(value) or not 0 < value < np.inf:
         raise SimbaError(field, value, "a finite number above 0", remedy)
     return float(value)
 
 
 def not_negative(field: str, value: object, *, remedy: str = "") -> float:
     """Return a finite number of at least 0."""
-    if not _is_number(value) or not 0 <= value < np.inf:
+    if not is_number(value) or not 0 <= value < np.inf:
         raise SimbaError(field, value, "finite and at least 0", remedy)
     return float(value)
 
 
 def below_one(field: str, value: object, *, remedy: str = "") -> float:
     """Return a number above 0 and below 1."""
-    if not _is_number(value) or not 0 < value < 1:
+    if not is_number(value) or not 0 < value < 1:
         raise SimbaError(field, value, "above 0 and below 1", remedy)
     return float(value)
 
 
 def share(field: str, value: object, *, remedy: str = "") -> float:
     """Return a number from 0 to 1."""
-    if not _is_number(value) or not 0 <= value <= 1:
+    if not is_number(value) or not 0 <= value <= 1:
         raise SimbaError(field, value, "in [0, 1]", remedy)
     return float(value)
 
@@ -79,6 +80,28 @@ def choice(field: str, value: object, names: Iterable[str]) -> str:
     if not isinstance(value, str) or value not in names:
         raise UnknownNameError.among(field, value, names)
     return value
+
+
+def keep_plain(instance: Any) -> None:
+    """Put plain numbers in the place of NumPy's in a dataclass: keys and files tell them apart."""
+    for entry in dataclasses.fields(instance):
+        value = getattr(instance, entry.name)
+        plain = plain_numbers(value)
+        if plain is not value:
+            object.__setattr__(instance, entry.name, plain)
+
+
+def plain_numbers(value: Any) -> Any:
+    """Return a value with plain numbers for NumPy's, also in mappings, lists and tuples."""
+    if isinstance(value, dict | list | tuple):
+        entries = value.values() if isinstance(value, dict) else value
+        plain = [plain_numbers(entry) for entry in entries]
+        if all(new is old for new, old in zip(plain, entries, strict=True)):
+            return value
+        return (
+            dict(zip(value, plain, strict=True)) if isinstance(value, dict) else type(value)(plain)
+        )
+    return plain_number(value)
 
 
 def mapping(field: str, values: object) -> Mapping[str, Any]:
@@ -139,5 +162,6 @@ def of_shape(
     return values
 
 
-def _is_number(value: object) -> TypeGuard[float]:
+def is_number(value: object) -> TypeGuard[float]:
+    """Tell whether a value is a number, plain or of NumPy; True and False are none."""
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)

@@ -78,11 +78,18 @@ class Cohort(ABC):
         return self.where(self["split"] == "test")
 
     def where(self, mask: np.ndarray) -> Self:
-        """Return the subjects for which a boolean mask (or an array of positions) holds."""
-        mask = np.asarray(mask)
-        if mask.dtype == bool and mask.shape != (len(self),):
-            raise SimbaError("mask", mask.shape, f"of shape ({len(self)},)")
-        rows = np.flatnonzero(mask) if mask.dtype == bool else mask
+        """Return the subjects for which a boolean mask (or an array of positions) holds.
+
+        Raises
+        ------
+        SimbaError
+            If there are not as many booleans as subjects, if a position does not exist, or if 0 and
+            1 for each subject leave open whether they are a mask or positions.
+        """
+        return self.at(_positions(mask, len(self)))
+
+    def at(self, rows: np.ndarray) -> Self:
+        """Return the subjects at these positions, which exist."""
         return replace(self, table=self.table.iloc[rows])  # type: ignore[type-var]
 
     # -- what is known --
@@ -262,6 +269,30 @@ class TwinCohort(Cohort):
     @abstractmethod
     def positions_mm(self, index: int) -> np.ndarray:
         """Return where in the template each voxel's tissue comes from: (3, X, Y, Z), mm."""
+
+
+def _positions(mask: object, count: int) -> np.ndarray:
+    """Return the positions that a mask, or an array of positions, of `count` subjects means."""
+    values = np.asarray(mask)
+    remedy = "Compare for a mask: cohort['bias'] == 1."
+    if values.ndim != 1 or (values.dtype.kind not in "biu" and values.size):
+        allowed = "booleans, one for each subject, or integers that are positions"
+        raise SimbaError("mask", values, allowed, remedy)
+    if values.dtype == bool:
+        if values.shape != (count,):
+            raise SimbaError("mask", values.shape, f"of shape ({count},)")
+        return np.flatnonzero(values)
+    values = values.astype(int)
+    binary = len(values) == count > 0 and values.min() >= 0 and values.max() <= 1
+    if binary and sorted(values.tolist()) != list(range(count)):  # not even a new order
+        field, value = "mask", "the integers 0 and 1, one for each subject"
+        allowed = "booleans, or integers that are clearly positions"
+        raise SimbaError(field, value, allowed, remedy)
+    outside = values[(values < -count) | (values >= count)]
+    if outside.size:
+        allowed = f"positions from {-count} to {count - 1}"
+        raise SimbaError("mask", int(outside[0]), allowed, f"There are {count} subjects.")
+    return values
 
 
 def with_twins(cohort: Cohort, field: str = "cohort") -> TwinCohort:

@@ -110,6 +110,33 @@ def atomic_write(path: str | Path, content: bytes | str) -> None:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def write_new(path: str | Path, content: bytes | str) -> None:
+    """Write a file, complete or not at all; what exists stays, unless it is the same.
+
+    Raises
+    ------
+    SimbaError
+        If something else is there, or if the file cannot be written.
+    """
+    path = Path(path)
+    content = content.encode() if isinstance(content, str) else content
+    with disk_errors("file", path, "nothing was left behind."):
+        if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
+            return
+        check_absent(path, "file")
+        with unfinished_file(path) as unfinished:
+            unfinished.write_bytes(content)
+            with unfinished.open("rb") as handle:
+                os.fsync(handle.fileno())
+            try:
+                os.link(unfinished, path)  # unlike a rename it replaces nothing
+            except FileExistsError:
+                check_absent(path, "file")
+            except OSError:  # a file system without links
+                check_absent(path, "file")
+                unfinished.replace(path)
+
+
 def write_json(path: str | Path, values: Any, *, indent: int | None = 1) -> None:
     """Write a JSON file, complete or not at all."""
     atomic_write(path, json.dumps(values, indent=indent, default=_plain) + "\n")
@@ -149,7 +176,7 @@ def new_folder(path: str | Path, *, parents: bool = False) -> Iterator[Path]:
         If something is there already, if another process is writing it, or if it cannot be written.
     """
     path = Path(path)
-    _check_absent(path)
+    check_absent(path)
     if not parents and not path.absolute().parent.is_dir():
         raise SimbaError("folder", str(path), "in a folder that exists", f"Make {path.parent}.")
     with (
@@ -157,14 +184,15 @@ def new_folder(path: str | Path, *, parents: bool = False) -> Iterator[Path]:
         unfinished_folder(path, parents=parents) as part,
     ):
         yield part
-        _check_absent(path)  # a rename would replace an empty folder
+        check_absent(path)  # a rename would replace an empty folder
         part.rename(path)
 
 
-def _check_absent(path: Path) -> None:
+def check_absent(path: Path, field: str = "folder") -> None:
+    """Raise if something is at a path already."""
     if os.path.lexists(path):
         allowed = "a path where nothing exists yet"
-        raise SimbaError("folder", str(path), allowed, "Nothing is overwritten; choose another.")
+        raise SimbaError(field, str(path), allowed, "Nothing is overwritten; choose another.")
 
 
 # -- paths --
@@ -213,7 +241,10 @@ def inside(folder: str | Path, name: str, field: str) -> Path:
         contained = False
     if pure.root or pure.drive or ".." in pure.parts or not contained:
         allowed = f"a relative path inside {folder}"
-        raise SimbaError(field, name, allowed, "Nothing else is opened.")
+        remedy = "Nothing else is opened."
+        if path.is_symlink() and not contained:
+            remedy = "It is a link that leads outside; copy the file into the folder."
+        raise SimbaError(field, name, allowed, remedy)
     return path
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ MISSING = {"", "-", "--", ".", "?", "n/a", "na", "n.a.", "n.a", "#n/a", "<na>", 
 MISSING |= {"null", "(null)", "none", "nil", "missing", "#value!", "#null!"}
 # A spreadsheet takes a cell that begins so for a formula, and runs it.
 FORMULA = re.compile(r"'*[=+\-@\t\r]")
+Values: TypeAlias = Sequence[Any] | np.ndarray | pd.Series
 SEPARATORS = {".tsv": "\t", ".csv": ","}
 
 
@@ -89,7 +90,7 @@ def _unquoted(cell: str) -> str:
     return cell
 
 
-def missing_in(values: Iterable[Any], *, meant: Iterable[Any] = ()) -> np.ndarray:
+def missing_in(values: Values, *, meant: Iterable[Any] = ()) -> np.ndarray:
     """Tell which values are missing, bool: NaN, None, blanks, and words such as ``n/a``.
 
     Parameters
@@ -98,6 +99,8 @@ def missing_in(values: Iterable[Any], *, meant: Iterable[Any] = ()) -> np.ndarra
     meant : iterable
         Values that somebody named, whatever they look like: a class may be called ``none``.
     """
+    if isinstance(values, np.ndarray | pd.Series) and values.dtype.kind in "biuf":
+        return np.asarray(pd.isna(values))
     named = {str(value) for value in meant}
     return np.array([_is_missing(value, named) for value in values], bool)
 
@@ -109,7 +112,7 @@ def _is_missing(value: Any, named: set[str]) -> bool:
 
 
 def check_complete(
-    field: str, values: Iterable[Any], *, meant: Iterable[Any] = (), names: Iterable[Any] = ()
+    field: str, values: Values, *, meant: Iterable[Any] = (), names: Iterable[Any] = ()
 ) -> None:
     """Raise if values are missing; the error says how many, and whose.
 
@@ -122,10 +125,10 @@ def check_complete(
     names : iterable
         Whose values these are, such as names of subjects.
     """
-    values = list(values)
     missing = np.flatnonzero(missing_in(values, meant=meant))
     if not missing.size:
         return
+    values = list(values)
     written = sorted({str(values[row]) for row in missing})
     subjects = [str(name) for name in names]
     whose = f" ({', '.join(subjects[row] for row in missing[:5])})" if subjects else ""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.stats import norm
 
-from simba_lab.core.checks import known_fields, share, whole_number
+from simba_lab.core.checks import is_number, keep_plain, known_fields, share, whole_number
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.rng import stream
 from simba_lab.federation.scanners import drawn_scanner
@@ -54,6 +54,7 @@ class Site:
     scanner: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        keep_plain(self)
         if not isinstance(self.name, str) or not re.fullmatch(r"[a-z][a-z0-9-]{0,62}", self.name):
             allowed = "small letters, digits and hyphens, a letter first"
             raise SimbaError("site.name", self.name, allowed, "For example: site-01.")
@@ -64,7 +65,7 @@ class Site:
             for name, rate in rates.items():
                 share(f"{self.name}.prevalence[{bias!r}][{name!r}]", rate)
         for effect, magnitude in self.scanner.items():
-            if not isinstance(magnitude, int | float) or not math.isfinite(magnitude):
+            if not is_number(magnitude) or not math.isfinite(magnitude):
                 raise SimbaError(f"{self.name}.scanner[{effect!r}]", magnitude, "a finite number")
 
 

@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 from nilearn.image import resample_img, smooth_img
 
-from simba_lab.core.checks import choice
+from simba_lab.core.checks import choice, keep_plain
 from simba_lab.core.errors import TemplateError
 from simba_lab.core.lattice import Lattice
 from simba_lab.synthesis.anatomy.nifti import open_nifti, read_nifti
@@ -60,6 +60,7 @@ class Preparation:
     rescale: bool = True
 
     def __post_init__(self) -> None:
+        keep_plain(self)
         check_spacing(self.spacing_mm)
         choice("align", self.align, ("world", "centre"))
 

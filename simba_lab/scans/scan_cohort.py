@@ -10,6 +10,7 @@ import pandas as pd
 
 from simba_lab.core.cohort import Cohort, Source
 from simba_lab.core.lattice import Lattice
+from simba_lab.core.tables import check_complete
 from simba_lab.synthesis.rendering.scanner import BACKGROUND
 
 
@@ -39,6 +40,10 @@ class ScanCohort(Cohort):
 
     table: pd.DataFrame
     source: Source
+
+    def __post_init__(self) -> None:
+        for name in {"split", "label"} & set(self.table.columns):
+            check_complete(f"the column {name!r} of the table", self.table[name])
 
     @property
     def identity(self) -> dict[str, Any]:

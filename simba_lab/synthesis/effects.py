@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.stats import norm, truncnorm
 
-from simba_lab.core.checks import choice, share, whole_number
+from simba_lab.core.checks import choice, is_number, keep_plain, share, whole_number
 from simba_lab.core.errors import SimbaError
 
 CLASSES = ("control", "disease")
@@ -47,8 +47,9 @@ class Normal:
     high: float = np.inf
 
     def __post_init__(self) -> None:
+        keep_plain(self)
         values = (self.mean, self.sd, self.low, self.high)
-        numbers = all(isinstance(value, int | float) for value in values)
+        numbers = all(is_number(value) for value in values)
         if not numbers or not np.isfinite(values[:2]).all() or self.sd < 0:
             allowed = "finite, with a standard deviation of at least 0"
             raise SimbaError("magnitude", values[:2], allowed)
@@ -127,11 +128,12 @@ class Morphology:
     mode: int | None = None
 
     def __post_init__(self) -> None:
+        keep_plain(self)
         amplitude, smoothness = self.amplitude_mm, self.smoothness_mm
-        if not isinstance(amplitude, int | float) or not 0 < abs(amplitude) < np.inf:
+        if not is_number(amplitude) or not 0 < abs(amplitude) < np.inf:
             allowed = "a finite number of mm other than 0"
             raise SimbaError("amplitude_mm", amplitude, allowed, "2.5 is moderate.")
-        if not isinstance(smoothness, int | float) or not 2 <= smoothness <= 20:
+        if not is_number(smoothness) or not 2 <= smoothness <= 20:
             allowed = "from 2 to 20 (mm)"
             raise SimbaError("smoothness_mm", smoothness, allowed, "5 suits most regions.")
         if self.mode is not None:
@@ -200,8 +202,9 @@ class Intensity:
     prevalence: Mapping[str, float] | float | None = None
 
     def __post_init__(self) -> None:
+        keep_plain(self)
         meaning, (low, high) = INTENSITIES[choice("kind", self.kind, INTENSITIES)]
-        number = isinstance(self.strength, int | float)
+        number = is_number(self.strength)
         if not number or self.strength == 0 or not low <= self.strength <= high:
             allowed = f"from {low:g} to {high:g} and not 0 for {self.kind}"
             raise SimbaError("strength", self.strength, allowed, f"It is the {meaning}.")

@@ -11,7 +11,7 @@ from joblib import Parallel, delayed
 from scipy.linalg import cho_factor, cho_solve
 from threadpoolctl import threadpool_limits
 
-from simba_lab.core.checks import choice, whole_number
+from simba_lab.core.checks import choice, is_number, whole_number
 from simba_lab.core.errors import FoldingError, SimbaError
 from simba_lab.core.intervals import bootstrap_rows, central
 from simba_lab.core.rng import stream
@@ -144,7 +144,7 @@ def matched(
     >>> effect.kind, 0 < effect.strength < 1
     ('contrast', True)
     """
-    if not isinstance(d_prime, int | float) or not 0.05 <= d_prime <= 20:
+    if not is_number(d_prime) or not 0.05 <= d_prime <= 20:
         remedy = "1 is easily overlooked, 3 hardly."
         raise SimbaError("d_prime", d_prime, "a number from 0.05 to 20", remedy)
     best = (0.0, 0.0)  # the largest factor that works, and its d'

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from simba_lab.core.checks import built, choice, known_fields, share, whole_number
+from simba_lab.core.checks import built, choice, keep_plain, known_fields, share, whole_number
 from simba_lab.core.errors import SimbaError
-from simba_lab.core.files import atomic_write
+from simba_lab.core.files import write_new
 from simba_lab.core.yaml_files import read_yaml, to_yaml
 from simba_lab.synthesis.anatomy.template import TEMPLATES, check_spacing
 from simba_lab.synthesis.anatomy.variability import GaussianProcessSubjects, Variability
@@ -84,6 +84,7 @@ class Scenario:
     template: str = "icbm2009c"
 
     def __post_init__(self) -> None:
+        keep_plain(self)
         remedy = "400 train a small network."
         whole_number("scenario.subjects", self.subjects, least=16, remedy=remedy)
         check_spacing(self.spacing_mm, "scenario.spacing_mm")
@@ -212,10 +213,10 @@ class Scenario:
         return plain(self)
 
     def to_yaml(self, path: str | Path | None = None) -> str:
-        """Return the scenario as YAML, and write it to `path` if one is given."""
+        """Return the scenario as YAML, and write it to `path`, where nothing else is, if given."""
         text = to_yaml(self.to_dict())
         if path is not None:
-            atomic_write(path, text)
+            write_new(path, text)
         return text
 
     @classmethod

@@ -10,6 +10,7 @@ import pandas as pd
 
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.errors import SimbaError
+from simba_lab.core.tables import check_complete
 
 
 def groups_of(cohort: Cohort, by: str | Sequence[str] | None) -> tuple[list[str], np.ndarray]:
@@ -28,6 +29,8 @@ def groups_of(cohort: Cohort, by: str | Sequence[str] | None) -> tuple[list[str]
     columns = [by] if isinstance(by, str) else list(by)
     if not columns:
         raise SimbaError("by", by, "a column, several, or None")
+    for column in columns:
+        check_complete(f"cohort[{column!r}]", cohort[column], meant=("none", "missing"))
     words = [_words(cohort, column) for column in columns]
     index = pd.MultiIndex.from_product([list(word) for word in words])
     numbers = index.get_indexer(pd.MultiIndex.from_arrays([cohort[name] for name in columns]))

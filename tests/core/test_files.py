@@ -100,3 +100,20 @@ def test_cache_folder_is_chosen_by_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv("SIMBA_LAB_CACHE")
     assert files.cache_folder().name == "simba-lab"
     assert files.cache_root(False) is None and files.cache_root("x") == files.Path("x")
+
+
+def test_a_new_file_replaces_nothing(tmp_path):
+    path = tmp_path / "x.txt"
+    files.write_new(path, "old")
+    files.write_new(path, "old")
+    with pytest.raises(sb.SimbaError, match="file must be a path where nothing exists yet"):
+        files.write_new(path, "new")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(sb.SimbaError, match="nothing exists yet"):
+        files.write_new(tmp_path / "dangling", "new")
+    with pytest.raises(sb.SimbaError, match="can be written"):
+        files.write_new(path / "below", "new")
+    assert path.read_text() == "old" and {p.name for p in tmp_path.iterdir()} == {
+        "x.txt",
+        "dangling",
+    }

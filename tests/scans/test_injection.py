@@ -310,6 +310,8 @@ def test_header_type_and_scaling_are_kept(stored, tmp_path):
     before = nib.load(stored)
     result = inject(stored, PUTAMEN)
     result.save(tmp_path / "out")
+    with pytest.raises(sb.SimbaError, match=r"nothing exists yet.*image\.nii\.gz"):
+        result.save(tmp_path / "out")  # might be somebody's scan
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "image.nii.gz",
         "mask.nii.gz",

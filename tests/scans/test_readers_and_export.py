@@ -364,6 +364,12 @@ def test_third_values_are_left_out_when_both_classes_are_named(people):
         load(people)
 
 
+def test_a_table_by_hand_has_no_missing_classes():
+    table = pd.DataFrame({"split": "test", "label": [0, 1, np.nan], "fold": 0})
+    with pytest.raises(sb.SimbaError, match=r"'label' of the table .*1 of 3 missing"):
+        sb.scans.ScanCohort(table, None)
+
+
 def test_whoever_has_no_class_is_left_out_when_both_are_named(people):
     edit(people, group=["patient"] * 5 + ["none"] * 5 + ["n/a", "-"])
     clinic = load(people, control="none")
@@ -563,6 +569,23 @@ def test_damaged_images_give_one_error_that_names_the_file(people, damage, says)
     assert "3.nii.gz" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "make", "says"),
+    [
+        ("3.nii.gz", lambda path: path.symlink_to(".git/annex/objects/x/3"), "git annex get"),
+        ("3.nii.gz", lambda path: path.symlink_to("nowhere"), "a link to nowhere"),
+        ("3.nii.gz", lambda path: path.write_text("/annex/objects/MD5E-s1--0\n"), "annex get"),
+        ("3.nii", lambda path: path.write_text("version https://git-lfs\n"), "lfs"),
+        ("3.nii.gz", lambda path: path.write_bytes(b"\0" * 400), "not compressed: call it .nii"),
+        ("3.nii", lambda path: path.write_bytes(gzip.compress(b"x")), "call it .nii.gz"),
+    ],
+)
+def test_files_that_are_not_what_their_names_say(tmp_path, name, make, says):
+    make(tmp_path / name)
+    with pytest.raises(sb.core.TemplateError, match=says):
+        read_nifti(tmp_path / name)
+
+
 def test_uncompressed_files_must_hold_what_they_claim(tmp_path):
     saved(tmp_path / "whole.nii", ONES)
     assert read_nifti(tmp_path / "whole.nii").shape == ONES.shape
@@ -676,7 +699,8 @@ def test_files_outside_the_folder_are_not_opened(people, name):
     (folder / "table.csv").write_text(
         table.replace("images/3.nii.gz", name.format(outside=secret)), encoding="utf-8"
     )
-    with pytest.raises(sb.SimbaError, match="a relative path inside"):
+    says = "a link that leads outside" if name == "link.nii.gz" else "Nothing else is opened"
+    with pytest.raises(sb.SimbaError, match=f"a relative path inside.*{says}"):
         load(folder)
 
 

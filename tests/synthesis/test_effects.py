@@ -128,3 +128,27 @@ def test_bad_effects_are_refused(fields, says):
 def test_bad_distribution_is_refused():
     with pytest.raises(sb.SimbaError, match="at least 0"):
         sb.Normal(1.0, -1.0)
+
+
+def test_numbers_of_numpy_are_numbers():
+    """They are kept as plain ones: keys and files tell them apart."""
+    f, i = np.float32, np.int64
+    plain = sb.Scenario(
+        32,
+        sb.Morphology("Insula_L", 2.5, magnitude=sb.Normal(1.0, 1.0)),
+        {"b": sb.Intensity("contrast", 0.5, prevalence={"disease": 0.75, "control": 0.25})},
+        spacing_mm=8,
+        noise=0.5,
+    )
+    scenario = sb.Scenario(
+        i(32),
+        sb.Morphology("Insula_L", f(2.5), magnitude=sb.Normal(f(1), np.array(1.0))),
+        {
+            "b": sb.Intensity(
+                "contrast", f(0.5), prevalence={"disease": f(0.75), "control": f(0.25)}
+            )
+        },
+        spacing_mm=i(8),
+        noise=f(0.5),
+    )
+    assert repr(scenario) == repr(plain) and scenario.to_yaml() == plain.to_yaml()

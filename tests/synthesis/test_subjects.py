@@ -325,6 +325,11 @@ def test_only_saved_models_can_be_written_down(fitted, tmp_path):
     with pytest.raises(sb.SimbaError, match="Save the model"):
         fitted.to_dict()
     known = fitted.save(tmp_path / "people").to_dict()
+    with pytest.raises(sb.SimbaError, match="where nothing exists yet"):
+        fitted.scaled(0.5).save(tmp_path / "people")
+    assert fitted.save(tmp_path / "people").to_dict() == known  # the same is no loss
+    for ending in (".safetensors", ".json"):
+        (tmp_path / f"people{ending}").unlink()
     fitted.scaled(0.5).save(tmp_path / "people")
     with pytest.raises(sb.SimbaError, match="another model by now"):
         PCASubjects.from_dict(known)

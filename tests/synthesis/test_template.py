@@ -91,6 +91,29 @@ def load(folder):
     )
 
 
+def relabelled(folder, change, name="labels"):
+    path = folder / f"{name}.nii.gz"
+    image = nib.load(path)
+    data = change(np.asarray(image.dataobj).astype(float))
+    path.unlink()
+    nib.save(nib.Nifti1Image(data.astype(np.float64), image.affine), path)
+
+
+def test_numbers_of_regions_above_65535_do_not_wrap(triple):
+    """1 and 65537 are two regions; a byte order mark does not hide the column index."""
+    before = load(triple)
+    left, right = before.regions["Putamen_L"], before.regions["Putamen_R"]
+    relabelled(
+        triple, lambda labels: np.where(labels == left, 1, np.where(labels == right, 65537, 0))
+    )
+    text = "index,name\n1,Putamen_L\n65537,Putamen_R\n"
+    (triple / "table.csv").write_text(text, encoding="utf-8-sig")
+    after = load(triple)
+    assert after.regions == {"Putamen_L": 1, "Putamen_R": 65537}
+    for name in after.regions:
+        np.testing.assert_array_equal(after.region(name), before.region(name))
+
+
 def test_orientation_of_the_files_does_not_matter(triple):
     straight = load(triple)
     for name in ("t1", "labels"):
@@ -136,6 +159,15 @@ def test_orientation_of_the_files_does_not_matter(triple):
         ),
         (lambda d: (d / "table.csv").write_text("a,b\n1,x"), "columns index and name"),
         (lambda d: (d / "table.csv").write_text("index,name\n31999,Nowhere"), "Nowhere"),
+        (lambda d: (d / "table.csv").write_text("index,name\n1,A\n2,A"), "'A' is in more than"),
+        (lambda d: (d / "table.csv").write_text("index,name\n1,A\n1,B"), "'1' is in more than"),
+        (lambda d: (d / "table.csv").write_text("index,name\n0,Background"), "numbers above 0"),
+        (lambda d: (d / "table.csv").write_text("index,name\n-1,A"), "'-1' of 'A'"),
+        (lambda d: (d / "table.csv").write_text("index,name\nx,A"), "'x' of 'A'"),
+        (lambda d: relabelled(d, lambda labels: labels - 1), "whole numbers from 0"),
+        (lambda d: relabelled(d, lambda labels: labels / 3), "whole numbers from 0"),
+        (lambda d: relabelled(d, lambda labels: labels + 2.0**24), "16777215"),
+        (lambda d: relabelled(d, lambda _: np.ones((60, 60, 60)), "t1"), "remove the skull first"),
     ],
 )
 def test_damaged_files_give_one_clear_error(triple, damage, says):

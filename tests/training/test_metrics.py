@@ -12,6 +12,7 @@ from torch import nn
 import simba_lab as sb
 from simba_lab.core.intervals import delong, paired_share
 from simba_lab.training.disparities import BOUND
+from simba_lab.training.groups import groups_of
 from simba_lab.training.networks import GroupRouted
 
 Z = norm.ppf(0.975)
@@ -462,3 +463,10 @@ def test_intervals_of_paired_rates_cover():
         _, low, high = paired_share(up, down, 100)
         covered += low <= truth <= high
     assert 0.92 <= covered / 400 <= 0.995
+
+
+def test_missing_groups_are_named(cohort):
+    table = cohort.table.assign(sex=["F", "n/a", None, "M"] * 20)
+    people = replace(cohort, table=table)
+    with pytest.raises(sb.SimbaError, match=r"cohort\['sex'\] .*40 of 80 missing"):
+        groups_of(people, "sex")

@@ -18,7 +18,9 @@ from simba_lab.core.checks import whole_number
 from simba_lab.core.cohort import Cohort, with_twins
 from simba_lab.core.compute import Compute, deterministic
 from simba_lab.core.errors import SimbaError
+from simba_lab.core.files import atomic_write, new_folder
 from simba_lab.core.lattice import Lattice
+from simba_lab.core.tables import table_text
 from simba_lab.interpretation.attribution.baselines import Baselines, baselines_of
 from simba_lab.interpretation.attribution.localisation import localisation
 from simba_lab.interpretation.attribution.methods.gradient_based import (
@@ -101,16 +103,12 @@ class Attribution:
         SimbaError
             If the folder exists or cannot be made.
         """
-        folder = Path(folder)
-        if folder.exists() or not folder.absolute().parent.is_dir():
-            allowed = "a folder that does not exist yet, inside one that does"
-            raise SimbaError("folder", str(folder), allowed)
-        folder.mkdir()
-        for index, subject in enumerate(self.sums.index):
-            nib.save(self.image(index), folder / f"sub-{subject}_attribution.nii.gz")
-        self.table.to_csv(folder / "attribution.csv")
-        if self.regions is not None:
-            self.regions.to_csv(folder / "regions.csv")
+        with new_folder(folder) as unfinished:
+            for index, subject in enumerate(self.sums.index):
+                nib.save(self.image(index), unfinished / f"sub-{subject}_attribution.nii.gz")
+            atomic_write(unfinished / "attribution.csv", table_text(self.table))
+            if self.regions is not None:
+                atomic_write(unfinished / "regions.csv", table_text(self.regions))
 
 
 def attribute(

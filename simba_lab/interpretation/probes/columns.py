@@ -10,6 +10,7 @@ import pandas as pd
 
 from simba_lab.core.checks import of_shape
 from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.tables import check_complete
 
 Grams = Mapping[str, np.ndarray]
 # One value per row: the name of a column, or the values themselves.
@@ -28,7 +29,10 @@ def values_of(recording: Grams, values: Column, field: str) -> np.ndarray:
         If a column is named and there is no table.
     """
     if not isinstance(values, str):
-        return np.asarray(values)
+        values = np.asarray(values)
+        if values.ndim == 1:
+            check_complete(field, values, meant=("none", "missing"))
+        return values
     table = getattr(recording, "table", None)
     if table is None:
         raise SimbaError.problem(
@@ -37,6 +41,7 @@ def values_of(recording: Grams, values: Column, field: str) -> np.ndarray:
         )
     if values not in table.columns:
         raise UnknownNameError.among(field, values, table.columns)
+    check_complete(f"{field} ({values!r})", table[values], meant=("none", "missing"))
     return table[values].to_numpy()
 
 

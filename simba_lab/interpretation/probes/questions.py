@@ -21,6 +21,7 @@ from simba_lab.interpretation.probes.columns import (
 from simba_lab.interpretation.probes.folds import Split, fold_numbers, folds_of
 from simba_lab.interpretation.probes.scores import conditional_auroc, mean_of_known, once, ratio
 
+MOST_CLASSES = 10
 KINDS = ("auto", "binary", "classes", "regression")
 
 
@@ -160,8 +161,11 @@ def question_of(target: np.ndarray, given: np.ndarray | None, kind: str) -> Ques
         value = f"{levels.tolist()} for everybody"
         raise SimbaError("target", value, "of at least two different values")
     if kind == "auto":
-        fractions = numeric and np.any(target != np.round(target.astype(float)))
-        kind = "binary" if len(levels) == 2 else "regression" if fractions else "classes"
+        # Ages in whole years are measured; a few whole numbers are names of classes.
+        measured = numeric and (
+            len(levels) > MOST_CLASSES or np.any(target != np.round(target.astype(float)))
+        )
+        kind = "binary" if len(levels) == 2 else "regression" if measured else "classes"
     if kind == "binary" and len(levels) != 2:
         raise SimbaError("target", levels.tolist()[:5], "of two values")
     if kind == "regression" and not numeric:

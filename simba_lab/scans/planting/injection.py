@@ -9,7 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from simba_lab.core.checks import choice, seed_number
+from simba_lab.core.checks import choice, is_number, seed_number
 from simba_lab.core.errors import SimbaError
 from simba_lab.scans.planting.alteration import deformed, exposed
 from simba_lab.scans.planting.placed_scan import place
@@ -61,7 +61,7 @@ class Injected:
         Raises
         ------
         SimbaError
-            If the folder cannot be written.
+            If one of the files is there already, or if the folder cannot be written.
         """
         save_as_stored({name: getattr(self, name) for name in ("image", "twin", "mask")}, folder)
 
@@ -143,7 +143,7 @@ def inject(
     """
     named = _named(effects)
     amounts = _magnitudes_of(named, magnitudes)
-    if not isinstance(threshold, int | float) or not 0 < threshold < 1:
+    if not is_number(threshold) or not 0 < threshold < 1:
         allowed = "between 0 and 1 (white matter)"
         raise SimbaError("threshold", threshold, allowed, "0.02 is the default.")
     seed = seed_number("seed", seed)

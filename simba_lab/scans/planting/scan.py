@@ -12,7 +12,8 @@ import numpy as np
 from nibabel.arrayproxy import is_proxy
 
 from simba_lab.core.errors import SimbaError
-from simba_lab.core.files import atomic_write
+from simba_lab.core.files import check_absent, write_new
+from simba_lab.core.unfinished import disk_errors
 from simba_lab.scans.image_writing import nifti_bytes
 from simba_lab.synthesis.anatomy.nifti import DAMAGE, read_nifti
 
@@ -118,17 +119,16 @@ def save_as_stored(images: Mapping[str, nib.Nifti1Image], folder: str | Path) ->
     Raises
     ------
     SimbaError
-        If the folder cannot be written.
+        If one of the files is there already, or if the folder cannot be written.
     """
     folder = Path(folder)
-    try:
+    for name in images:
+        check_absent(folder / f"{name}.nii.gz", "file")
+    with disk_errors("folder", folder, "call again with another."):
         folder.mkdir(parents=True, exist_ok=True)
-        for name, image in images.items():
-            proxy: Any = image.dataobj
-            if is_proxy(proxy):
-                image = type(image)(proxy.get_unscaled(), image.affine, image.header)
-                image.header.set_slope_inter(proxy.slope, proxy.inter)
-            atomic_write(folder / f"{name}.nii.gz", nifti_bytes(image))
-    except OSError as error:
-        allowed = "a folder that can be written"
-        raise SimbaError("folder", str(folder), allowed, f"{error}.") from error
+    for name, image in images.items():
+        proxy: Any = image.dataobj
+        if is_proxy(proxy):
+            image = type(image)(proxy.get_unscaled(), image.affine, image.header)
+            image.header.set_slope_inter(proxy.slope, proxy.inter)
+        write_new(folder / f"{name}.nii.gz", nifti_bytes(image))

@@ -64,8 +64,7 @@ def open_nifti(path: str | Path, field: str = "image") -> nib.Nifti1Image:
     allowed, remedy = "a NIfTI file (.nii or .nii.gz)", "Convert the image first."
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         raise TemplateError(field, str(path), allowed, remedy)
-    if not path.is_file():
-        raise TemplateError(field, str(path), "an existing NIfTI file", "Check the path.")
+    _check_present(field, path)
     try:
         image = nib.load(path)
     except DAMAGE as error:
@@ -86,6 +85,34 @@ def open_nifti(path: str | Path, field: str = "image") -> nib.Nifti1Image:
     _check_size(field, path, claimed, shape)
     _check_orientation(field, path, affine, codes)
     return image
+
+
+def _check_present(field: str, path: Path) -> None:
+    """Raise if a file is missing, was not fetched, or is compressed and does not say so."""
+    if not path.is_file():
+        remedy = "Check the path."
+        if path.is_symlink():
+            target = str(path.readlink())
+            remedy = f"It is a link to {target}, where nothing is."
+            if "annex" in target:
+                remedy = f"Get it first: git annex get '{path.name}' (or datalad get)."
+        raise TemplateError(field, str(path), "an existing NIfTI file", remedy)
+    try:
+        with path.open("rb") as handle:
+            start = handle.read(64)
+    except OSError as error:
+        raise _damaged(field, path, error) from error
+    if start.startswith((b"/annex/objects/", b"version https://git-lfs")):
+        tool = "annex get" if start.startswith(b"/annex") else "lfs pull"
+        remedy = f"It only points to its content. Get it first: git {tool}."
+        raise TemplateError(field, str(path), "an existing NIfTI file", remedy)
+    zipped = start.startswith(b"\x1f\x8b")
+    if start and zipped != _zipped(path):
+        says = "is compressed: call it .nii.gz" if zipped else "is not compressed: call it .nii"
+        remedy = f"It {says}."
+        if not zipped and path.stat().st_size < 348:
+            remedy = "It is truncated or corrupt; fetch it again."
+        raise TemplateError(field, str(path), "a NIfTI file that is what its name says", remedy)
 
 
 def _check_size(field: str, path: Path, claimed: int, shape: tuple[int, ...]) -> None:

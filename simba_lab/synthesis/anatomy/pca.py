@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 from sklearn.decomposition import PCA
 
-from simba_lab.core.checks import of_shape
+from simba_lab.core.checks import is_number, of_shape
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.lattice import Lattice
 from simba_lab.synthesis.anatomy.modes import subject_lattice
@@ -145,7 +145,7 @@ class PCASubjects:
         ):
             allowed = f"an integer from 0 to {most}, one less than the number of fields"
             raise SimbaError("components", components, allowed)
-        if not isinstance(variance_kept, int | float) or not 0 < variance_kept <= 1:
+        if not is_number(variance_kept) or not 0 < variance_kept <= 1:
             raise SimbaError("variance_kept", variance_kept, "in (0, 1]")
         with np.errstate(invalid="ignore"):  # fields that are all alike have no ratios of variance
             # In single precision the decomposition of so wide a matrix is off by a few per cent at

@@ -6,7 +6,6 @@ front, z up (RAS+).
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, files
@@ -19,9 +18,10 @@ import pandas as pd
 from nilearn.image import resample_img
 from scipy.ndimage import center_of_mass, distance_transform_edt, gaussian_filter, minimum
 
-from simba_lab.core.checks import choice
+from simba_lab.core.checks import choice, is_number
 from simba_lab.core.errors import SimbaError, TemplateError
 from simba_lab.core.lattice import FWHM_PER_SIGMA, Lattice
+from simba_lab.core.tables import read_rows
 from simba_lab.synthesis.anatomy.nifti import read_nifti
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 # The field of view is a multiple of this on each axis, so that volumes at 1, 2 and 4 mm can be
 # halved several times.
 FIELD_OF_VIEW_STEP_MM = 32.0
+LARGEST_LABEL = 2**24
+# No brain is as large; a head is.
+MOST_LITRES = 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +45,7 @@ class Template:
         Name in figures and manifests.
     t1 : ndarray of float32, shape (X, Y, Z)
         Skull-stripped T1; 0 outside the brain, about 1 in bright white matter.
-    labels : ndarray of uint16, shape (X, Y, Z)
+    labels : ndarray of uint16 (or int32 for numbers above 65 535), shape (X, Y, Z)
         Region number of each voxel, 0 for none.
     regions : mapping of str to int
         Region name to number.
@@ -165,7 +168,7 @@ class Template:
             NIfTI images (three-dimensional) in the same world space. Voxels of the T1 that are 0
             are outside the brain.
         table : path
-            CSV with the columns ``index`` and ``name``.
+            CSV or TSV with the columns ``index`` and ``name``, each value once.
         name, source : str, optional
             Name and licence, for manifests and figures.
 
@@ -177,13 +180,15 @@ class Template:
         """
         t1_image, label_image = read_nifti(t1, "t1"), read_nifti(labels, "labels")
         regions = _read_label_table(table)
+        _check_stripped(t1_image, t1)
         low, high = _brain_box(t1_image, t1)
         spacing = max(1.0, float(min(t1_image.header.get_zooms()[:3])))
         lattice = Lattice.spanning(low, high, spacing, centred=True)
         intensity = _resampled(t1_image, lattice, "linear")
+        _check_labels(label_image, labels)
         numbers = _resampled(label_image, lattice, "nearest")
         intensity = np.maximum(intensity, 0) / np.percentile(intensity[intensity > 0], 99)
-        numbers = np.round(numbers).astype(np.uint16)
+        numbers = numbers.astype(np.uint16 if numbers.max() <= 65535 else np.int32)
         present = set(np.unique(numbers).tolist())
         missing = [region for region, number in regions.items() if number not in present]
         if missing:
@@ -200,12 +205,38 @@ def _resampled(image: nib.Nifti1Image, lattice: Lattice, interpolation: str) -> 
 
 
 def _read_label_table(path: str | Path) -> dict[str, int]:
-    try:
-        with Path(path).open(newline="", encoding="utf-8") as handle:
-            return {row["name"]: int(row["index"]) for row in csv.DictReader(handle)}
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        allowed = "a CSV with the columns index and name"
-        raise TemplateError("table", str(path), allowed, f"({error!r})") from error
+    rows = read_rows(path)
+    allowed = "a CSV with the columns index and name"
+    if not {"index", "name"} <= set(rows.columns):
+        raise TemplateError("table", str(path), allowed, f"The header is {list(rows.columns)}.")
+    numbers = rows["index"].str.removesuffix(".0")
+    usable = numbers.str.fullmatch(r"[1-9][0-9]{0,7}") & (rows["name"] != "")
+    if not usable.all():
+        row = rows[~usable].iloc[0]
+        remedy = f"The number {row['index']!r} of {row['name']!r} is not one from 1 to 99999999."
+        raise TemplateError("table", str(path), f"{allowed}, numbers above 0", remedy)
+    for values in (rows["name"], numbers):
+        if values.duplicated().any():
+            remedy = f"{values[values.duplicated()].iloc[0]!r} is in more than one row."
+            raise TemplateError("table", str(path), "a table with each region once", remedy)
+    return {name: int(number) for name, number in zip(rows["name"], numbers, strict=True)}
+
+
+def _check_labels(image: nib.Nifti1Image, path: str | Path) -> None:
+    numbers = np.asarray(image.dataobj)
+    # Larger ones are not exact in single precision.
+    if numbers.min() < 0 or numbers.max() >= LARGEST_LABEL or (numbers % 1).any():
+        allowed = f"an image of whole numbers from 0 to {LARGEST_LABEL - 1}"
+        remedy = f"It holds {numbers.min():g} to {numbers.max():g}, or fractions."
+        raise TemplateError("labels", str(path), allowed, remedy)
+
+
+def _check_stripped(image: nib.Nifti1Image, path: str | Path) -> None:
+    voxel_mm3 = abs(np.linalg.det(image.affine[:3, :3]))
+    litres = np.count_nonzero(np.asarray(image.dataobj) > 0) * voxel_mm3 / 1e6
+    if litres > MOST_LITRES:
+        remedy = f"{litres:.1f} litres of it are above 0: remove the skull first."
+        raise TemplateError("t1", str(path), "a skull-stripped image", remedy)
 
 
 def _brain_box(image: nib.Nifti1Image, path: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -295,7 +326,7 @@ def _loaded(name: str) -> Template:
 
 def check_spacing(spacing_mm: float, field: str = "spacing_mm") -> float:
     """Return a voxel size from 0.5 to 8 mm, or raise the error."""
-    if not isinstance(spacing_mm, int | float) or not 0.5 <= spacing_mm <= 8:
+    if not is_number(spacing_mm) or not 0.5 <= spacing_mm <= 8:
         remedy = "Networks here train well at 4."
         raise SimbaError(field, spacing_mm, "a number from 0.5 to 8 (mm)", remedy)
     return float(spacing_mm)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from scipy.ndimage import map_coordinates
 from tqdm.auto import tqdm
 
 from simba_lab.core.checks import choice
 from simba_lab.core.errors import SimbaError
-from simba_lab.core.files import new_file, read_json, write_json
+from simba_lab.core.files import read_json, write_new
 from simba_lab.core.lattice import Lattice
+from simba_lab.core.unfinished import disk_errors
 from simba_lab.synthesis.anatomy.nifti import DAMAGE, MOST_VOXELS
 from simba_lab.synthesis.anatomy.template import Template
 
@@ -151,12 +153,21 @@ def _opened(path: str | Path, field: str) -> nib.Nifti1Image:
 
 
 def write_model(stem: Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
-    """Write ``<stem>.safetensors`` and ``<stem>.json``; both complete, the header last."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    tensors, text = (stem.with_name(stem.name + ending) for ending in (".safetensors", ".json"))
-    with new_file(tensors) as path:
-        save_file(arrays, path)
-    write_json(text, header)
+    """Write ``<stem>.safetensors`` and ``<stem>.json``; both complete, the header last.
+
+    Raises
+    ------
+    SimbaError
+        If another model is there, or if the folder cannot be written.
+    """
+    with disk_errors("file", stem, "choose another."):
+        stem.parent.mkdir(parents=True, exist_ok=True)
+    content: dict[str, bytes | str] = {
+        ".safetensors": save(arrays),
+        ".json": json.dumps(header, indent=1) + "\n",
+    }
+    for ending, part in content.items():
+        write_new(stem.with_name(stem.name + ending), part)
 
 
 def read_model(stem: Path, format_name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -680,6 +680,15 @@ def test_octants_are_the_signs_of_components():
     assert sb.probes.octants(frame).tolist() == [2, 0, 3, 1]
 
 
+def test_ages_in_whole_years_are_numbers_and_few_integers_are_classes():
+    ages = np.random.default_rng(0).integers(20, 80, 200)
+    assert questions.question_of(ages, None, "auto").kind == "regression"
+    assert questions.question_of(ages.astype(float), None, "auto").kind == "regression"
+    assert questions.question_of(ages % 5, None, "auto").kind == "classes"
+    assert questions.question_of(ages.astype(str), None, "auto").kind == "classes"
+    assert questions.question_of(ages % 2, None, "auto").kind == "binary"
+
+
 # -- probe: what is refused --
 
 
@@ -688,7 +697,12 @@ def test_octants_are_the_signs_of_components():
     [
         ({"target": np.zeros(6)}, "at least two different values"),
         ({"target": np.zeros((6, 2))}, "one value per subject"),
-        ({"target": np.array([0, 1, np.nan, 0, 1, 0])}, "target must be finite"),
+        ({"target": np.array([0, 1, np.nan, 0, 1, 0])}, "target .*1 of 6 missing"),
+        (
+            {"target": np.array(list("abn")), "given": np.array(["x", None, "n/a"])},
+            "given .* 2 of 3",
+        ),
+        ({"target": np.array([0, 1, np.inf, 0, 1, 0])}, "target must be finite"),
         ({"target": np.arange(6), "kind": "binary"}, "of two values"),
         ({"target": np.array(list("ababab")), "kind": "regression"}, "target must be numbers"),
         ({"kind": "regresion"}, "Did you mean regression"),
