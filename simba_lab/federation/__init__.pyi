@@ -4,7 +4,7 @@ from .harmony import Harmonisation
 from .ledger import Ledger
 from .plan import Plan
 from .privacy import read_policy
-from .provisioning import kits, provision
+from .provisioning import authority, kits, provision
 from .scanner_swap import scanned_at, site_effects, site_uptake
 from .scanners import with_scanners
 from .site_stores import open_site, save_sites
@@ -26,6 +26,7 @@ __all__ = [
     "Study",
     "TravelLog",
     "VisitConfig",
+    "authority",
     "fedavg",
     "fedprox",
     "fedtm",

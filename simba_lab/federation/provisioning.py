@@ -13,13 +13,29 @@ from simba_lab.core.files import absent_folder, read_json, write_json
 from simba_lab.core.yaml_files import read_yaml, write_yaml
 
 ADMIN = "admin@simba-lab.org"
-# The classes of our jobs: a role builds only classes of its own list, and accepts no job that
-# brings code.
-COLLAB = (
-    "nvflare.collab.api.module_wrapper.ModuleWrapper",
-    "nvflare.collab.runtime.controller.CollabController",
-    "nvflare.collab.runtime.executor.CollabExecutor",
+# The classes of our jobs: a role builds no others. (`simba_lab.federation.flare.admission`)
+FLARE = "simba_lab.federation.flare"
+CLASSES = {
+    "server": [f"{FLARE}.engine.Engine", "nvflare.collab.runtime.controller.CollabController"],
+    "site": [f"{FLARE}.engine.Engine", "nvflare.collab.runtime.executor.CollabExecutor"],
+}
+# Nobody needs these of an administrator; the first two run code.
+FORBIDDEN = (
+    *("byoc", "shell_commands", "server-predeployed-flwr", "clone_job"),
+    *("configure_job_log", "configure_site_log", "call", "report_env", "set_timeout"),
 )
+# Python looks for modules in its installation alone: in no working folder, and in no folder of
+# PYTHONPATH that is empty or relative. New files are for their owner alone.
+HEADER = """
+umask 077
+export PYTHONSAFEPATH=1
+absolute=
+IFS=: read -ra entries <<< "${PYTHONPATH:-}"
+for entry in "${entries[@]}"; do
+  if [[ "$entry" == /* ]]; then absolute="$absolute${absolute:+:}$entry"; fi
+done
+export PYTHONPATH="$absolute"
+"""
 # Seconds that the server waits at the end of a job for a site that is lost; FLARE waits 900.
 WAIT, WAIT_FOR_SITES = "NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT", 30
 
@@ -64,17 +80,37 @@ def provision(
     if reserved:
         allowed = "other names than server, admin and the host of the server"
         raise SimbaError("sites", reserved[0], allowed, "Rename the site.")
-    folder.mkdir()
+    folder.mkdir(mode=0o700)
     write_yaml(folder / "project.yml", _project(sites, host, port))
     command = [sys.executable, "-m", "nvflare.cli", "provision", "-p", "project.yml", "-w", "kits"]
-    process = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    process = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=False, umask=0o077
+    )
     if process.returncode:
         output = (process.stdout + process.stderr)[-500:]
         raise SimbaError.problem(f"NVIDIA FLARE could not make kits for {list(sites)}.", output)
     paths = kits(folder)
     for role in paths.keys() - {"admin"}:
         _restrict(role, paths[role])
+    for path in folder.rglob("*"):
+        executable = path.is_dir() or path.suffix == ".sh"
+        path.chmod(0o700 if executable else 0o600)
     return paths
+
+
+def authority(folder: str | Path) -> Path:
+    """Return the folder with the key of the federation's authority and those of all roles.
+
+    Who has it can make kits of any role. No role needs it: move it to a safe place.
+
+    Examples
+    --------
+    >>> import simba_lab as sb
+    >>> sb.federation.authority("nowhere")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    simba_lab.core.errors.SimbaError: folder must be a folder made by `provision`, ...
+    """
+    return kits(folder)["admin"].parent.parent / "state"
 
 
 def _project(sites: Sequence[str], host: str, port: int) -> dict[str, Any]:
@@ -106,13 +142,12 @@ def _restrict(role: str, kit: Path) -> None:
     local = kit / "local"
     _forbid_code(local)
     resources = read_json(local / "resources.json.default", "kit")
-    resources["class_allow_list"] = [*resources["class_allow_list"], *COLLAB]
+    resources["class_allow_list"] = CLASSES["server" if role == "server" else "site"]
+    resources["app_validator"] = {"path": f"{FLARE}.admission.OurJobs", "args": {}}
+    header = HEADER
     if role == "server":
         _use_own_storage(resources, kit.absolute())
-        script = kit / "startup" / "sub_start.sh"
-        shebang, commands = script.read_text(encoding="utf-8").split("\n", 1)
-        export = f"export {WAIT}=${{{WAIT}:-{WAIT_FOR_SITES}}}"
-        script.write_text(f"{shebang}\n{export}\n{commands}", encoding="utf-8")
+        header += f"export {WAIT}=${{{WAIT}:-{WAIT_FOR_SITES}}}\n"
     else:
         # By default a site sends the logs of its jobs to the server, with paths and sizes of
         # changes.
@@ -123,15 +158,32 @@ def _restrict(role: str, kit: Path) -> None:
             if component["id"] != "site_log_streamer"
         ]
     write_json(local / "resources.json", resources)
+    _guard_script(kit / "startup" / "sub_start.sh", header)
+
+
+def _guard_script(script: Path, header: str) -> None:
+    """Let a script of FLARE start Python without the folders that a job may write to."""
+    shebang, commands = script.read_text(encoding="utf-8").split("\n", 1)
+    # FLARE puts a folder and a colon before an empty PYTHONPATH: for Python, the working folder.
+    commands = commands.replace("export PYTHONPATH=/local/custom:$PYTHONPATH\n", "")
+    commands = commands.replace("python3 ", "python3 -P ")
+    # What the jobs of an earlier process brought.
+    brought = 'rm -rf "$WORKSPACE"/*/app_*\n'
+    start = 'mkdir -p "$WORKSPACE/transfer"\n'
+    if "/local/custom" in commands or start not in commands:
+        problem = "This version of NVIDIA FLARE starts its roles in another way."
+        raise SimbaError.problem(problem, "Install nvflare 2.9.0.")
+    commands = commands.replace(start, start + brought)
+    script.write_text(f"{shebang}{header}{commands}", encoding="utf-8")
 
 
 def _forbid_code(local: Path) -> None:
-    """Take the rights to bring code and to open a shell from all, even the administrator."""
+    """Take the rights to bring code, by whatever way, from all, even the administrator."""
     rules = read_json(local / "authorization.json.default", "kit")
     rights = dict.fromkeys(rules["permissions"]["lead"], "any")
     rules["permissions"]["project_admin"] = rights
     for role in rules["permissions"].values():
-        role.update({name: "none" for name in ("byoc", "shell_commands") if name in role})
+        role.update(dict.fromkeys(FORBIDDEN, "none"))
     write_json(local / "authorization.json", rules)
 
 
@@ -174,4 +226,4 @@ def kits(folder: str | Path) -> dict[str, Path]:
     return {name if role == "client" else role: root / name for name, role in roles.items()}
 
 
-__all__ = ["ADMIN", "kits", "provision"]
+__all__ = ["ADMIN", "authority", "kits", "provision"]

@@ -10,28 +10,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nvflare.collab import CollabRecipe
 from nvflare.fuel.flare_api.api_spec import InvalidTarget, NoClientsAvailable, NoConnection, NoReply
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.files import read_json
-from simba_lab.federation.flare import job as job_module
+from simba_lab.federation.flare.admission import write_job
 from simba_lab.federation.plan import Plan
 from simba_lab.federation.provisioning import ADMIN
 
-# Weights come with the call or its answer, so that its time limit holds for them. By default FLARE
-# fetches them afterwards: if a site is lost in between, it asks four times, ten minutes each.
-WEIGHTS_WITHIN = {"tensor_download_chunk_size": 0}
 NO_ANSWER = (NoClientsAvailable, NoConnection, NoReply)
-
-
-class _Installed(CollabRecipe):
-    """A recipe that sends no code: every role runs the package that is installed there."""
-
-    @staticmethod
-    def _user_source_entries(objs: object) -> list:
-        return []
 
 
 def submit(
@@ -61,18 +49,9 @@ def submit(
         If the server or a site does not answer (the sites are named), if the server is lost, or if
         the training takes longer than `wait`. Submit it again to resume from the last step.
     """
-    recipe = _Installed(
-        job_name="simba-lab", server=job_module, client=job_module, min_clients=len(plan.sites)
-    )
-    recipe.set_server_prop("plan", plan.to_dict())
-    recipe.set_server_prop("timeout", timeout)
-    recipe.set_client_prop("plan", plan.to_dict())
-    recipe.add_server_config(WEIGHTS_WITHIN)
-    recipe.add_client_config(WEIGHTS_WITHIN)
     with tempfile.TemporaryDirectory() as folder, _session(kit, patience) as session:
         _until_present(session, plan.sites, patience)
-        recipe.export(folder)
-        job = session.submit_job(str(Path(folder) / "simba-lab"))
+        job = session.submit_job(str(write_job(Path(folder), plan.to_dict(), timeout)))
         begun, watch = time.monotonic(), _Watch(session, job)
         while wait is None or time.monotonic() - begun < wait:
             status = session.get_job_status(job)
