@@ -291,6 +291,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _federate(options: argparse.Namespace) -> None:
+    from simba_lab.federation.provisioning import authority
     from simba_lab.federation.study import Study
 
     study = Study.from_yaml(options.study)
@@ -306,6 +307,8 @@ def _federate(options: argparse.Namespace) -> None:
         for role, command in commands.items():
             print(f"{role}:  {command}")
         print(f"admin:  simba-lab federate {options.study} {options.folder} --submit")
+        print(f"The keys of the whole federation are in {authority(options.folder / 'kits')}.")
+        print("No role needs them: move that folder to a safe place, off this machine.")
     else:
         study.submit(options.folder, timeout=options.timeout)
         print("done; the weights are in the server's ledger")

@@ -17,6 +17,7 @@ import torch
 
 from simba_lab.core.checks import (
     MOST_CELLS,
+    below_one,
     built,
     choice,
     known_fields,
@@ -115,11 +116,21 @@ class Comparison:
     test: int = 400
 
     def __post_init__(self) -> None:
+        for name in ("per_site", "strategies", "learning_rates", "seeds", "long"):
+            values = getattr(self, name)
+            if isinstance(values, str) or not isinstance(values, Sequence):
+                raise SimbaError(f"comparison.{name}", values, "a list of values")
         whole_number("comparison.subjects", self.subjects, least=2)
+        for name in ("validation", "test"):
+            whole_number(f"comparison.{name}", getattr(self, name))
+        whole_number("comparison.passes", self.passes, least=4)
         count = len(self.strategies) * len(self.per_site) * len(self.seeds)
         whole_number("the number of cells", count, least=0, most=MOST_CELLS)
         for seed in self.seeds:
             seed_number("comparison.seeds", seed)
+        for rate in self.learning_rates:
+            below_one("comparison.learning_rates", rate)
+        network_from(self.network, field="comparison.network")  # unknown options are errors now
         for name in self.strategies:
             choice("comparison.strategies", name, STRATEGIES)
         for size in self.per_site:
@@ -130,7 +141,6 @@ class Comparison:
         for size in self.long:
             if size not in self.per_site:
                 raise SimbaError("comparison.long", size, f"one of per_site, {list(self.per_site)}")
-        whole_number("comparison.passes", self.passes, least=4)
         for name in ("per_site", "strategies", "learning_rates", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):

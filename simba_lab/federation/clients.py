@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -14,7 +13,14 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from simba_lab.core.batches import Feed
-from simba_lab.core.checks import MOST_WORKERS, built, choice, whole_number
+from simba_lab.core.checks import (
+    MOST_WORKERS,
+    below_one,
+    built,
+    choice,
+    not_negative,
+    whole_number,
+)
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import THREADS, deterministic
 from simba_lab.core.errors import SimbaError
@@ -74,16 +80,19 @@ class VisitConfig:
     channels_last: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            whole_number(f"config.{name}", getattr(self, name))
-        whole_number("config.threads", self.threads, most=MOST_WORKERS)
-        rate, decay = self.learning_rate, self.weight_decay
-        if not isinstance(rate, int | float) or not 0 < rate < 1:
-            remedy = "1e-3 works for SimBANet."
-            raise SimbaError("config.learning_rate", rate, "above 0 and below 1", remedy)
+        checked = {
+            name: whole_number(f"config.{name}", getattr(self, name))
+            for name in ("epochs", "batch_size")
+        }
+        checked["threads"] = whole_number("config.threads", self.threads, most=MOST_WORKERS)
+        remedy = "1e-3 works for SimBANet."
+        rate = below_one("config.learning_rate", self.learning_rate, remedy=remedy)
+        decay = not_negative("config.weight_decay", self.weight_decay)
         choice("config.optimiser", self.optimiser, OPTIMISERS)
-        if not isinstance(decay, int | float) or not 0 <= decay < math.inf:
-            raise SimbaError("config.weight_decay", decay, "finite and at least 0")
+        if not isinstance(self.channels_last, bool):
+            raise SimbaError("config.channels_last", self.channels_last, "true or false")
+        for name, value in {**checked, "learning_rate": rate, "weight_decay": decay}.items():
+            object.__setattr__(self, name, value)  # plain numbers: they are sent and hashed
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], name: str = "visit") -> VisitConfig:
@@ -192,6 +201,8 @@ class LocalClient:
         confusion: float = 0.0,
     ) -> dict[str, Any]:
         """Train a copy of the weights on this site's subjects, see `Client.train`."""
+        for name, value in (("rate", rate), ("proximal", proximal), ("confusion", confusion)):
+            not_negative(name, value)
         config, network = self.config, self._network
         network_weights, head_weights = divided(weights)
         network.load_state_dict(network_weights)

@@ -91,6 +91,12 @@ class Plan:
         """Return step 0: the initial weights."""
         return Step(0, "start", (), self.model().state_dict())
 
+    def phases(self) -> list[int]:
+        """Return the last number of a visit in each phase: rounds, or visits of all sites."""
+        options = self.options
+        rounds = [options["rounds"]] if "rounds" in options else []
+        return rounds + ([options["cycles"] * len(self.sites)] if "cycles" in options else [])
+
     def steps(
         self, clients: Sequence[Client], start: Weights | Step | None = None
     ) -> Iterator[Step]:

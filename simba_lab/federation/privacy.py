@@ -29,6 +29,7 @@ FILTERS: dict[str, dict[str, tuple[float, float, bool]]] = {
         "epsilon_release": (0, math.inf, False),
         "gamma": (0, math.inf, False),
         "tau": (0, math.inf, True),
+        "budget": (0, math.inf, False),
     },
     "percentile": {"percentile": (0, 100, True), "gamma": (0, math.inf, False)},
 }
@@ -49,7 +50,8 @@ def read_policy(text: str) -> tuple[str, dict[str, float]]:
         0. FLARE counts ``epsilon + epsilon_release`` per upload, and uploads add up. Without
         `epsilon_release` it is ``n noise_var``: 0.1 with 1000 changes gives 100, which promises
         nothing. FLARE draws the `n` from more comparisons than the technique pays for; its count is
-        used as it is, not proved here.
+        used as it is, not proved here. With a `budget` the site refuses an upload after which the
+        sum over all its uploads, jobs and restarts included, would be larger.
 
         ``percentile``: the smallest changes, up to a `percentile` of them, are sent as 0, the
         others cut to plus or minus `gamma`. It sends less; it is not differential privacy.
@@ -96,6 +98,16 @@ def _policy(text: str, values: dict[str, Any]) -> tuple[str, dict[str, float]]:
         # No change is larger than gamma after the cut, so the search would never end.
         raise SimbaError(f"{field}.tau", tau, f"up to gamma, {gamma:g}")
     return name, numbers
+
+
+def upload_cost(name: str, options: Mapping[str, float], weights: Weights) -> float:
+    """Return the epsilon that FLARE counts for one upload of these weights; 0 without noise."""
+    if name != "svt":
+        return 0.0
+    values = sum(value.numel() for value in weights.values() if value.is_floating_point())
+    sent = math.ceil(values * options.get("fraction", 0.1))
+    release = options.get("epsilon_release", sent * options.get("noise_var", 0.1))
+    return options.get("epsilon", 0.1) + release
 
 
 def _number(field: str, value: Any, smallest: float, largest: float, closed: bool) -> float:

@@ -36,6 +36,7 @@ for entry in "${entries[@]}"; do
 done
 export PYTHONPATH="$absolute"
 """
+KIT = "SIMBA_LAB_KIT"  # names the kit in the environment of a process
 # Seconds that the server waits at the end of a job for a site that is lost; FLARE waits 900.
 WAIT, WAIT_FOR_SITES = "NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT", 30
 
@@ -92,6 +93,8 @@ def provision(
     paths = kits(folder)
     for role in paths.keys() - {"admin"}:
         _restrict(role, paths[role])
+    console = paths["admin"] / "startup" / "fl_admin.sh"
+    console.write_text(console.read_text(encoding="utf-8").replace("python3 ", "python3 -P "))
     for path in folder.rglob("*"):
         executable = path.is_dir() or path.suffix == ".sh"
         path.chmod(0o700 if executable else 0o600)
@@ -173,7 +176,7 @@ def _guard_script(script: Path, header: str) -> None:
     if "/local/custom" in commands or start not in commands:
         problem = "This version of NVIDIA FLARE starts its roles in another way."
         raise SimbaError.problem(problem, "Install nvflare 2.9.0.")
-    commands = commands.replace(start, start + brought)
+    commands = commands.replace(start, f'export {KIT}="$WORKSPACE"\n{start}{brought}')
     script.write_text(f"{shebang}{header}{commands}", encoding="utf-8")
 
 

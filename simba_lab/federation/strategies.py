@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from simba_lab.core.checks import positive, whole_number
+from simba_lab.core.checks import not_negative, positive, whole_number
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.rng import stream
 from simba_lab.federation.clients import Client, SiteError, Weights
@@ -69,6 +69,15 @@ def fedavg(
     """
     clients, step = checked_clients(clients, faults), step_from(start)
     whole_number("rounds", rounds)
+    proximal = not_negative("proximal", proximal, remedy="At 0 it is plain averaging.")
+    seed = whole_number("seed", seed, least=0)
+    return _average(clients, step, rounds, seed, proximal, faults)
+
+
+def _average(
+    clients: Sequence[Client], step: Step, rounds: int, seed: int, proximal: float, faults: str
+) -> Iterator[Step]:
+    """Run the rounds of `fedavg`, whose arguments were checked when it was called."""
     weights = step.weights
     for number in range(step.number + 1, rounds + 1):
         replies, broken = ask(clients, weights, faults, seed=seed, visit=number, proximal=proximal)
@@ -159,6 +168,7 @@ def travelling(
     >>> [step.sites for step in steps]
     [('north',), ('south',)]
     """
+    clients = _checked_journey(clients, cycles, seed, decay, shuffled, faults)
     return _travel(
         clients, step_from(start), lambda client, cycle: {}, cycles, seed, decay, shuffled, faults
     )
@@ -207,7 +217,8 @@ def harmonised(
     4
     """
     harmony = Harmonisation() if harmony is None else harmony
-    clients, step = list(clients), step_from(start)
+    clients = _checked_journey(clients, cycles, seed, decay, shuffled, faults)
+    step = step_from(start)
     numbers = harmony.scanner_numbers([client.name for client in clients])
     network, head = divided(step.weights | step.head)
     scanners = 1 + max(numbers.values())
@@ -217,10 +228,25 @@ def harmonised(
         growth = 2 / (1 + math.exp(-10 * cycle / cycles)) - 1
         return {"scanner": numbers[client.name], "confusion": harmony.strength * growth}
 
-    first = replace(step, weights=network | head)
-    for step in _travel(clients, first, options, cycles, seed, decay, shuffled, faults):
+    def parted(step: Step) -> Step:
         network, head = divided(step.weights)
-        yield replace(step, weights=network, head=head)
+        return replace(step, weights=network, head=head)
+
+    first = replace(step, weights=network | head)
+    return map(parted, _travel(clients, first, options, cycles, seed, decay, shuffled, faults))
+
+
+def _checked_journey(
+    clients: Sequence[Client], cycles: int, seed: int, decay: float, shuffled: bool, faults: str
+) -> list[Client]:
+    """Return the clients, if these are settings of a journey."""
+    whole_number("cycles", cycles)
+    whole_number("seed", seed, least=0)
+    if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 < decay <= 1:
+        raise SimbaError("decay", decay, "above 0 and up to 1", "1 keeps the learning rate.")
+    if not isinstance(shuffled, bool):
+        raise SimbaError("shuffled", shuffled, "true or false")
+    return checked_clients(clients, faults)
 
 
 def _travel(
@@ -234,10 +260,6 @@ def _travel(
     faults: str,
 ) -> Iterator[Step]:
     """Visit every site in each cycle; `options` gives what a site is told beside seed and rate."""
-    clients = checked_clients(clients, faults)
-    whole_number("cycles", cycles)
-    if not isinstance(decay, int | float) or not 0 < decay <= 1:
-        raise SimbaError("decay", decay, "above 0 and up to 1", "1 keeps the learning rate.")
     weights = step.weights
     for number in range(step.number + 1, cycles * len(clients) + 1):
         cycle, place = divmod(number - 1, len(clients))
@@ -292,20 +314,27 @@ def fedtm(
     >>> [step.phase for step in steps]
     ['round', 'visit', 'visit']
     """
-    clients, step = checked_clients(clients, faults), step_from(start)
-    sizes = {client.name: _size_of(client) for client in clients}
-    large = [client for client in clients if sizes[client.name] >= least]
-    if not large:
-        allowed = f"at most {max(sizes.values())}, the size of the largest site"
-        raise SimbaError("least", least, allowed)
-    if step.number < rounds:
-        for averaged in fedavg(large, step, rounds=rounds, seed=seed, faults=faults):
-            step = averaged
-            yield step
-    arrived = replace(step, number=step.number - rounds)
-    visits = travelling(clients, arrived, cycles=cycles, seed=seed, decay=decay, faults=faults)
-    for visit in visits:
-        yield replace(visit, number=visit.number + rounds)
+    clients = _checked_journey(clients, cycles, seed, decay, True, faults)
+    whole_number("rounds", rounds)
+    whole_number("least", least)
+    first = step_from(start)
+
+    def steps() -> Iterator[Step]:
+        step, sizes = first, {client.name: _size_of(client) for client in clients}
+        large = [client for client in clients if sizes[client.name] >= least]
+        if not large:
+            allowed = f"at most {max(sizes.values())}, the size of the largest site"
+            raise SimbaError("least", least, allowed)
+        if step.number < rounds:
+            for averaged in fedavg(large, step, rounds=rounds, seed=seed, faults=faults):
+                step = averaged
+                yield step
+        arrived = replace(step, number=step.number - rounds)
+        visits = travelling(clients, arrived, cycles=cycles, seed=seed, decay=decay, faults=faults)
+        for visit in visits:
+            yield replace(visit, number=visit.number + rounds)
+
+    return steps()
 
 
 def _size_of(client: Client) -> int:

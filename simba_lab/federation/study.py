@@ -84,11 +84,14 @@ class Study:
             If the folder holds something else than a ledger of this plan.
         """
         plan, federation, ledger = self.plan, self.federation, Ledger(folder, self.plan)
-        model, last = plan.model(), ledger.resume()
-        clients = [LocalClient(name, model, federation.at(name), plan.visit) for name in plan.sites]
-        steps = plan.steps(clients, last)
-        for step in tqdm(steps, initial=last.number, unit="step", disable=not progress):
-            ledger(step)
+        with ledger.writing():
+            model, last = plan.model(), ledger.resume()
+            clients = [
+                LocalClient(name, model, federation.at(name), plan.visit) for name in plan.sites
+            ]
+            steps = plan.steps(clients, last)
+            for step in tqdm(steps, initial=last.number, unit="step", disable=not progress):
+                ledger(step)
         model.load_state_dict(ledger.network())
         return model
 

@@ -8,6 +8,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from itertools import islice
@@ -24,6 +25,7 @@ from simba_lab.core.rng import stream
 from simba_lab.federation.clients import LocalClient, VisitConfig
 from simba_lab.federation.federated_cohort import hospitals
 from simba_lab.federation.flare import processes
+from simba_lab.federation.flare.admission import write_job
 from simba_lab.federation.ledger import Ledger
 from simba_lab.federation.plan import Plan
 from simba_lab.federation.privacy import POLICY, guarded, read_policy
@@ -86,7 +88,7 @@ class House:
 
     def __init__(self, root: Path) -> None:
         scenario = sb.Scenario(subjects=16, spacing_mm=6, disease=sb.Morphology("Insula_L", 2.5))
-        sites = (Site("site-1", 10), Site("site-2", 3, 1.0), Site("site-3", 6))
+        sites = (Site("site-1", 10), Site("site-2", 5, 1.0), Site("site-3", 6))
         self.root, self.federation, self.port = (
             root,
             hospitals(scenario, sites, validation=4, test=4),
@@ -98,20 +100,46 @@ class House:
         self.kits = provision(self.federation.names, root / "kits", port=self.port)
         self.processes: dict[str, subprocess.Popen] = {}
 
-    def start(self, role: str, folder: Path | None = None, privacy: str | None = None) -> None:
-        self.processes[role] = processes.start(
-            self.kits[role], folder or self.folders[role], privacy=privacy
-        )
+        self.ledger = root / "ledger"  # leads to that of the test: the server need not restart
+        self.settings: dict[str, dict] = {}
 
-    def restart(self, ledger: str, privacy: dict[str, str] | None = None, **folders: Path) -> Path:
-        """Start all roles afresh, with a new ledger."""
+    def start(
+        self,
+        role: str,
+        folder: Path | None = None,
+        privacy: str | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        # From a folder above its kit, and from the kit itself.
+        working = self.kits[role] if role == "site-2" else self.root
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(working)
+            for name, value in (environment or {}).items():
+                patch.setenv(name, value)
+            self.processes[role] = processes.start(
+                self.kits[role], folder or self.folders[role], privacy=privacy
+            )
+
+    def use(self, ledger: str, **changes: dict) -> Path:
+        """Let all roles run with a new ledger; start those anew whose settings change."""
+        folder = self.root / ledger
+        folder.mkdir()
+        self.ledger.unlink(missing_ok=True)
+        self.ledger.symlink_to(folder)
+        settings = {name: changes.get(name.replace("-", ""), {}) for name in self.federation.names}
         for role in list(self.processes):
-            self.kill(role)
-        self.start("server", self.root / ledger)
-        until(lambda: port_answers(self.port))
-        for name in self.federation.names:
-            self.start(name, folders.get(name.replace("-", "")), (privacy or {}).get(name))
-        return self.root / ledger
+            ended = self.processes[role].poll() is not None
+            changed = settings.get(role, {}) != self.settings.get(role, {})
+            if ended or changed or role not in ("server", *settings):
+                self.kill(role)
+        self.settings = settings
+        if "server" not in self.processes:
+            self.start("server", self.ledger)
+            until(lambda: port_answers(self.port))
+        for name in settings:
+            if name not in self.processes:
+                self.start(name, **settings[name])
+        return folder
 
     def family(self, role: str) -> list[psutil.Process]:
         """Return its process and those of its jobs."""
@@ -196,10 +224,12 @@ def test_deployed_equals_in_process_and_nothing_travels_in_clear(house):
     config.write_text(
         config.read_text().replace(f"localhost:{house.port}", f"localhost:{relay.port}")
     )
-    ledger, plan = house.root / "fedavg", house.plan("fedavg", rounds=3)
+    house.ledger.symlink_to(ledger := house.root / "fedavg")
+    ledger.mkdir()
+    plan = house.plan("fedavg", rounds=3)
     with pytest.raises(sb.SimbaError, match=r"server at localhost.* did not answer"):
         submission.submit(house.kits["admin"], plan, patience=2)
-    house.start("server", ledger)
+    house.start("server", house.ledger)
     until(lambda: port_answers(house.port))
     for name in ("site-1", "site-3"):
         house.start(name)
@@ -223,6 +253,10 @@ def test_deployed_equals_in_process_and_nothing_travels_in_clear(house):
     ):  # no weights are fetched afterwards, when no time limit holds
         assert "Downloadable" not in house.console(role)
     assert_not_in_clear(relay.packets, [plan.model().state_dict(), weights])
+    for name in house.federation.names:
+        count = house.kits[name] / "uploads.json"
+        assert json.loads(count.read_text()) == {"uploads": 3, "epsilon": 0.0}
+        assert not readable_by_others(house.kits[name])
 
 
 def assert_not_in_clear(packets: bytes, sent: list[dict[str, torch.Tensor]]) -> None:
@@ -237,6 +271,10 @@ def assert_not_in_clear(packets: bytes, sent: list[dict[str, torch.Tensor]]) -> 
     assert (
         -(counts[counts > 0] * np.log2(counts[counts > 0])).sum() > 7.5
     )  # bits a byte: looks like noise
+
+
+def readable_by_others(folder: Path) -> list[Path]:
+    return [path for path in (folder, *folder.rglob("*")) if path.stat().st_mode & 0o077]
 
 
 def port_answers(port: int) -> bool:
@@ -268,36 +306,192 @@ def admitted(house: House, certificate: Path | None) -> bool:
 
 def test_without_a_certificate_of_this_federation_nobody_is_let_in(house):
     if "server" not in house.processes:
-        house.start("server", house.root / "door")
-        until(lambda: port_answers(house.port))
+        house.use("door")
     strangers = provision(["site-1"], house.root / "strangers", port=house.port)
     assert admitted(house, house.kits["site-1"])
     assert not admitted(house, strangers["site-1"])
     assert not admitted(house, None)
 
 
-def test_a_job_that_brings_code_is_refused(house, monkeypatch):
+EVIL = """
+from nvflare.collab import collab
+open({marker!r}, "a").write(str(__file__))
+
+@collab.publish
+def info():
+    return {{"subjects": 1}}
+"""
+
+
+def run_job(house: House, job: Path, seconds: float = 90) -> tuple[str, str]:
+    """Submit a folder as the administrator, and return the job's number and its end."""
+    with submission._session(house.kits["admin"], 60) as session:
+        submission._until_present(session, house.federation.names, 60)
+        number, status = session.submit_job(str(job)), ""
+
+        def ended() -> bool:
+            nonlocal status
+            status = session.get_job_status(number) or ""
+            return status.startswith(("FINISHED", "FAILED", "ABORTED"))
+
+        until(ended, seconds)
+        return number, status
+
+
+def edit(file: Path, change) -> None:
+    values = json.loads(file.read_text())
+    change(values)
+    file.write_text(json.dumps(values))
+
+
+def written_job(house: House, name: str, plan: Plan) -> Path:
+    (house.root / name).mkdir()
+    return write_job(house.root / name, plan.to_dict(), 60)
+
+
+def test_a_job_that_brings_code_is_refused_by_the_server(house):
     for role in ("server", *house.federation.names):
-        rights = json.loads((house.kits[role] / "local" / "authorization.json").read_text())[
-            "permissions"
-        ]
-        assert {rule.get("byoc", "none") for rule in rights.values()} == {"none"}
+        local = house.kits[role] / "local"
+        rights = json.loads((local / "authorization.json").read_text())["permissions"]
+        for name in ("byoc", "shell_commands", "configure_job_log", "configure_site_log"):
+            assert {rule[name] for rule in rights.values()} == {"none"}
+        assert len(json.loads((local / "resources.json").read_text())["class_allow_list"]) == 2
     if set(house.processes) < {"server", *house.federation.names}:
-        house.restart("code")
-    monkeypatch.setattr(
-        submission, "_Installed", submission.CollabRecipe
-    )  # as FLARE does it: with the source of the module
-    ended = submission.submit(
-        house.kits["admin"], house.plan("fedavg", rounds=1), timeout=60, wait=WAIT
-    )
+        house.use("code")
+    job = written_job(house, "brings", house.plan("fedavg", rounds=1))
+    marker = house.root / "ran"
+    (job / "app" / "config" / "evil.py").write_text(EVIL.format(marker=str(marker)))
+    _, ended = run_job(house, job)
     assert ended == "FINISHED:FAILED_TO_RUN"
-    assert "BYOC" in house.console("server") + house.console("site-1")
-    assert not (house.root / "code" / "steps.jsonl").exists()
+    assert "A job brings its two configurations" in house.console("server")
+    assert not any(list(kit.rglob("evil.py")) for kit in house.kits.values())
+    assert not marker.exists()
 
 
-def test_a_scanner_head_travels_between_processes_as_it_does_in_one(house):
+def test_an_administrator_with_the_server_on_his_side_runs_no_code_at_a_site(house):
+    """The attack in two jobs: a file stays at the site, then it is named as a module.
+
+    Each site is left with other defences: site-1 has all, site-2 the list of classes, site-3
+    only the path of its interpreter.
+    """
+    marker, saved = house.root / "marker", {}
+    wrapper = "nvflare.collab.api.module_wrapper.ModuleWrapper"
+
+    def weaken(role: str, *, classes: bool) -> None:
+        file = house.kits[role] / "local" / "resources.json"
+        saved[file] = file.read_text()
+
+        def change(values: dict) -> None:
+            del values["app_validator"]
+            if classes:
+                values["class_allow_list"].append(wrapper)
+
+        edit(file, change)
+
+    for role in list(house.processes):
+        house.kill(role)
+    weaken("server", classes=True)
+    weaken("site-2", classes=False)
+    weaken("site-3", classes=True)
+    try:
+        house.use("attack")
+        plan = house.plan("travelling", cycles=1)
+        job = written_job(house, "attack-job", plan)
+        edit(job / "meta.json", lambda values: values.update(min_clients=2))
+        evil = job / "app" / "config" / "evil.py"
+        evil.write_text(EVIL.format(marker=str(marker)))
+        number, _ = run_job(house, job)
+        left = {role: list(kit.rglob("evil.py")) for role, kit in house.kits.items()}
+        assert not left["site-1"]  # refused
+        assert len(left["site-2"]) == len(left["site-3"]) == 1  # the attack's first half
+        module = ".".join(left["site-3"][0].relative_to(house.root).with_suffix("").parts)
+        found = [sys.executable, "-c", f"import importlib; importlib.import_module({module!r})"]
+        subprocess.run(found, cwd=house.root, check=True)  # for Python as it is, it is a module
+        assert marker.read_text() == str(left["site-3"][0])
+        marker.unlink()
+
+        def name_it(values: dict) -> None:
+            values["components"][0].update(path=wrapper, args={"module": module})
+
+        evil.unlink()
+        edit(job / "app" / "config" / "config_fed_client.json", name_it)
+        edit(job / "meta.json", lambda values: values.update(min_clients=1))
+        number, ended = run_job(house, job)
+        assert ended != "FINISHED:COMPLETED"
+        assert not marker.exists()
+        assert "is not as the lab writes it" in house.console("server") + house.console("site-1")
+        logs = {
+            role: "".join(
+                log.read_text(errors="replace") for log in (house.kits[role] / number).glob("*.txt")
+            )
+            + house.console(role)
+            for role in ("site-2", "site-3")
+        }
+        assert "is not in allow_list" in logs["site-2"]
+        assert "No module named" in logs["site-3"]
+    finally:
+        for file, text in saved.items():
+            file.write_text(text)
+        for role in list(house.processes):
+            house.kill(role)
+
+
+THIEF = """
+import importlib.abc, importlib.util, sys
+
+class Hook(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "simba_lab.federation.flare.job":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        load = spec.loader.exec_module
+        spec.loader.exec_module = lambda module: (load(module), steal(module))[0]
+        return spec
+
+def steal(module):
+    from nvflare.collab import collab
+    train = module.train
+
+    def ask(call):
+        try:
+            return f"{{type(call()).__name__}} came"
+        except Exception as error:
+            return str(error).replace(chr(10), " ")
+
+    @collab.publish
+    def thief(weights: dict, seed: int, visit: int, rate: float = 1.0, proximal: float = 0.0,
+              scanner: int = 0, confusion: float = 0.0):
+        calls = [lambda: collab.server(timeout=20.0).info()]
+        for client in collab.clients:
+            if client.name != "site-1":
+                calls.append(lambda client=client: client(timeout=20.0).info())
+                calls.append(lambda client=client: client(timeout=20.0).train(
+                    weights, seed=0, visit=visit))
+        with open({stolen!r}, "a") as file:
+            file.writelines(ask(call) + chr(10) for call in calls)
+        return train(weights, seed, visit, rate, proximal, scanner, confusion)
+
+    thief.__name__ = "train"
+    module.train = thief
+
+sys.meta_path.insert(0, Hook())
+"""
+
+
+def thief_folder(house: House) -> Path:
+    """Return a folder that makes a site's process call all others while it trains."""
+    folder = house.root / "thief"
+    folder.mkdir()
+    text = THIEF.format(stolen=str(house.root / "stolen.txt"))
+    (folder / "sitecustomize.py").write_text(text)
+    return folder
+
+
+def test_a_scanner_head_travels_as_in_one_process_and_no_site_answers_another(house):
     plan = house.plan("harmonised", cycles=2)
-    ledger = Ledger(house.restart("harmonised"), plan)
+    thief = {"PYTHONPATH": f"{thief_folder(house)}:{os.environ.get('PYTHONPATH', '')}"}
+    ledger = Ledger(house.use("harmonised", site1={"environment": thief}), plan)
     assert (
         submission.submit(house.kits["admin"], plan, timeout=60, wait=WAIT) == "FINISHED:COMPLETED"
     )
@@ -306,17 +500,27 @@ def test_a_scanner_head_travels_between_processes_as_it_does_in_one(house):
     assert step.number == last.number == 6
     assert last.head
     assert same(step.weights | step.head, last.weights | last.head)
+    answers = (house.root / "stolen.txt").read_text().splitlines()
+    assert len(answers) == 2 * 5  # two visits of site-1
+    assert all("site-1 called" in answer for answer in answers), answers
 
 
-POLICY_OF_SITE_2 = "svt: {fraction: 0.1, epsilon: 1, epsilon_release: 200, gamma: 1e-3, tau: 1e-4}"
+POLICY_OF_SITE_2 = (
+    "svt: {fraction: 0.1, epsilon: 1, epsilon_release: 200, gamma: 1e-3, tau: 1e-4, budget: 300}"
+)
 
 
 def test_a_site_with_a_policy_sends_filtered_weights_and_no_loss_and_the_others_send_theirs(house):
-    plan = house.plan("fedavg", rounds=1)
-    ledger = Ledger(house.restart("private", privacy={"site-2": POLICY_OF_SITE_2}), plan)
-    assert (
-        submission.submit(house.kits["admin"], plan, timeout=60, wait=WAIT) == "FINISHED:COMPLETED"
-    )
+    plan = house.plan("fedavg", rounds=2)
+    ledger = Ledger(house.use("private", site2={"privacy": POLICY_OF_SITE_2}), plan)
+    before = json.loads((house.kits["site-2"] / "uploads.json").read_text())["uploads"]
+    ended = submission.submit(house.kits["admin"], plan, timeout=60, wait=WAIT)
+    assert ended != "FINISHED:COMPLETED"  # the budget covers one upload
+    assert "site-2 could not train" in ledger.reason()
+    assert "spent 201 of its privacy budget 300" in ledger.reason()
+    count = json.loads((house.kits["site-2"] / "uploads.json").read_text())
+    assert count == {"uploads": before + 1, "epsilon": 201.0}
+    assert len(ledger.history()) == 1
     mean, begin = ledger.resume().weights, plan.model().state_dict()
     replies = {
         client.name: client.train(begin, seed=plan.seed, visit=1) for client in house.clients(plan)
@@ -463,7 +667,7 @@ def test_weights_that_are_not_finite_are_not_hidden_under_noise():
 
 def test_a_site_trains_for_one_call_at_a_time(monkeypatch):
     """A visit that took too long goes on at the site, on the network of the next visit."""
-    monkeypatch.setattr(job, "collab", SimpleNamespace(site_name="site-2"))
+    monkeypatch.setattr(job, "collab", SimpleNamespace(site_name="site-2", caller="server"))
     with (
         job._training,
         pytest.raises(sb.SimbaError, match="site-2 is still busy with an earlier visit"),
@@ -504,11 +708,20 @@ def test_names_that_are_roles_are_no_names_of_sites(name, tmp_path):
     assert not (tmp_path / "kits").exists()
 
 
+def assert_path_is_guarded(environment: dict[str, str]) -> None:
+    assert environment["PYTHONSAFEPATH"] == "1"
+    assert all(Path(entry).is_absolute() for entry in environment["PYTHONPATH"].split(":"))
+
+
 def test_a_site_that_hangs_is_named_and_goes_on_later_with_the_same_bits(house):
     plan = house.plan("travelling", cycles=12)
-    folder = house.restart("hanging")
+    folder = house.use("hanging")
     job = Submitted(house, plan, timeout=VISIT)
     until(lambda: Ledger(folder, plan).resume().number >= 4, WAIT)
+    for role in ("server", *house.federation.names):
+        for process in house.family(role)[1:]:  # the first is a shell or Python itself
+            with contextlib.suppress(psutil.NoSuchProcess):
+                assert_path_is_guarded(process.environ())
     for process in house.family("site-2"):
         process.suspend()
     try:
@@ -572,7 +785,7 @@ def test_sites_that_let_go_of_a_job_at_its_end_are_not_taken_for_copies():
 
 def test_a_copy_of_a_kit_that_joins_too_is_named_and_changes_no_bit(house):
     plan = house.plan("travelling", cycles=1000)
-    folder = house.restart("twice")
+    folder = house.use("twice")
     job = Submitted(house, plan, timeout=60)
     until(lambda: Ledger(folder, plan).resume().number >= 2, WAIT)
     house.kits["copy"] = house.root / "elsewhere" / "site-3"
@@ -603,7 +816,7 @@ def test_sites_that_are_lost_or_send_nonsense_are_skipped_and_named_if_the_plan_
     # Rounds that take their time: the site has to be killed between the first and the last of them.
     slow = VisitConfig(epochs=80)
     plan = Plan("fedavg", house.federation.names, {"rounds": 4, "faults": "skip"}, NETWORK, slow)
-    folder = house.restart("skipped", site3=spoiled)
+    folder = house.use("skipped", site3={"folder": spoiled})
     job = Submitted(house, plan, timeout=VISIT)
     until(lambda: Ledger(folder, plan).resume().number >= 1, WAIT)
     house.kill("site-2")
@@ -634,7 +847,7 @@ def _submit(kit: Path, plan: Plan) -> None:
 
 def test_killed_site_and_killed_server_are_taken_up_again_with_the_same_bits(house):
     plan = house.plan("travelling", cycles=30)
-    folder = house.restart("travelling")
+    folder = house.use("travelling")
 
     def reached_step() -> int:
         return Ledger(folder, plan).resume().number
@@ -657,7 +870,7 @@ def test_killed_site_and_killed_server_are_taken_up_again_with_the_same_bits(hou
     job.kill()
     reached = reached_step()
     assert reached < 90
-    house.start("server", folder)
+    house.start("server", house.ledger)
     until(lambda: port_answers(house.port))
 
     assert (

@@ -25,6 +25,12 @@ EXECUTOR = "nvflare.collab.runtime.executor.CollabExecutor"
 # fetches them afterwards: if a site is lost in between, it asks four times, ten minutes each.
 WEIGHTS_WITHIN = {"tensor_download_chunk_size": 0}
 SERVER, SITE = "config/config_fed_server.json", "config/config_fed_client.json"
+# FLARE signs what is submitted.
+SIGNATURES = {
+    folder + name
+    for folder in ("", "config/")
+    for name in (".__nvfl_sig.json", ".__nvfl_submitter.crt")
+}
 BYTES = 2**20  # a plan of a thousand sites is far smaller
 
 
@@ -41,7 +47,7 @@ def write_job(folder: Path, plan: Mapping[str, Any], timeout: float) -> Path:
     return job
 
 
-class OurJobs(AppValidator):  # type: ignore[misc]
+class OurJobs(AppValidator):
     """Lets a role take jobs of the lab alone: two configurations with a plan, and no other file.
 
     FLARE asks it before a job is started, and deletes what it refuses. What earlier jobs brought
@@ -64,6 +70,7 @@ class OurJobs(AppValidator):  # type: ignore[misc]
 def check_job(folder: Path) -> None:
     """Raise an error unless a folder holds a job as `write_job` writes it."""
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")} - {"config"}
+    names -= SIGNATURES
     if names != {SERVER, SITE}:
         name = sorted(names ^ {SERVER, SITE})[0]
         problem = f"A job brings its two configurations and no other file; {name!r} is wrong."

@@ -9,7 +9,7 @@ from nvflare.collab.api.module_wrapper import ModuleWrapper
 from simba_lab.federation.flare import job
 
 
-class Engine(ModuleWrapper):  # type: ignore[misc]
+class Engine(ModuleWrapper):
     """The functions of `simba_lab.federation.flare.job`.
 
     FLARE's own wrapper imports any module that a job names; this one takes no name.

@@ -8,6 +8,7 @@ traceback, which contain paths.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -28,13 +29,17 @@ from simba_lab.federation.clients import LocalClient, SiteError, Weights
 from simba_lab.federation.flare.processes import FOLDER
 from simba_lab.federation.ledger import Ledger
 from simba_lab.federation.plan import Plan
-from simba_lab.federation.privacy import POLICY, Change, guarded, read_policy
+from simba_lab.federation.privacy import POLICY, Change, guarded, read_policy, upload_cost
+from simba_lab.federation.provisioning import KIT
 from simba_lab.federation.site_stores import open_site
+from simba_lab.federation.uploads import LEAST, LIMIT, Uploads, Visits, limit
 
 PRIVACY = {"svt": SVTPrivacy, "percentile": PercentilePrivacy}
 _clients: dict[str, LocalClient] = {}
+_visits: dict[str, Visits] = {}
 _training = threading.Lock()
 _filters: dict[str, Callable[[Change], Change]] = {}
+Policy = tuple[str, dict[str, float]]
 
 
 # -- at a site --
@@ -49,13 +54,26 @@ def _client() -> LocalClient:
         if stored != name:
             problem = f"The process of {name} reads the store of {stored}."
             raise SiteError.problem(problem, f"Set {FOLDER} to the store of {name}.")
+        least = limit(LEAST)
+        if len(cohort) < least:
+            problem = f"{name} has {len(cohort)} subjects; it sends nothing of fewer than {least}."
+            raise SiteError.problem(problem, f"The site can lower the number with {LEAST}.")
         _clients[name] = LocalClient(name, plan.model(), cohort, plan.visit)
+        _visits[name] = Visits(plan.phases())
     return _clients[name]
+
+
+def _check_caller() -> None:
+    """Refuse all callers but the server: in FLARE any site of a job can call any other."""
+    if collab.caller != "server":
+        problem = f"{collab.caller} called {collab.site_name}."
+        raise SiteError.problem(problem, "A site answers its server alone.")
 
 
 @collab.publish
 def info() -> dict[str, Any]:
-    """Return the number of training subjects of this site."""
+    """Return the number of training subjects of this site to the server."""
+    _check_caller()
     return _client().info()
 
 
@@ -69,14 +87,23 @@ def train(
     scanner: int = 0,
     confusion: float = 0.0,
 ) -> dict[str, Any]:
-    """Train weights on this site's subjects, see `simba_lab.federation.clients.Client`."""
-    change = _policy()  # a bad policy is an error before anything is trained
+    """Train weights on this site's subjects, see `simba_lab.federation.clients.Client`.
+
+    Only the server may call it, for the visits of the plan, for each once, and as often as the site
+    allows.
+    """
+    policy = _policy()  # a bad policy is an error before anything is trained
+    _check_caller()
     # FLARE gives each call a thread, but the site has a single network.
     if not _training.acquire(blocking=False):
         problem = f"{collab.site_name} is still busy with an earlier visit."
         raise SiteError.problem(problem, "Allow more time for a visit (timeout).")
     try:
-        reply = _client().train(
+        client, uploads = _client(), _uploads(policy)
+        cost = upload_cost(*policy, weights) if policy else 0.0
+        uploads.check(epsilon=cost)
+        _visits[client.name].admit(visit, weights)
+        reply = client.train(
             weights,
             seed=seed,
             visit=visit,
@@ -85,25 +112,40 @@ def train(
             scanner=scanner,
             confusion=confusion,
         )
+        if policy:
+            reply = guarded(reply, weights, _filter(*policy))
+        uploads.add(epsilon=cost)  # before anything leaves
+        return reply
     finally:
         _training.release()
-    return guarded(reply, weights, change) if change else reply
 
 
-def _policy() -> Callable[[Change], Change] | None:
-    """Return the filter of this site's policy. FLARE does not apply its filters to Collab calls."""
+def _policy() -> Policy | None:
     text = os.environ.get(POLICY)
-    if not text:
-        return None
-    if text not in _filters:
-        name, options = read_policy(text)
-        _filters[text] = filter_for(name, options)
-    return _filters[text]
+    return read_policy(text) if text else None
+
+
+def _uploads(policy: Policy | None) -> Uploads:
+    kit = os.environ.get(KIT)
+    if not kit:
+        problem = f"{KIT} is not set in the environment."
+        raise SimbaError.problem(problem, "Start the site with the script of its kit.")
+    budget = policy[1].get("budget", math.inf) if policy else math.inf
+    return Uploads(Path(kit) / "uploads.json", most=limit(LIMIT), budget=budget)
+
+
+def _filter(name: str, options: dict[str, float]) -> Callable[[Change], Change]:
+    """Return the filter of this site's policy. FLARE does not apply its filters to Collab calls."""
+    key = f"{name} {options}"
+    if key not in _filters:
+        _filters[key] = filter_for(name, options)
+    return _filters[key]
 
 
 def filter_for(name: str, options: dict[str, float]) -> Callable[[Change], Change]:
     """Return FLARE's filter as a function of changes; it logs the privacy spent at the site."""
-    privacy = PRIVACY[name](**options)
+    arguments = {option: value for option, value in options.items() if option != "budget"}
+    privacy = PRIVACY[name](**arguments)
 
     def change(values: Change) -> Change:
         data = DXO(DataKind.WEIGHT_DIFF, data=values)
@@ -147,20 +189,21 @@ def main() -> str:
     ledger = Ledger(_folder(), plan)
     # Proxies are made in this thread, because FLARE knows the caller by its thread.
     clients = [RemoteClient(client.name, client(timeout=timeout)) for client in collab.clients]
-    last = ledger.resume()
-    number = last.number
-    try:
-        for step in plan.steps(clients, last):  # none if the training is complete
-            # After an abort all calls fail at once: a plan that skips faults would run to its end.
-            if collab.is_aborted:
-                raise _aborted(number)
-            ledger(step)
-            number = step.number
-        return str(number)
-    except Exception as error:
-        # FLARE says of an aborted visit that it took too long.
-        ledger.stopped(_aborted(number) if collab.is_aborted else error)
-        raise
+    with ledger.writing():
+        last = ledger.resume()
+        number = last.number
+        try:
+            for step in plan.steps(clients, last):  # none if the training is complete
+                # After an abort all calls fail at once: a plan that skips faults would go on.
+                if collab.is_aborted:
+                    raise _aborted(number)
+                ledger(step)
+                number = step.number
+            return str(number)
+        except Exception as error:
+            # FLARE says of an aborted visit that it took too long.
+            ledger.stopped(_aborted(number) if collab.is_aborted else error)
+            raise
 
 
 def _aborted(number: int) -> SimbaError:
