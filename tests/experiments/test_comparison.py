@@ -139,11 +139,6 @@ def test_rates_that_diverge_are_passed_over_and_mistakes_are_not(small, monkeypa
         small.row("fedavg", 3, 0)
 
 
-def test_options_that_a_network_does_not_have_are_one_clear_error(small):
-    with pytest.raises(sb.SimbaError, match=r"comparison\.network.*widhts"):
-        dataclasses.replace(small, network={"name": "SimBANet", "widhts": [4]}).row("fedavg", 3, 0)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -153,6 +148,19 @@ def test_options_that_a_network_does_not_have_are_one_clear_error(small):
         ({"passes": 3}, "passes"),
         ({"seeds": (1, 1)}, "seeds"),
         ({"long": (20,)}, "long"),
+        ({"subjects": -240}, r"comparison\.subjects"),
+        ({"subjects": 12.0}, r"comparison\.subjects"),
+        ({"passes": "x"}, "passes"),
+        ({"passes": float("nan")}, "passes"),
+        ({"learning_rates": ["x"]}, "learning_rates"),
+        ({"learning_rates": (0.1, -1.0)}, "learning_rates"),
+        ({"learning_rates": 0.1}, "a list of values"),
+        ({"seeds": ["y"]}, "seeds"),
+        ({"seeds": "y"}, "a list of values"),
+        ({"network": [1]}, r"comparison\.network"),
+        ({"network": {"name": "SimBANet", "widhts": [4]}}, r"comparison\.network.*widhts"),
+        ({"validation": "z"}, "validation"),
+        ({"test": 0}, "test"),
     ],
 )
 def test_bad_comparisons_are_refused(small, change, message):

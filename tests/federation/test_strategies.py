@@ -380,3 +380,59 @@ def test_weights_that_were_sent_are_not_changed(clients, model):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     follow(travelling(clients, model.state_dict(), cycles=1))
     assert same(before, model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"channels_last": "banana"}, r"config\.channels_last must be true or false, got 'banana'"),
+        ({"channels_last": 1}, "true or false"),
+        ({"learning_rate": True}, "above 0 and below 1"),
+        ({"learning_rate": float("nan")}, "above 0 and below 1"),
+        ({"weight_decay": "0"}, "at least 0"),
+        ({"weight_decay": float("nan")}, "at least 0"),
+        ({"epochs": 1.5}, "at least 1"),
+        ({"optimiser": ["sgd"]}, "optimiser"),
+    ],
+)
+def test_settings_of_a_visit_are_checked(change, match):
+    with pytest.raises(sb.SimbaError, match=match):
+        VisitConfig(**change)
+
+
+def test_numbers_of_numpy_are_taken_and_can_be_sent():
+    visit = VisitConfig(epochs=np.int64(2), learning_rate=np.float32(0.5), weight_decay=np.int8(0))
+    plan = Plan("fedavg", ("a",), {"rounds": 1}, visit=visit)
+    assert plan.to_dict()["visit"]["learning_rate"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options", "match"),
+    [
+        (fedavg, {"rounds": 1, "proximal": -5}, "proximal must be"),
+        (fedavg, {"rounds": 1, "proximal": float("nan")}, "proximal must be"),
+        (fedavg, {"rounds": 1, "seed": -1}, "seed must be"),
+        (fedavg, {"rounds": 0}, "rounds must be"),
+        (fedprox, {"rounds": 1, "proximal": 0}, "proximal must be"),
+        (travelling, {"cycles": 0}, "cycles must be"),
+        (travelling, {"cycles": 1, "decay": True}, "decay must be"),
+        (travelling, {"cycles": 1, "shuffled": "no"}, "shuffled must be"),
+        (harmonised, {"cycles": 1, "decay": 0}, "decay must be"),
+        (fedtm, {"rounds": -1, "cycles": 1, "least": 1}, "rounds must be"),
+        (fedtm, {"rounds": 1, "cycles": 1, "least": "all"}, "least must be"),
+        (fedtm, {"rounds": 1, "cycles": 1, "least": 1, "faults": "pass"}, "faults"),
+    ],
+)
+def test_options_are_checked_at_the_call_and_not_at_the_first_step(
+    strategy, options, match, clients, model
+):
+    with pytest.raises(sb.SimbaError, match=match):
+        strategy(clients, model.state_dict(), **options)
+    with pytest.raises(sb.SimbaError):
+        strategy([], {}, **options)
+
+
+def test_a_client_refuses_a_rate_or_a_proximal_term_that_is_none(clients, model):
+    for options in ({"rate": -1.0}, {"rate": float("nan")}, {"proximal": -5}, {"confusion": "x"}):
+        with pytest.raises(sb.SimbaError, match=f"{next(iter(options))} must be"):
+            clients[0].train(model.state_dict(), seed=0, visit=1, **options)

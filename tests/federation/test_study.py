@@ -138,7 +138,7 @@ def test_provisioning_writes_stores_and_kits_and_says_who_starts_what(path, tmp_
     ("change", "match"),
     [
         (("strategy: travelling", "strategy: gossip"), "plan.strategy"),
-        (("strategy: travelling", "tactic: travelling"), "scenario, sites and strategy"),
+        (("strategy: travelling", "tactic: travelling"), "study.tactic"),
         (("test: 8", "tests: 8"), "study.tests"),
         (("name: SimBANet", "name: os.system"), "plan.network.name"),
         (("subjects: 6", "subjects: 6, colour: red"), r"study.sites\[0\].colour"),
