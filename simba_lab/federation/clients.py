@@ -13,14 +13,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from simba_lab.core.batches import Feed
-from simba_lab.core.checks import (
-    MOST_WORKERS,
-    below_one,
-    built,
-    choice,
-    not_negative,
-    whole_number,
-)
+from simba_lab.core.checks import MOST_WORKERS, below_one, built, choice, not_negative, whole_number
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import THREADS, deterministic
 from simba_lab.core.errors import SimbaError
