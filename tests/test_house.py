@@ -29,6 +29,13 @@ def test_starting_imports_nothing_heavy(command):
     assert run.stderr.strip() == "[]"
 
 
+def test_a_module_that_a_room_exports_can_be_had_first():
+    """Its own package must know it, whatever was imported before."""
+    code = "import simba_lab as sb; print(sb.synthesis.deformation.__name__)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.strip() == "simba_lab.synthesis.rendering.deformation", run.stderr
+
+
 def functions():
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
