@@ -120,8 +120,13 @@ class House:
                 self.kits[role], folder or self.folders[role], privacy=privacy
             )
 
-    def use(self, ledger: str, **changes: dict) -> Path:
-        """Let all roles run with a new ledger; start those anew whose settings change."""
+    def use(self, ledger: str, *, fresh: bool = False, **changes: dict) -> Path:
+        """Let all roles run with a new ledger; start those anew whose settings change.
+
+        All of them if `fresh`: after a test whose job may still be running.
+        """
+        for role in list(self.processes) if fresh else ():
+            self.kill(role)
         folder = self.root / ledger
         folder.mkdir()
         self.ledger.unlink(missing_ok=True)
@@ -810,7 +815,7 @@ def test_sites_that_are_lost_or_send_nonsense_are_skipped_and_named_if_the_plan_
     # Rounds that take their time: the site has to be killed between the first and the last of them.
     slow = VisitConfig(epochs=80)
     plan = Plan("fedavg", house.federation.names, {"rounds": 4, "faults": "skip"}, NETWORK, slow)
-    folder = house.use("skipped", site3={"folder": spoiled})
+    folder = house.use("skipped", fresh=True, site3={"folder": spoiled})
     job = Submitted(house, plan, timeout=VISIT)
     until(lambda: Ledger(folder, plan).resume().number >= 1, WAIT)
     house.kill("site-2")
@@ -841,7 +846,7 @@ def _submit(kit: Path, plan: Plan) -> None:
 
 def test_killed_site_and_killed_server_are_taken_up_again_with_the_same_bits(house):
     plan = house.plan("travelling", cycles=30)
-    folder = house.use("travelling")
+    folder = house.use("travelling", fresh=True)
 
     def reached_step() -> int:
         return Ledger(folder, plan).resume().number
