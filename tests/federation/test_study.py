@@ -122,6 +122,8 @@ def test_provisioning_writes_stores_and_kits_and_says_who_starts_what(path, tmp_
     output = capsys.readouterr().out
     for role in ("server", "north", "south", "admin"):
         assert f"{role}:  " in output
+    assert str(tmp_path / "out" / "kits" / "kits" / "simba-lab" / "state") in output
+    assert "move that folder to a safe place" in output
     kit = tmp_path / "out" / "kits" / "kits" / "simba-lab" / "prod_00" / "north"
     assert (
         json.loads((kit / "startup" / "fed_client.json").read_text())["client"][
