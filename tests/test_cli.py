@@ -1,7 +1,10 @@
 """The command line: what it writes, and what it says to bad input."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import nibabel as nib
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 
 import simba_lab as sb
 from simba_lab import cli
+from simba_lab.core.unfinished import one_process
 
 HEAVY = ("torch", "captum", "matplotlib", "numba", "scipy.stats", "sklearn", "nvflare")
 
@@ -66,3 +70,46 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "scenario.disease.region" in error and "Insula_L" in error and "Traceback" not in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_end_a_command_with_one_line(tmp_path, scenario_file, monkeypatch, capsys, number):
+    before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)]
+
+    def interrupted(*_, **__):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    monkeypatch.setattr("simba_lab.scans.bids_export.describe_raw", interrupted)
+    monkeypatch.setattr("simba_lab.scans.saving._locked", interrupted)
+    for command, again in (("export", "Nothing was left behind"), ("synthesise", "it resumes")):
+        assert cli.main([command, str(scenario_file), str(tmp_path / "out")]) == 130
+        errors = capsys.readouterr().err.splitlines()
+        assert errors[-1].startswith("simba-lab: Interrupted. ") and again in errors[-1]
+        assert "Traceback" not in str(errors)
+    assert {path.name for path in tmp_path.iterdir()} == {"scenario.yaml"}
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_training(
+    tmp_path, scenario_file, monkeypatch, capsys
+):
+    monkeypatch.setattr("simba_lab.training.fitting.fit", lambda *_, **__: pytest.fail("trained"))
+    (tmp_path / "file").write_text("x")
+    assert cli.main(["fit", str(scenario_file), str(tmp_path / "file" / "run")]) == 2
+    assert cli.main(["fit", str(scenario_file), str(tmp_path / "file")]) == 2
+    with one_process(tmp_path / "run", ""):
+        assert cli.main(["fit", str(scenario_file), str(tmp_path / "run")]) == 2
+    errors = capsys.readouterr().err
+    assert "Nothing is overwritten" in errors and "Another process is about to write" in errors
+
+
+def test_a_run_that_cannot_be_saved_is_still_judged(tmp_path, scenario_file, monkeypatch, capsys):
+    def full(*_):
+        raise sb.SimbaError("folder", "run", "on a disk with enough space")
+
+    monkeypatch.setattr(sb.training.Run, "save", full)
+    command = ["fit", str(scenario_file), str(tmp_path / "run"), "--epochs", "1"]
+    assert cli.main(command) == 2
+    out, err = capsys.readouterr()
+    assert "auroc" in out and "enough space" in err

@@ -2,6 +2,9 @@ import dataclasses
 import json
 import random
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import joblib
@@ -201,12 +204,87 @@ def test_several_biases_are_judged_by_name(scenario):
     } <= set(table)
 
 
+def rows_changed(cache):
+    for path in cache.glob("cells/*/value.json"):
+        path.write_text(path.read_text().replace('"auroc": 0.', '"auroc": 9.'))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [rows_changed, lambda cache: [path.write_text("") for path in cache.glob("cells/*/*.json")]],
+    ids=["another number", "empty"],
+)
+def test_a_row_that_was_changed_is_made_anew(scenario, tmp_path, damage):
+    sweep = sb.Sweep(scenario, {"prevalence.bias": [0.9]}, (0,), CONFIG, NETWORK)
+    first = sweep.run(n_jobs=1, cache=tmp_path)
+    damage(tmp_path)
+    with pytest.warns(UserWarning, match="damaged; it is made anew"):
+        again = sweep.run(n_jobs=1, cache=tmp_path)
+    pd.testing.assert_frame_equal(first.drop(columns="seconds"), again.drop(columns="seconds"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"seeds": range(10**7)}, "the number of cells must be an integer of at most 100000"),
+        ({"seeds": (-1,)}, "sweep.seeds must be an integer of at least 0"),
+        ({"seeds": (10**30,)}, "sweep.seeds must be an integer of at most"),
+        ({"axes": {"config.epochs": [10**9]}}, "at most 1000000"),
+        ({"axes": {"config.threads": [10**6]}}, "at most 512"),
+    ],
+)
+def test_counts_have_limits(small, changes, says):
+    with pytest.raises(sb.SimbaError, match=says):
+        dataclasses.replace(small, **changes)
+    with pytest.raises(sb.SimbaError, match="n_jobs must be an integer of at most 512"):
+        small.run(n_jobs=10**6, cache=False)
+    with pytest.raises(sb.SimbaError, match="n_jobs must be an integer of at least 1"):
+        small.run(n_jobs=0, cache=False)
+
+
+WORKING = """
+import os, sys, time
+from simba_lab.experiments.parallel import in_parallel, worker_processes
+def work(path):
+    open(path + "." + str(os.getpid()), "w").close()
+    time.sleep(120)
+with worker_processes(2) as jobs:
+    in_parallel(jobs, work, [(sys.argv[1],)] * 4, progress=False, unit="calls")
+"""
+
+
+def test_workers_end_with_the_process_that_they_work_for(tmp_path):
+    """A real SIGKILL of the parent, while its workers are busy."""
+    command = [sys.executable, "-c", WORKING, str(tmp_path / "worker")]
+    parent = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = [int(path.suffix[1:]) for path in tmp_path.iterdir()]
+    assert len(workers) == 2 and all(Path(f"/proc/{worker}").exists() for worker in workers)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while any(map(lives, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(lives, workers))
+
+
+def lives(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False
+
+
 def test_saved_results_are_read_back_and_changes_are_noticed(small, tmp_path):
     table = small.run(n_jobs=1, cache=tmp_path / "cache")
     small.save(table, tmp_path / "results", seconds=60)
     read, manifest = sb.experiments.read_results(tmp_path / "results")
     np.testing.assert_allclose(read.to_numpy(float), table.to_numpy(float), rtol=1e-5)
     assert sb.Sweep.from_dict(manifest["sweep"]).to_dict() == small.to_dict()
+    with pytest.raises(sb.SimbaError, match="nothing exists yet"):
+        small.save(table, tmp_path / "results", seconds=60)
     csv = tmp_path / "results" / "cells.csv"
     csv.write_text(csv.read_text().replace("0.9", "0.8", 1))
     with pytest.raises(sb.SimbaError, match="changed since"):
@@ -222,6 +300,9 @@ def test_the_command_line_runs_a_sweep(small, tmp_path, capsys):
     )
     assert "4 cells" in capsys.readouterr().out
     assert len(sb.experiments.read_results(tmp_path / "results")[0]) == 4
+    command = ["sweep", str(tmp_path / "sweep.yaml")]
+    assert main([*command, str(tmp_path / "results")]) == 2
+    assert "Nothing is overwritten" in capsys.readouterr().err
     (tmp_path / "sweep.yaml").write_text(json.dumps(small.to_dict() | {"seeds": []}))
     assert main(["sweep", str(tmp_path / "sweep.yaml"), str(tmp_path / "other")]) == 2
     assert "sweep.seeds" in capsys.readouterr().err

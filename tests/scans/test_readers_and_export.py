@@ -1,9 +1,12 @@
 import errno
 import gzip
 import json
+import os
 import pickle
 import shutil
+import signal
 import subprocess
+import time
 from dataclasses import fields
 
 import nibabel as nib
@@ -206,6 +209,31 @@ def test_failed_export_leaves_nothing(cohort, tmp_path, monkeypatch, code):
     ):
         export_bids(cohort, tmp_path / "ds")
     assert len(written) > 5 and not list(tmp_path.iterdir())
+
+
+def test_an_export_that_was_killed_leaves_nothing_for_the_next(cohort, tmp_path):
+    """Real processes, SIGKILL at random moments; the third time nobody kills it."""
+    few = cohort.where(np.arange(6))
+    export_bids(few, tmp_path / "whole", n_jobs=1)
+    for moment in (0.05, 0.15, None):
+        child = os.fork()
+        if child == 0:
+            try:
+                export_bids(few, tmp_path / "ds", n_jobs=1)
+            finally:
+                os._exit(0)
+        if moment is not None:
+            time.sleep(moment)
+            os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        if (tmp_path / "ds").exists():
+            break
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "ds"}
+    whole, again = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")}
+        for folder in (tmp_path / "whole", tmp_path / "ds")
+    )
+    assert whole == again
 
 
 def test_exports_that_are_refused(cohort, people, tmp_path):
