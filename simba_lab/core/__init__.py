@@ -1,7 +1,8 @@
 """Cohorts, intervals, fingerprints, random numbers and files: what every room stands on.
 
-This room knows no brain and no network. What a result follows from is a digest of values and code
-(`fingerprint`, `sources`); a result is kept by that digest, and found again (`remember`).
+This room knows no brain, and of networks only how to call any. What a result follows from is a
+digest of values and code (`fingerprint`, `sources`); a result is kept by that digest, and found
+again (`remember`).
 """
 
 import lazy_loader

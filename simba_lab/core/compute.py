@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import ctypes
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from simba_lab.core.checks import MOST_WORKERS, positive, whole_number
 from simba_lab.core.errors import SimbaError
+from simba_lab.core.network_adapter import copied, eager, unwrapped
 
 T = TypeVar("T")
 Module = TypeVar("Module", bound=torch.nn.Module)
@@ -71,9 +71,16 @@ class Compute:
         return torch_device(self.device)
 
     def placed(self, model: torch.nn.Module) -> tuple[torch.nn.Module, torch.device, torch.dtype]:
-        """Return the network on the device (a copy, but on the processor), device and precision."""
-        device = self.torch_device()
-        network = model if device.type == "cpu" else copy.deepcopy(model).to(device)
+        """Return the network on the device (a copy, if it is not there), device and precision.
+
+        It comes out of its wrappers, such as DataParallel or what `torch.compile` returns.
+        """
+        device, network = self.torch_device(), unwrapped(model)
+        tensors = (*network.parameters(), *network.buffers())
+        elsewhere = any(value.device.type != "cpu" for value in tensors)
+        without_gradients = torch.is_grad_enabled() and any(x.is_inference() for x in tensors)
+        if device.type != "cpu" or elsewhere or without_gradients:
+            network = copied(network).to(device)
         dtypes = (value.dtype for value in network.parameters() if value.is_floating_point())
         return network, device, next(dtypes, torch.float32)
 
@@ -122,11 +129,15 @@ def _keep_freed_memory() -> None:
 
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Put a network in evaluation mode, and each of its parts back to the mode that it had."""
+    """Put a network in evaluation mode, and each of its parts back to the mode that it had.
+
+    Code that `torch.compile` made is not used meanwhile, so that hooks on layers run.
+    """
     before = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        yield
+        with eager():
+            yield
     finally:
         for module, training in before.items():
             module.training = training

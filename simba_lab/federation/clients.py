@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -17,6 +16,7 @@ from simba_lab.core.checks import MOST_WORKERS, below_one, built, choice, not_ne
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import THREADS, deterministic
 from simba_lab.core.errors import SimbaError
+from simba_lab.core.network_adapter import copied, trainable
 from simba_lab.core.rng import stream
 from simba_lab.federation.harmony import ScannerHead, Weights, divided
 from simba_lab.training.networks import logit
@@ -175,7 +175,7 @@ class LocalClient:
             )
         self.name, self.cohort = name, cohort
         self.config, self.memory_gb = config or VisitConfig(), memory_gb
-        self._network = copy.deepcopy(model)
+        self._network = copied(trainable(model))
         self._feed: Feed | None = None
 
     def info(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from sklearn.metrics import log_loss
 
 from simba_lab.core.checks import choice, whole_number
 from simba_lab.core.cohort import TwinCohort
+from simba_lab.core.network_adapter import copied, trainable
 from simba_lab.federation.federated_cohort import Federation
 from simba_lab.federation.steps import Step
 from simba_lab.interpretation.probes.probing import probe
@@ -92,7 +93,7 @@ class TravelLog:
             biases = [name for name in possible_biases if 0 < self.cohort[name].mean() < 1]
         for name in biases:
             choice("biases", name, possible_biases)
-        self._model, self._layers, self._every = copy.deepcopy(model).eval(), layers, every
+        self._model, self._layers, self._every = copied(trainable(model)).eval(), layers, every
         self._volumes = self.cohort.arrays()
         self._twins = {
             name: [self.cohort.twin(**{state: name}).arrays() for state in ("without", "carrying")]
@@ -127,7 +128,7 @@ class TravelLog:
         """
         whole_number("every", every)
         log = copy.copy(self)
-        log._model, log._layers, log._every = copy.deepcopy(self._model), layers, every
+        log._model, log._layers, log._every = copied(self._model), layers, every
         if sites is not None:
             for name in sites:
                 choice("sites", name, self._training)

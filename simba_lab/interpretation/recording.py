@@ -19,6 +19,7 @@ from simba_lab.core.checks import whole_number
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import Compute, deterministic, evaluating
 from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.network_adapter import outcome_of
 from simba_lab.interpretation.hooks import hooked, largest_call, layer_names, of_tensors
 from simba_lab.interpretation.spool import Spool
 
@@ -181,9 +182,7 @@ def record(
             for batch in batches(chain([first_volume], arrays), batch_size):
                 if pixels or PIXELS in feature_layers:
                     spool.add(PIXELS, batch)
-                network(
-                    batch.to(device, precision)
-                )  # the hooks see it all; the logit is not needed
+                outcome_of(network, batch.to(device, precision))  # the hooks see it all
         activations = {name: spool.kept(name) for name in feature_layers}
         grams = {name: spool.gram(name) for name in ([PIXELS] if pixels else []) + names}
     return Recording(grams, activations, _subjects(sources), _table(sources))

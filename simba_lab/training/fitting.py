@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import platform
 import time
@@ -19,6 +18,7 @@ from simba_lab.core.cohort import Cohort, TwinCohort, with_twins
 from simba_lab.core.compute import laid_out
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.fingerprint import fingerprint
+from simba_lab.core.network_adapter import copied, trainable, with_gradients
 from simba_lab.core.remember import remembered
 from simba_lab.core.source_code import NotFingerprintable
 from simba_lab.core.unfinished import one_process, part_of
@@ -31,6 +31,7 @@ from simba_lab.training.networks import GroupRouted
 from simba_lab.training.run import Fitted, Run
 
 
+@with_gradients()
 def fit(
     model: torch.nn.Module,
     cohort: Cohort,
@@ -94,6 +95,7 @@ def fit(
     2
     """
     config, mitigation = config or FitConfig(), mitigation_from(mitigation)
+    model = trainable(model)
     _check_classes(cohort)
     if mitigation is not None:
         mitigation.check(cohort, config)
@@ -182,7 +184,11 @@ def fit_pair(
     >>> pair._fields
     ('biased', 'control')
     """
-    control = with_twins(cohort).unbiased()
+    if not with_twins(cohort).biases:
+        remedy = "Give the scenario a bias, or fit the network alone: fit(model, cohort)."
+        raise SimbaError("cohort", "one without a bias", "a cohort that has a control", remedy)
+    control = cohort.unbiased()
+    _check_classes(control)
     return Pair(fit(model, cohort, config, **options), fit(model, control, config, **options))
 
 
@@ -215,7 +221,7 @@ def _fit(
         return trainer.train(model, subjects, config, remedy, settings)
 
     if mitigation is None:
-        network, fitted = copy.deepcopy(model), train_on(cohort, None)
+        network, fitted = copied(model), train_on(cohort, None)
     else:
         network, fitted = mitigation.network(model, cohort), mitigation.fitted(cohort, train_on)
     network.load_state_dict(fitted.weights)

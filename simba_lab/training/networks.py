@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from torch import nn
 
 from simba_lab.core.checks import choice, mapping
 from simba_lab.core.errors import SimbaError
+from simba_lab.core.network_adapter import answer_of, copied
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -259,7 +259,7 @@ class GroupRouted(nn.Module):
     @classmethod
     def of_copies(cls, model: nn.Module, by: str, groups: Sequence[int | str]) -> GroupRouted:
         """Return a copy of one network for each group."""
-        return cls([copy.deepcopy(model) for _ in groups], by, groups)
+        return cls([copied(model) for _ in groups], by, groups)
 
     def forward(self, x: torch.Tensor, group: torch.Tensor | None = None) -> torch.Tensor:
         """Return the logit of the disease, shape (N, 1).
@@ -281,14 +281,16 @@ class GroupRouted(nn.Module):
         return scores
 
 
-def logit(output: torch.Tensor) -> torch.Tensor:
+def logit(output: object) -> torch.Tensor:
     """Return the logit of the disease, shape (N,), from the output of any binary classifier.
 
     Parameters
     ----------
     output : tensor, shape (N,), (N, 1) or (N, 2)
-        Two columns are scores of control and disease: their difference is the logit.
+        Two columns are scores of control and disease: their difference is the logit. A tuple or
+        mapping with one such tensor, or with ``logits``, is taken too.
     """
+    output = answer_of(output)
     if output.ndim == 1:
         return output
     if output.ndim == 2 and output.shape[1] == 1:

@@ -11,6 +11,7 @@ from simba_lab.core.batches import batches
 from simba_lab.core.cohort import Cohort, TwinCohort
 from simba_lab.core.compute import Compute, deterministic, evaluating
 from simba_lab.core.errors import SimbaError
+from simba_lab.core.network_adapter import refuse_probabilities, responded
 from simba_lab.training.networks import GroupRouted, logit
 
 
@@ -39,7 +40,8 @@ def logits(
     Raises
     ------
     SimbaError
-        If the network needs groups that are not known, or no network was fitted for one of them.
+        If the network fails, gives probabilities in the place of logits, NaN, or random numbers;
+        if it needs groups that are not known, or no network was fitted for one of them.
 
     Examples
     --------
@@ -53,7 +55,7 @@ def logits(
     """
     compute = compute or Compute()
     network, device, dtype = compute.placed(model)
-    routes = _routes(model, volumes, groups) if isinstance(model, GroupRouted) else None
+    routes = _routes(network, volumes, groups) if isinstance(network, GroupRouted) else None
     scores: list[np.ndarray] = []
     count = 0
     with evaluating(network), deterministic(compute.threads), torch.no_grad():
@@ -64,10 +66,27 @@ def logits(
             count += len(batch)
             if routes is not None and count > len(routes):
                 raise _not_one_each(len(routes), "the volumes")
-            scores.append(logit(network(batch.to(dtype), *batch_routes)).double().cpu().numpy())
+            batch = batch.to(dtype)
+            answer = responded(network, batch, *batch_routes)
+            if not scores:
+                refuse_probabilities(network, batch, answer, *batch_routes)
+            scores.append(logit(answer).double().cpu().numpy())
     if routes is not None and count != len(routes):
         raise _not_one_each(len(routes), f"the {count} volumes")
-    return np.concatenate(scores) if scores else np.zeros(0)
+    return finite(np.concatenate(scores)) if scores else np.zeros(0)
+
+
+def finite(scores: np.ndarray) -> np.ndarray:
+    """Return logits, or raise an error that counts those that are no numbers."""
+    scores = np.asarray(scores)
+    if scores.dtype.kind not in "fiub":
+        raise SimbaError("logits", f"of {scores.dtype}", "numbers")
+    wrong = int((~np.isfinite(scores)).sum())
+    if wrong:
+        remedy = "Check the weights of the network, and its input volumes."
+        value = f"{wrong} of {scores.size} that are NaN or infinite"
+        raise SimbaError("logits", value, "finite", remedy)
+    return scores
 
 
 def logits_of(model: torch.nn.Module | np.ndarray, cohort: Cohort) -> np.ndarray:
@@ -76,7 +95,7 @@ def logits_of(model: torch.nn.Module | np.ndarray, cohort: Cohort) -> np.ndarray
         return logits(model, cohort)
     if model.shape != (len(cohort),):
         raise SimbaError("logits", model.shape, f"of shape ({len(cohort)},), one per subject")
-    return model
+    return finite(model)
 
 
 def _routes(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from simba_lab.core.cohort import Cohort
 from simba_lab.core.digests import damage, write_digests
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.files import new_folder, read_json, write_json
+from simba_lab.core.network_adapter import copied, trainable
 from simba_lab.training import checkpoints
 from simba_lab.training.config import FitConfig
 from simba_lab.training.networks import GroupRouted
@@ -86,7 +86,7 @@ class Run:
             raise SimbaError("run", "no snapshots", "fitted with FitConfig(snapshots=True)")
         if not isinstance(epoch, int) or not 0 <= epoch < len(self.snapshots):
             raise SimbaError("epoch", epoch, f"an integer from 0 to {len(self.snapshots) - 1}")
-        model = copy.deepcopy(self.model)
+        model = copied(self.model)
         model.load_state_dict(self.snapshots[epoch])
         return model.eval()
 
@@ -150,8 +150,8 @@ class Run:
             remedy = f"It cannot be read: {error}"
             raise SimbaError("run", str(folder), "a folder written by Run.save", remedy) from error
         weights, _ = checkpoints.read(folder / "weights.safetensors", field="run")
-        routed = provenance.get("routed")
-        network = GroupRouted.of_copies(model, **routed) if routed else copy.deepcopy(model)
+        routed, model = provenance.get("routed"), trainable(model)
+        network = GroupRouted.of_copies(model, **routed) if routed else copied(model)
         try:
             network.load_state_dict(weights)
         except RuntimeError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from itertools import product
 
@@ -15,6 +14,7 @@ from simba_lab.core.checks import whole_number
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import deterministic, laid_out
 from simba_lab.core.errors import SimbaError
+from simba_lab.core.network_adapter import copied, trainable, with_gradients
 from simba_lab.training.config import FitConfig, Precision
 from simba_lab.training.networks import logit
 
@@ -23,6 +23,7 @@ PRECISIONS: tuple[Precision, ...] = ("32-true", "bf16-mixed")
 WARM_UP_STEPS = 2
 
 
+@with_gradients()
 def fastest(
     model: torch.nn.Module, cohort: Cohort, config: FitConfig | None = None, *, steps: int = 6
 ) -> tuple[FitConfig, pd.DataFrame]:
@@ -96,7 +97,7 @@ def _seconds_per_step(
     fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
     layout = torch.channels_last_3d if config.channels_last else torch.contiguous_format
     with deterministic(config.threads), torch.random.fork_rng():
-        body = laid_out(copy.deepcopy(model), layout)
+        body = laid_out(copied(trainable(model)), layout)
         optimiser = torch.optim.AdamW(body.parameters(), lr=config.learning_rate)
         network, optimiser = fabric.setup(body, optimiser)
         network.train()

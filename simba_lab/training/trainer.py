@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import time
 import warnings
@@ -21,9 +20,11 @@ from simba_lab.core.batches import Feed
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import deterministic, laid_out
 from simba_lab.core.errors import SimbaError
+from simba_lab.core.network_adapter import copied
 from simba_lab.training.config import FitConfig
 from simba_lab.training.identity import identity_of
 from simba_lab.training.mitigation.objective import Mitigation, Objective, Progress
+from simba_lab.training.network_checks import check_alone, check_answers
 from simba_lab.training.networks import logit
 from simba_lab.training.run import Fitted
 from simba_lab.training.state import FitState
@@ -144,7 +145,8 @@ class Trainer:
         self.volumes, self.validation = self._feed(cohort.train), self._feed(cohort.validation)
         self.twins = None if self.objective.twins is None else self._feed(self.objective.twins)
         self.labels = torch.from_numpy(cohort.validation["label"].astype(np.float32))
-        body = _Body(copy.deepcopy(model).to(fabric.device))
+        body = _Body(copied(model).to(fabric.device))
+        check_answers(body, self.volumes)
         self.layout = _memory_layout(body, self.volumes, config)
         body = laid_out(body, self.layout)
         # The fused step rounds differently: it is for those who chose speed over full precision.
@@ -158,6 +160,9 @@ class Trainer:
         rows = len(self.objective.order(config.seed, 0))
         batches, remainder = divmod(rows, config.batch_size)
         self.steps = batches + (remainder >= config.devices)
+        least = min(config.batch_size, remainder if remainder >= config.devices else rows)
+        if least // config.devices == 1:
+            check_alone(body, self.volumes, config.batch_size, rows)
         self.schedule = self._schedule()
         self.state = FitState(
             body.network, self.optimiser, self.schedule, self.objective, snapshots=config.snapshots
@@ -266,6 +271,9 @@ class Trainer:
                 for volumes in self.validation.batches(rows)
             ]
         )
+        if not torch.isfinite(scores).all():
+            remedy = "Look for NaN in the validation volumes, and lower the learning rate."
+            raise SimbaError("validation logits", "NaN or infinite", "finite", remedy)
         correct = ((scores > 0) == (self.labels > 0)).float()
         loss = self.objective.validation_loss(scores, self.labels)
         return {"validation_loss": loss, "validation_accuracy": correct.mean().item()}
@@ -316,7 +324,7 @@ def _memory_layout(body: _Body, feed: Feed, config: FitConfig) -> torch.memory_f
     if not config.channels_last:
         return torch.contiguous_format
     layout = torch.channels_last_3d
-    trial, training = laid_out(copy.deepcopy(body), layout).eval(), body.training
+    trial, training = laid_out(copied(body), layout).eval(), body.training
     volumes = next(feed.batches([torch.arange(min(2, len(feed)))]))
     try:
         logit(trial(volumes.contiguous(memory_format=layout))).sum().backward()

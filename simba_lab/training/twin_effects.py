@@ -10,7 +10,7 @@ from simba_lab.core.cohort import TwinCohort, effect_of
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.intervals import bootstrap_rows, columns_of_mean, paired_share, wilson
 from simba_lab.core.rng import stream
-from simba_lab.training.predictions import logits
+from simba_lab.training.predictions import finite, logits
 
 
 def twin_effect(
@@ -104,6 +104,8 @@ def twin_table(
     >>> table.loc["bias", ["n", "excess"]].tolist()
     [16.0, 0.0]
     """
+    for scores in (off, on, *(control or ())):
+        finite(scores)
     magnitude, change, turned = cohort[f"{effect}_magnitude"], on - off, _turned(off, on)
     count = len(change)
     rows = bootstrap_rows(stream(seed, "evaluation", f"twin effect/{effect}"), count)

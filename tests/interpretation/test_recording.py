@@ -195,7 +195,7 @@ def test_hooks_are_removed_also_after_an_error(cohort):
     with pytest.raises(sb.SimbaError):
         sb.record(model, [np.zeros((2, 2, 2), np.float32)] * 3)
     assert hooks(model) == 0
-    with pytest.raises(RuntimeError):
+    with pytest.raises(sb.SimbaError, match="Kernel size"):
         sb.record(small_model := small(), [np.zeros((2, 2, 2), np.float32)] * 3)
     assert hooks(small_model) == 0
     with pytest.raises(sb.SimbaError):

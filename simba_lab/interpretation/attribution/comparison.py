@@ -66,6 +66,9 @@ def compare(
     """
     if not methods:
         raise SimbaError("methods", methods, "at least one")
+    if not cohort.effects:
+        remedy = "Maps are scored against what is known to differ: put an effect into the scans."
+        raise SimbaError("cohort", "one without known effects", "one with known effects", remedy)
     if not isinstance(methods, Mapping):
         methods = {method_of(method).name: method for method in methods}
     rows = bootstrap_rows(

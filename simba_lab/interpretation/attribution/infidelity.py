@@ -13,6 +13,7 @@ from simba_lab.core.checks import positive, whole_number
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import Compute
 from simba_lab.core.errors import SimbaError
+from simba_lab.core.network_adapter import with_gradients
 from simba_lab.interpretation.attribution.methods.gradient_based import IntegratedGradients
 from simba_lab.interpretation.attribution.methods.method import Batch, Method
 from simba_lab.interpretation.attribution.methods.perturbation_based import Shapley
@@ -24,6 +25,7 @@ from simba_lab.interpretation.attribution.scorer import seeded
 SENSITIVITY_DRAWS = 5
 
 
+@with_gradients()
 def faithfulness(
     model: torch.nn.Module,
     cohort: Cohort,

@@ -20,6 +20,7 @@ from simba_lab.core.compute import Compute, deterministic
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.files import atomic_write, new_folder
 from simba_lab.core.lattice import Lattice
+from simba_lab.core.network_adapter import with_gradients
 from simba_lab.core.tables import table_text
 from simba_lab.interpretation.attribution.baselines import Baselines, baselines_of
 from simba_lab.interpretation.attribution.localisation import localisation
@@ -111,6 +112,7 @@ class Attribution:
                 atomic_write(unfinished / "regions.csv", table_text(self.regions))
 
 
+@with_gradients()
 def attribute(
     model: torch.nn.Module,
     cohort: Cohort,
@@ -223,6 +225,7 @@ class _Mapping:
             )
             changes = _score_changes(batch)
             maps = plan.method.maps(batch).detach()[:, 0].cpu().numpy()
+            _check_finite(maps, changes, batch)
             for subject, values, change in zip(group, maps, changes, strict=True):
                 if weight < 1:
                     values = weight * values + (1 - weight) * self.maps[subject]
@@ -259,8 +262,9 @@ class _Mapping:
         sums = pd.DataFrame(self.sums, index=index)
         if self.plan.method.complete:
             scale = sums["logit_change"].abs().mean()
-            error = (sums["total"] - sums["logit_change"]) / scale if scale else 0.0
+            error = (sums["total"] - sums["logit_change"]) / (scale or 1.0)
             sums.insert(2, "completeness_error", error)
+            self.plan.method.check_sums(error.to_numpy(), self.plan.scorer, self.plan.volume)
         regions = pd.DataFrame(self.regions, index=index).fillna(0.0) if self.regions else None
         return Attribution(self.maps, sums, self.cohort, regions)
 
@@ -275,6 +279,24 @@ def _score_changes(batch: Batch) -> list[dict[str, float]]:
             scores = batch.scorer(image[None]).double(), batch.scorer(baseline[None]).double()
             changes.append({"logit_change": (scores[0] - scores[1]).item()})
     return changes
+
+
+def _check_finite(maps: np.ndarray, changes: list[dict[str, float]], batch: Batch) -> None:
+    """Refuse maps of NaN, and say whether the baseline or the volumes make them."""
+    if np.isfinite(maps).all() and np.isfinite([*map(_change, changes)]).all():
+        return
+    with torch.no_grad():
+        scored = torch.isfinite(batch.scorer(batch.images)).all()
+    if scored and batch.baselines is not None:
+        remedy = "A network that scales its input cannot take a blank one: try baseline='mean'."
+        value = "one for which the network, or its derivative, is NaN or infinite"
+        raise SimbaError("baseline", value, "one that the network can judge", remedy)
+    remedy = "Check the weights of the network, and its input volumes."
+    raise SimbaError("maps", "NaN or infinity", "finite", remedy)
+
+
+def _change(row: dict[str, float]) -> float:
+    return row.get("logit_change", 0.0)
 
 
 def _volumes(cohort: Cohort, keep: bool) -> Iterator[np.ndarray]:

@@ -10,6 +10,7 @@ import torch
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import Compute
 from simba_lab.core.errors import SimbaError
+from simba_lab.core.network_adapter import refuse_probabilities, responded
 from simba_lab.interpretation.attribution.methods.method import Method
 from simba_lab.interpretation.attribution.scorer import (
     Scorer,
@@ -46,6 +47,8 @@ class Plan:
     method : Method
     network : SplitNetwork
     device : torch.device
+    volume : tensor, shape (1, 1, X, Y, Z)
+        The first subject.
     chunk : int
         Volumes in one pass through the network.
     group : int
@@ -59,6 +62,7 @@ class Plan:
     method: Method
     network: SplitNetwork
     device: torch.device
+    volume: torch.Tensor
     chunk: int
     group: int
     keep: bool
@@ -101,6 +105,13 @@ def plan_of(
         remedy = "Use larger voxels or a smaller network."
         raise SimbaError("memory_gb", memory_gb, needed, remedy)
     volume += torch.from_numpy(np.asarray(cohort.array(0, keep=False), np.float32)).to(device)
+    with torch.no_grad():
+        answer = responded(scorer.network, volume)
+    if not torch.isfinite(answer).all():
+        remedy = "Check the weights of the network, and its input volumes."
+        raise SimbaError("logits", "NaN or infinite", "finite", remedy)
+    if target is None:
+        refuse_probabilities(scorer.network, volume, answer)
     method.check(scorer, volume)
     if method.differentiates:
         check_differentiable(scorer, volume)
@@ -115,4 +126,4 @@ def plan_of(
     group = max(1, chunk // method.passes) if method.differentiates else 1
     while group > 1 and chunk * volume_bytes + group * held_bytes > free_bytes:
         group -= 1
-    return Plan(method, network, device, chunk, group, image <= SMALL * allowed, in_memory)
+    return Plan(method, network, device, volume, chunk, group, image <= SMALL * allowed, in_memory)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -13,6 +12,7 @@ import torch
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.intervals import PROBE_BOOTSTRAPS, bootstrap_rows
+from simba_lab.core.network_adapter import copied, core_of, layers_by_name, unwrapped
 from simba_lab.core.rng import stream
 from simba_lab.interpretation.attribution.comparison import columns_of_known_mean
 from simba_lab.interpretation.attribution.localisation import spearman
@@ -71,8 +71,9 @@ def sanity_checks(
     >>> sb.attribution.sanity_checks(sb.SimBANet((4, 8), seed=0), test, "saliency").index.tolist()
     ['readout', 'block2', 'block1']
     """
-    names = _from_the_output(model) if layers is None else list(layers)
-    randomised = copy.deepcopy(model)
+    names = _from_the_output(model) if layers is None else layer_names(model, layers)
+    randomised = copied(unwrapped(model))
+    modules = layers_by_name(randomised)
     learnt = attribute(model, cohort, method, **options).maps
     brains = [cohort.brain(index) for index in range(len(cohort))]
     rows = bootstrap_rows(stream(seed, "subjects", "sanity checks"), len(cohort), PROBE_BOOTSTRAPS)
@@ -87,7 +88,7 @@ def sanity_checks(
 
     table = {}
     for name in names:
-        randomise(randomised.get_submodule(name), seed)
+        randomise(modules[name], seed)
         table[name] = similarity(randomised)
     for name, network in (others or {}).items():
         table[name] = similarity(network)
@@ -96,11 +97,13 @@ def sanity_checks(
 
 def _from_the_output(model: torch.nn.Module) -> list[str]:
     """Return what has weights after the blocks, then the blocks from the last to the first."""
-    blocks = layer_names(model)
+    blocks, names = layer_names(model), layers_by_name(model)
+    modules = [names[block] for block in blocks]
+    prefix, core = core_of(model)
     later = [
-        name
-        for name, child in model.named_children()
-        if name not in blocks and any(True for _ in child.parameters())
+        name if names.get(name) is child else f"{prefix}{name}"
+        for name, child in core.named_children()
+        if child not in modules and any(True for _ in child.parameters())
     ]
     return [*later, *reversed(blocks)]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from simba_lab.core.errors import SimbaError
+from simba_lab.core.network_adapter import copied, responded, unwrapped
 from simba_lab.core.rng import stream
 from simba_lab.interpretation.hooks import hooked
 from simba_lab.training.networks import logit
@@ -31,8 +31,9 @@ class Scorer(nn.Module):
 
     def __init__(self, model: nn.Module, target: int | None = None) -> None:
         super().__init__()
-        self.network, self.target = copy.deepcopy(model), target
+        self.network, self.target = copied(unwrapped(model)).float(), target
         self.eval().requires_grad_(False)
+        self.repeated: list[InTurn] = []
         _simplify_norms(self)
         for layer in self.modules():
             if isinstance(layer, nn.Conv3d):  # a third faster
@@ -41,7 +42,9 @@ class Scorer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the score of each volume, shape (N,)."""
-        output = self.network(x)
+        for layer in self.repeated:
+            layer.next = 0
+        output = responded(self.network, x)
         if self.target is None:
             return logit(output)
         columns = output.shape[1] if output.ndim == 2 else 1
@@ -49,6 +52,22 @@ class Scorer(nn.Module):
             allowed = f"an integer from 0 to {columns - 1}, an output of the network"
             raise SimbaError("target", self.target, allowed)
         return output[:, self.target] if output.ndim == 2 else output
+
+
+class InTurn(nn.Module):
+    """Stands for a layer that the network calls several times: each call has a module of its own.
+
+    The hooks of DeepLIFT keep one input for each module. `Scorer` starts with the first again.
+    """
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers, self.next = nn.ModuleList(layers), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the module of this call makes of its input."""
+        self.next += 1
+        return self.layers[self.next - 1](x)
 
 
 class _Affine(nn.Module):
@@ -88,8 +107,8 @@ def activation_bytes(scorer: Scorer, volume: torch.Tensor) -> tuple[float, float
     is ever allocated; a network whose flow depends on numbers is run.
     """
     try:
-        return _saved_bytes(copy.deepcopy(scorer).to("meta"), volume.to("meta"))
-    except (RuntimeError, NotImplementedError):
+        return _saved_bytes(copied(scorer).to("meta"), volume.to("meta"))
+    except (RuntimeError, SimbaError):
         return _saved_bytes(scorer, volume)
 
 

@@ -13,6 +13,7 @@ from simba_lab.core.checks import choice
 from simba_lab.core.cohort import TwinCohort
 from simba_lab.core.compute import Compute
 from simba_lab.core.intervals import ENDS, bootstrap_rows, columns_of_mean, wilson
+from simba_lab.core.network_adapter import layers_by_name, with_gradients
 from simba_lab.core.rng import stream
 from simba_lab.interpretation.interventions.twin_pairs import (
     check_disjoint,
@@ -29,6 +30,7 @@ DIRECTIONS = ("pattern", "filter")
 RANDOM_DIRECTIONS = 50
 
 
+@with_gradients()
 def tcav(
     model: torch.nn.Module,
     train: TwinCohort,
@@ -166,7 +168,7 @@ def _along(
         directions = torch.from_numpy(vectors).to(network.device, torch.float64)
         gradient = LayerGradientXActivation(
             lambda x: logit(network.model(x)),
-            network.model.get_submodule(layer),
+            layers_by_name(network.model)[layer],
             multiply_by_inputs=False,
         )
 

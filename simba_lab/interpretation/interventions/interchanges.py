@@ -10,10 +10,9 @@ import torch
 
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import Compute
-from simba_lab.core.errors import SimbaError
 from simba_lab.core.intervals import bootstrap_rows, columns_of_mean, columns_of_share
 from simba_lab.core.rng import stream
-from simba_lab.interpretation.hooks import edit
+from simba_lab.interpretation.hooks import editing
 from simba_lab.interpretation.interventions.exchanged_parts import Blocks, Masks, Parts, parts_of
 from simba_lab.interpretation.interventions.twin_pairs import (
     Network,
@@ -149,9 +148,6 @@ def _noted(
         with noting(network.model, layers) as noted:
             logits.append(network.logits(volumes))
         activations.append(noted)
-    if not np.isfinite(logits).all():
-        remedy = "Check weights and input volumes."
-        raise SimbaError("logits", "NaN or infinity", "finite", remedy)
     return np.stack(logits), activations
 
 
@@ -168,7 +164,7 @@ def _exchanged(
     measured = []
     for volumes, twins in zip(pair, reversed(activations), strict=True):
         edits = {name: _exchanging(twins[name], mask) for name, mask in masks.items()}
-        with edit(network.model, edits):
+        with editing(network.model, edits):
             measured.append(network.logits(volumes))
     sizes = [_size(mask, len(measured[0])) for mask in masks.values()]
     return np.stack([*measured, np.mean(sizes, axis=0)])

@@ -13,8 +13,10 @@ from torch import nn
 from simba_lab.core.cohort import Cohort, TwinCohort, effect_of, with_twins
 from simba_lab.core.compute import Compute, deterministic, evaluating
 from simba_lab.core.errors import SimbaError
-from simba_lab.interpretation.hooks import edit, largest_call, layer_names
+from simba_lab.core.network_adapter import refuse_probabilities, responded, unwrapped
+from simba_lab.interpretation.hooks import check_heeded, editing, largest_call, layer_names
 from simba_lab.training.networks import GroupRouted, logit
+from simba_lab.training.predictions import finite
 
 MEMORY_GB = 1.0
 # Most subjects that go through a network at a time.
@@ -115,7 +117,8 @@ class Network:
 
     def logits(self, volumes: torch.Tensor) -> np.ndarray:
         """Return the logit of each volume, float64, shape (N,)."""
-        return logit(self.model(volumes)).double().cpu().numpy()
+        answer = responded(self.model, volumes)
+        return finite(logit(answer).double().cpu().numpy())
 
     def placed(self, volumes: torch.Tensor) -> torch.Tensor:
         """Return volumes on the device, in the precision of the network."""
@@ -132,6 +135,8 @@ class Network:
             If not even one subject fits; it says how much one needs.
         """
         volume = self.placed(torch.from_numpy(cohort.array(0))[None, None])
+        refuse_probabilities(self.model, volume, responded(self.model, volume))
+        check_heeded(self.model, layers, (volume,), {})
         with noting(self.model, layers) as activations:
             largest = largest_call(self.model, volume)
         noted = sum(output.nbytes for output in activations.values())
@@ -148,6 +153,7 @@ class Network:
 @contextmanager
 def running(model: nn.Module, compute: Compute | None) -> Iterator[Network]:
     """Yield a network ready to run, without gradients and with fixed threads, within a ``with``."""
+    model = unwrapped(model)
     if isinstance(model, GroupRouted):
         raise SimbaError(
             "model",
@@ -173,18 +179,10 @@ def noting(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, torch.
 
     def note(layer: str) -> Callable[[torch.Tensor], torch.Tensor]:
         def call(output: torch.Tensor) -> torch.Tensor:
-            if layer in activations:
-                remedy = "Name a layer inside or after it."
-                allowed = "called once per volume"
-                raise SimbaError(f"layer {layer}", "called more than once", allowed, remedy)
             activations[layer] = output.detach().clone()
             return output
 
         return call
 
-    with edit(model, {layer: note(layer) for layer in layers}):
+    with editing(model, {layer: note(layer) for layer in layers}):
         yield activations
-    for layer in layers:
-        if layer not in activations:
-            remedy = "The network does not use it."
-            raise SimbaError(f"layer {layer}", "never called", "called for each volume", remedy)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.errors import SimbaError
+from simba_lab.core.network_adapter import copied
 from simba_lab.core.rng import stream
 from simba_lab.training.config import FitConfig
 from simba_lab.training.networks import logit
@@ -156,7 +156,7 @@ class Mitigation(metaclass=ABCMeta):
 
     def network(self, model: torch.nn.Module, cohort: Cohort) -> torch.nn.Module:
         """Return the network that takes the fitted weights: a copy of the user's."""
-        return copy.deepcopy(model)
+        return copied(model)
 
     def fitted(self, cohort: Cohort, train: Train) -> Fitted:
         """Train, once or several times, and return what became of it."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +12,18 @@ import torch
 from captum import attr
 from torch import nn
 
+from simba_lab.core.checks import positive
 from simba_lab.core.errors import SimbaError
+from simba_lab.core.network_adapter import layers_by_name
 from simba_lab.interpretation.attribution.methods.method import Batch, Method
 from simba_lab.interpretation.attribution.scorer import Scorer
+from simba_lab.interpretation.attribution.separation import (
+    graph_of,
+    layer_before,
+    operation,
+    separate,
+    without_rule,
+)
 from simba_lab.interpretation.hooks import hooked, layer_names
 
 
@@ -20,9 +31,15 @@ from simba_lab.interpretation.hooks import hooked, layer_names
 class DeepLift(Method):
     """DeepLIFT's contributions by the rescale rule.
 
-    They add up to the change of the score from the baseline, as far as Captum has a rule for every
-    non-linear layer (ReLU, ELU, leaky ReLU, sigmoid, tanh, softplus, max pooling); others are taken
-    as linear.
+    They add up to the change of the score from the baseline if every non-linear operation is a
+    layer that Captum has a rule for (ReLU, ELU, leaky ReLU, sigmoid, tanh, softplus, softmax, max
+    pooling whose windows do not overlap). A network with others is refused.
+
+    Parameters
+    ----------
+    tolerance : float, optional
+        Largest completeness error of a subject, as a share of the mean change of the score. None:
+        any, as the column ``completeness_error`` says.
 
     References
     ----------
@@ -33,18 +50,53 @@ class DeepLift(Method):
     --------
     >>> import simba_lab as sb
     >>> sb.attribution.DeepLift()
-    DeepLift()
+    DeepLift(tolerance=0.05)
     """
 
     name = "deep_lift"
     has_baseline = complete = hooks = True
     activations = 6  # the baseline runs as well, and inputs and outputs of layers are kept
+    tolerance: float | None = 0.05
+
+    def __post_init__(self) -> None:
+        if self.tolerance is not None:
+            positive("tolerance", self.tolerance, remedy="None accepts any.")
+
+    def check(self, scorer: Scorer, volume: torch.Tensor) -> None:
+        """Give each call of an activation a module of its own, so that its rule holds."""
+        super().check(scorer, volume)
+        separate(scorer, volume)
+
+    def check_sums(self, error: np.ndarray, scorer: Scorer, volume: torch.Tensor) -> None:
+        """Refuse maps that do not add up, naming the layer that the rules do not fit."""
+        largest = float(np.abs(error).max())
+        if self.tolerance is None or largest <= self.tolerance:
+            return
+        value = f"{largest:.3g}, with {without_rule(scorer, volume)}"
+        remedy = (
+            "DeepLIFT has no rule for it: take integrated_gradients, or give DeepLift a larger "
+            "tolerance, and read the maps with it."
+        )
+        allowed = f"at most the tolerance of {self.tolerance}"
+        raise SimbaError("completeness error of deep_lift", value, allowed, remedy)
 
     def maps(self, batch: Batch) -> torch.Tensor:
         """Return what each voxel contributes to the score, shape (N, 1, X, Y, Z)."""
-        with warnings.catch_warnings():  # Captum warns that it sets hooks; it removes them
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(), _any_operation():
+            warnings.simplefilter("ignore")  # Captum warns that it sets hooks; it removes them
             return attr.DeepLift(batch.scorer).attribute(batch.images, batch.baselines)
+
+
+@contextmanager
+def _any_operation() -> Iterator[None]:
+    """Allow Captum to undo max pooling, which PyTorch does not call deterministic."""
+    strict = torch.are_deterministic_algorithms_enabled()
+    lenient = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=lenient)
 
 
 @dataclass(frozen=True)
@@ -69,14 +121,14 @@ class GuidedBackprop(Method):
     def check(self, scorer: Scorer, volume: torch.Tensor) -> None:
         """Refuse layers that work in place, and networks without a ReLU that is a layer."""
         super().check(scorer, volume)
-        _check_relu(scorer, self.name)
+        _check_relu(scorer, volume, self.name)
 
     def maps(self, batch: Batch) -> torch.Tensor:
         """Return guided derivatives, shape (N, 1, X, Y, Z)."""
         return _guided(batch)
 
 
-def _check_relu(scorer: Scorer, method: str) -> None:
+def _check_relu(scorer: Scorer, volume: torch.Tensor, method: str) -> None:
     if not any(isinstance(layer, nn.ReLU) for layer in scorer.network.modules()):
         raise SimbaError(
             "model",
@@ -84,6 +136,14 @@ def _check_relu(scorer: Scorer, method: str) -> None:
             f"a network with nn.ReLU layers for {method}",
             "Without them guided backpropagation is the plain gradient: use saliency.",
         )
+    ends, operations = graph_of(scorer, volume)
+    for node in operations:
+        if operation(node) == "Relu" and node not in ends:
+            value = f"a ReLU as a function, {layer_before(node, ends)}"
+            remedy = "Write it as a layer, nn.ReLU(): the others would be guided, and this one not."
+            raise SimbaError(
+                "model", value, f"a network whose ReLUs are layers for {method}", remedy
+            )
 
 
 def _guided(batch: Batch) -> torch.Tensor:
@@ -140,7 +200,7 @@ class GradCAM(Method):
 
     def maps(self, batch: Batch) -> torch.Tensor:
         """Return the weighted channels, at least 0, shape (N, 1, X, Y, Z)."""
-        module = batch.scorer.network.get_submodule(self._layer(batch.scorer))
+        module = layers_by_name(batch.scorer.network)[self._layer(batch.scorer)]
         images = batch.images.clone().requires_grad_()
         coarse = attr.LayerGradCam(batch.scorer, module).attribute(images, relu_attributions=True)
         shape = tuple(images.shape[2:])
@@ -174,7 +234,7 @@ class GuidedGradCAM(GradCAM):
     def check(self, scorer: Scorer, volume: torch.Tensor) -> None:
         """Refuse what `GuidedBackprop` and `GradCAM` refuse."""
         Method.check(self, scorer, volume)
-        _check_relu(scorer, self.name)
+        _check_relu(scorer, volume, self.name)
         super().check(scorer, volume)
 
     def maps(self, batch: Batch) -> torch.Tensor:

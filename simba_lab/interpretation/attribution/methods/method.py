@@ -12,6 +12,7 @@ import torch
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.errors import SimbaError
 from simba_lab.interpretation.attribution.scorer import Scorer
+from simba_lab.interpretation.attribution.separation import without_in_place
 from simba_lab.interpretation.attribution.split_network import SplitNetwork
 
 
@@ -97,12 +98,16 @@ class Method(ABC):
         return 1
 
     def check(self, scorer: Scorer, volume: torch.Tensor) -> None:
-        """Refuse networks that the method would silently read wrongly, naming the layer."""
-        for name, module in scorer.network.named_modules():
-            if self.hooks and getattr(module, "inplace", False):
-                layer = f"layer {name or type(module).__name__}, which works in place"
-                remedy = f"Set model.get_submodule({name!r}).inplace = False: same results."
-                raise SimbaError("model", layer, f"without such layers for {self.name}", remedy)
+        """Refuse networks that the method would silently read wrongly, naming the layer.
+
+        The private copy may be changed so that it can be read, with the same score.
+        """
+        if self.hooks:
+            without_in_place(scorer, volume)
+
+    def check_sums(self, error: np.ndarray, scorer: Scorer, volume: torch.Tensor) -> None:
+        """Refuse maps that do not add up, given the completeness error of each subject."""
+        return
 
     @abstractmethod
     def maps(self, batch: Batch) -> torch.Tensor:

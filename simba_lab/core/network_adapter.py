@@ -1,0 +1,341 @@
+"""Any network as the verbs take it: out of its wrappers, copied, and its answer as one tensor."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from simba_lab.core.errors import SimbaError
+
+Module = TypeVar("Module", bound=nn.Module)
+
+# Where classes live that do nothing but call the network that they hold, and how they call it.
+WRAPPERS = (
+    "torch.nn.parallel",
+    "torch.distributed",
+    "torch.optim.swa_utils",
+    "torch._dynamo",
+    "lightning_fabric",
+    "lightning.fabric",
+    "accelerate",
+    "opacus",
+)
+HELD = ("_original_module", "module", "_orig_mod", "_module", "_forward_module")
+# Fields under which networks that return several things return their logits.
+LOGITS = ("logits", "logit")
+# What autograd calls operations that squeeze into [0, 1], and those that such numbers pass.
+SQUEEZING = ("Sigmoid", "Softmax", "Hardsigmoid", "LogSoftmax", "LogSigmoid", "Reciprocal")
+PASSING = (
+    *(
+        "Add",
+        "Alias",
+        "Cat",
+        "Clamp",
+        "Clone",
+        "CopySlices",
+        "Div",
+        "Exp",
+        "Expand",
+        "Index",
+        "IndexPut",
+    ),
+    *("Mean", "Mul", "Permute", "ReshapeAlias", "Rsub", "Select", "Slice", "Split", "Squeeze"),
+    *("Stack", "Sub", "Sum", "T", "ToCopy", "Transpose", "Unbind", "Unsqueeze", "UnsafeView"),
+    "View",
+)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network within wrappers: DataParallel, DDP, torch.compile, Fabric, averages.
+
+    Raises
+    ------
+    SimbaError
+        If a lazy layer has no weights yet.
+    """
+    while (held := held_by(model)) is not None:
+        model = held
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(value):
+            remedy = "Let the network see a volume first: model(torch.zeros(1, 1, X, Y, Z))."
+            value_of = f"layer {name.rpartition('.')[0]}, which has no weights yet"
+            raise SimbaError("model", value_of, "a network with all its weights", remedy)
+    return model
+
+
+def held_by(model: nn.Module) -> nn.Module | None:
+    """Return the network that a wrapper holds; None if the module is no wrapper."""
+    if not type(model).__module__.startswith(WRAPPERS):
+        return None
+    held = dict(model.named_children())
+    names = [name for name in HELD if name in held]
+    return held[names[0]] if names and set(held) <= set(HELD) else None
+
+
+def layers_by_name(model: nn.Module) -> dict[str, nn.Module]:
+    """Return all layers by their names, those within wrappers by their names in there too."""
+    layers: dict[str, nn.Module] = {}
+
+    def visit(parent: nn.Module, prefix: str) -> None:
+        for name, child in parent.named_children():
+            module = child
+            while (held := held_by(module)) is not None:
+                module = held
+            if all(module is not known for known in layers.values()):
+                layers[prefix + name] = module
+                visit(module, f"{prefix}{name}.")
+
+    network = unwrapped(model)
+    visit(network, "")
+    _, core = core_of(network)
+    for root in (network, model, core):
+        for name, module in root.named_modules():
+            if name:
+                layers.setdefault(name, module)
+    return layers
+
+
+def core_of(model: nn.Module) -> tuple[str, nn.Module]:
+    """Return the module that has the layers worth naming, and what precedes their names.
+
+    A module that holds all weights in one child, as Lightning modules and networks with a
+    preparation of their own do, is passed by.
+    """
+    prefix, core = "", unwrapped(model)
+    while not _has_blocks(core) and not list(core.parameters(recurse=False)):
+        heavy = [(name, child) for name, child in core.named_children() if _weighs(child)]
+        if len(heavy) != 1 or not any(map(_weighs, heavy[0][1].children())):
+            break
+        prefix, core = f"{prefix}{heavy[0][0]}.", heavy[0][1]
+        while (held := held_by(core)) is not None:
+            core = held
+    return prefix, core
+
+
+def _has_blocks(module: nn.Module) -> bool:
+    names = getattr(module, "blocks", None)
+    return isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+
+
+def _weighs(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
+
+
+def copied(model: Module) -> Module:
+    """Return a copy of a network, also of one that keeps tensors of its last run.
+
+    Raises
+    ------
+    SimbaError
+        If an attribute cannot be copied; it names it.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        _detach(vars(module), memo)
+    try:
+        copied_model = copy.deepcopy(model, memo)
+        if not all(value.is_leaf for value in copied_model.parameters()):
+            raise TypeError("its weights are results, as those of a traced network are in a copy")
+        return copied_model
+    except Exception as error:  # what classes of others raise when they are copied
+        attributes = _attributes(model)
+        name = next((name for name, value in attributes if not _copies(value, memo)), "")
+        remedy = "The lab works on a copy. Keep it outside of the network, or define __deepcopy__."
+        value = f"attribute {name or type(model).__name__}: {_first_line(error)}"
+        raise SimbaError("model", value, "a network that can be copied", remedy) from error
+
+
+def _detach(values: object, memo: dict[int, Any], depth: int = 3) -> None:
+    """Note copies of all tensors that are results: PyTorch copies no others."""
+    if isinstance(values, torch.Tensor):
+        if not values.is_leaf:
+            memo[id(values)] = values.detach().clone()
+    elif depth and isinstance(values, Mapping):
+        for value in values.values():
+            _detach(value, memo, depth - 1)
+    elif depth and isinstance(values, list | tuple | set):
+        for value in values:
+            _detach(value, memo, depth - 1)
+
+
+def _attributes(model: nn.Module) -> Iterator[tuple[str, object]]:
+    for prefix, module in model.named_modules():
+        for name, value in vars(module).items():
+            if not name.startswith("_") or not isinstance(value, dict):
+                yield f"{prefix}.{name}".lstrip("."), value
+
+
+def _copies(value: object, memo: dict[int, Any]) -> bool:
+    try:
+        copy.deepcopy(value, dict(memo))
+    except Exception:
+        return False
+    return True
+
+
+def bare_copy(model: nn.Module, device: str | torch.device) -> nn.Module:
+    """Return a copy without hooks on outputs, in evaluation mode, for a trial of its own."""
+    trial = copied(model).eval().to(device)
+    for module in trial.modules():
+        module._forward_hooks.clear()
+    return trial
+
+
+def trainable(model: nn.Module) -> nn.Module:
+    """Return a network out of its wrappers, in single precision: a copy if it has another."""
+    network = unwrapped(model)
+    floating = [value for value in network.parameters() if value.is_floating_point()]
+    compiled = any(module._compiled_call_impl is not None for module in network.modules())
+    other = any(value.dtype != torch.float32 or value.is_inference() for value in floating)
+    return copied(network).float() if compiled or other else network
+
+
+@contextmanager
+def with_gradients() -> Iterator[None]:
+    """Let autograd work, also within `torch.no_grad` or `torch.inference_mode`."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Run networks without what `torch.compile` made of them: compiled code passes hooks by."""
+    compiled = "torch._dynamo" in sys.modules
+    with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+        yield
+
+
+def answer_of(output: object) -> torch.Tensor:
+    """Return the tensor of logits in what a network returned: a tensor, tuple, dict or object.
+
+    Raises
+    ------
+    SimbaError
+        If no tensor, or more than one, may be the logits.
+    """
+    for name in () if isinstance(output, torch.Tensor) else LOGITS:
+        if isinstance(output, Mapping) and isinstance(output.get(name), torch.Tensor):
+            output = output[name]
+        elif isinstance(getattr(output, name, None), torch.Tensor):
+            output = getattr(output, name)
+    if isinstance(output, Mapping | list | tuple):
+        values = output.values() if isinstance(output, Mapping) else output
+        tensors = [value for value in values if isinstance(value, torch.Tensor)]
+        scores = [value for value in tensors if value.ndim == 1 or _one_or_two(value)]
+        if len(tensors) == 1 or len(scores) == 1:
+            output = (scores or tensors)[0]
+    if not isinstance(output, torch.Tensor) or not output.is_floating_point():
+        remedy = "Wrap the network in one that returns its logits alone."
+        allowed = "a tensor of logits, or a tuple or mapping with one ('logits')"
+        raise SimbaError("output of the network", _shown(output), allowed, remedy)
+    return output
+
+
+def _one_or_two(value: torch.Tensor) -> bool:
+    return value.ndim == 2 and value.shape[1] in (1, 2)
+
+
+def _shown(output: object) -> str:
+    if isinstance(output, torch.Tensor):
+        return f"{output.dtype} numbers".removeprefix("torch.")
+    if isinstance(output, Mapping):
+        return f"{type(output).__name__} with {', '.join(map(str, output))}"
+    if isinstance(output, list | tuple):
+        return f"{type(output).__name__} of {len(output)}"
+    return type(output).__name__
+
+
+def outcome_of(network: nn.Module, volumes: torch.Tensor, *routes: torch.Tensor) -> object:
+    """Return what a network in evaluation mode returns; an error of its own becomes the lab's.
+
+    Raises
+    ------
+    SimbaError
+        If it fails on such volumes, or draws random numbers.
+    """
+    before = torch.get_rng_state()
+    try:
+        output = network(volumes, *routes)
+    except (SimbaError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a network of others raises
+        value = f"one that fails: {_first_line(error)}"
+        allowed = f"a network that takes volumes of shape {tuple(volumes.shape)}"
+        raise SimbaError("model", value, allowed) from error
+    if not torch.equal(before, torch.get_rng_state()):
+        remedy = (
+            "Leave out what stays random in evaluation mode, such as dropout with training=True."
+        )
+        value = "one that draws random numbers"
+        raise SimbaError("model", value, "a network that answers the same each time", remedy)
+    return output
+
+
+def responded(network: nn.Module, volumes: torch.Tensor, *routes: torch.Tensor) -> torch.Tensor:
+    """Return the answer of a network in evaluation mode, a row for each volume.
+
+    Raises
+    ------
+    SimbaError
+        As `outcome_of`, or if there are more or fewer rows.
+    """
+    answer = answer_of(outcome_of(network, volumes, *routes))
+    if len(volumes) == 1 and (answer.ndim == 0 or answer.shape == (2,)):
+        answer = answer[None]  # the network dropped the axis of a batch of one
+    if answer.ndim == 0 or len(answer) != len(volumes):
+        allowed = f"one row for each of {len(volumes)} volumes"
+        raise SimbaError("output of the network", f"shape {tuple(answer.shape)}", allowed)
+    return answer
+
+
+def refuse_probabilities(
+    network: nn.Module, volumes: torch.Tensor, answer: torch.Tensor, *routes: torch.Tensor
+) -> None:
+    """Refuse a network whose answers are probabilities; `answer` is what it said to the volumes.
+
+    Numbers in [0, 1] may be logits. So the last operation decides, as autograd saw it in a run of
+    one volume.
+    """
+    if not len(answer) or not (answer.min() >= 0 and answer.max() <= 1):
+        return
+    with eager(), with_gradients(), torch.random.fork_rng(devices=[]):
+        hooked = any(module._forward_hooks for module in network.modules())
+        trial = bare_copy(network, volumes.device) if hooked else network
+        routes = tuple(route[:1].clone() for route in routes)
+        last = answer_of(trial(volumes[:1].detach().clone().requires_grad_(), *routes)).grad_fn
+    sums = answer.sum(dim=1) if answer.ndim == 2 and answer.shape[1] == 2 else None
+    shares = sums is not None and torch.allclose(sums.float(), torch.ones(()), atol=1e-3)
+    if shares or (last is not None and _squeezed(last)):
+        raise SimbaError(
+            "output of the network",
+            "probabilities",
+            "logits, on both sides of 0",
+            "Leave out the sigmoid or softmax at its end, or wrap it: torch.logit(model(x)).",
+        )
+
+
+def _squeezed(last: Any) -> bool:
+    """Return whether all that an output was made of went through an operation onto [0, 1]."""
+    waiting, seen, squeezed = [last], set(), False
+    while waiting:
+        node = waiting.pop()
+        name = node.name().rstrip("0123456789").removesuffix("Backward")
+        if name in SQUEEZING or (name == "Clamp" and (node._saved_min, node._saved_max) == (0, 1)):
+            squeezed = True
+        elif name in PASSING:
+            waiting += [n for n, _ in node.next_functions if n is not None and n not in seen]
+        elif name != "AccumulateGrad":
+            return False
+        seen.add(node)
+    return squeezed
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
