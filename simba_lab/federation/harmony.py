@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, log_softmax
 
-from simba_lab.core.checks import whole_number
+from simba_lab.core.checks import is_number, whole_number
 from simba_lab.core.errors import SimbaError
 
 Weights = dict[str, torch.Tensor]
@@ -43,8 +43,7 @@ class Harmonisation:
     width: int = 32
 
     def __post_init__(self) -> None:
-        number = isinstance(self.strength, int | float) and not isinstance(self.strength, bool)
-        if not number or not 0 <= self.strength < math.inf:
+        if not is_number(self.strength) or not 0 <= self.strength < math.inf:
             remedy = "At 0 it is travelling."
             raise SimbaError("strength", self.strength, "a finite number of at least 0", remedy)
         whole_number("width", self.width)

@@ -60,7 +60,7 @@ def read_bids(
     control: object = None,
     groups: Iterable[str] | Mapping[str, object] = (),
     split: str | None = None,
-    entities: Mapping[str, str] | None = None,
+    entities: Mapping[str, str | None] | None = None,
     preparation: Preparation = AS_STATED,
 ) -> ScanCohort:
     """Read the T1-weighted images of a BIDS dataset as a cohort.
@@ -85,8 +85,9 @@ def read_bids(
         Column that holds train, validation and test. Without one, half of the subjects are for
         training and a quarter each for validation and test, stratified by class and groups, always
         the same.
-    entities : mapping of str to str, optional
-        Which image to take if subjects have several, such as ``{"ses": "01", "run": "1"}``.
+    entities : mapping of str to str or None, optional
+        Which image to take if subjects have several, such as ``{"ses": "01", "run": "1"}``; None
+        stands for an image without that entity: ``{"space": None}``.
     preparation : Preparation
         How images are brought to the lattice and brightness of a template.
 
@@ -307,20 +308,29 @@ def _check_unique(noun: str, values: list[str]) -> None:
         raise SimbaError(f"the {noun}s of the table", value, "different in each row", remedy)
 
 
-def _t1w(folder: Path, participant: str, entities: Mapping[str, str]) -> Path:
+def _t1w(folder: Path, participant: str, entities: Mapping[str, str | None]) -> Path:
     """Return the one T1-weighted image of a participant."""
     images = [*(folder / participant).glob("anat/*"), *(folder / participant).glob("ses-*/anat/*")]
     pattern = rf"{re.escape(participant)}_(.*_)?T1w\.nii(\.gz)?"
     candidates = sorted(path for path in images if re.fullmatch(pattern, path.name))
-    required = {f"{key}-{value}" for key, value in entities.items()}
-    chosen = [path for path in candidates if required <= set(path.name.split("_"))]
+    chosen = [path for path in candidates if _has_entities(path.name, entities)]
     if len(chosen) != 1:
         names = ", ".join(path.name for path in candidates[:6]) or "none"
         hint = (
-            "Choose with entities={'ses': ..., 'run': ...}." if candidates else "Check the table."
+            "Choose with entities={'ses': '01', 'space': None}: None is an image without it."
+            if candidates
+            else "Check the table."
         )
         field = f"T1w image of {participant}"
         remedy = f"Found: {names}. {hint}"
         raise TemplateError(field, str(folder / participant), "exactly one file", remedy)
     name = chosen[0].relative_to(folder).as_posix()
     return inside(folder, name, "a file named by participants.tsv")
+
+
+def _has_entities(name: str, entities: Mapping[str, str | None]) -> bool:
+    present = dict(part.split("-", 1) for part in name.split("_") if "-" in part)
+    return all(
+        present.get(key) == (None if value is None else str(value))
+        for key, value in entities.items()
+    )

@@ -458,9 +458,15 @@ def test_sessions_and_runs_are_chosen_by_entities(people, template):
     cohort = read_bids(people / "bids", entities={"ses": "2"}, **options)
     assert {path.parent.parent.name for path in cohort.source.paths.values()} == {"ses-2"}
     assert cohort["participant"][3] == "sub-p3" and cohort.array(3).max() > 0.5
+    for path in sorted((people / "bids").glob("sub-*/ses-2/anat/*_T1w.nii.gz")):
+        shutil.copy(path, path.with_name(path.name.replace("_T1w", "_space-MNI_T1w")))
+    with pytest.raises(sb.core.TemplateError, match="None is an image without it"):
+        read_bids(people / "bids", entities={"ses": 2}, **options)
+    cohort = read_bids(people / "bids", entities={"ses": 2, "space": None}, **options)
+    assert all("space" not in path.name for path in cohort.source.paths.values())
     shutil.rmtree(people / "bids" / "sub-p4")
     with pytest.raises(sb.core.TemplateError, match=r"sub-p4.*Found: none"):
-        read_bids(people / "bids", entities={"ses": "2"}, **options)
+        read_bids(people / "bids", entities={"ses": "2", "space": None}, **options)
 
 
 @pytest.mark.parametrize("codes", [("0", "1"), ("0", "1", "2", "3")])

@@ -28,8 +28,8 @@ class ProbeSettings:
     Parameters
     ----------
     kind : {"auto", "binary", "classes", "regression"}
-        By default a target of two values is binary, other numbers with a fraction are regressed,
-        and anything else is several classes.
+        By default a target of two values is binary; other numbers are regressed if one has a
+        fraction or if there are more than ten, such as ages; anything else is several classes.
     estimator : scikit-learn estimator, optional
         In the place of ridge regression, such as ``LogisticRegressionCV()``; it is fitted to the
         kernel coordinates.
