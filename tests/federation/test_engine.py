@@ -33,6 +33,8 @@ from simba_lab.federation.provisioning import provision
 from simba_lab.federation.site_stores import save_sites
 from simba_lab.federation.sites import Site
 from simba_lab.federation.steps import follow
+from simba_lab.scans.manifests import digest_of
+from simba_lab.scans.stores import checksum_of
 
 pytestmark = pytest.mark.slow
 job = pytest.importorskip("simba_lab.federation.flare.job")
@@ -811,7 +813,14 @@ def test_a_copy_of_a_kit_that_joins_too_is_named_and_changes_no_bit(house):
 def test_sites_that_are_lost_or_send_nonsense_are_skipped_and_named_if_the_plan_says_so(house):
     spoiled = house.root / "spoiled"
     shutil.copytree(house.folders["site-3"], spoiled)
-    np.lib.format.open_memmap(spoiled / "volumes.npy", mode="r+")[:] = np.nan
+    volumes = np.lib.format.open_memmap(spoiled / "volumes.npy", mode="r+")
+    volumes[:] = np.nan
+
+    def signed(values: dict) -> None:  # the site itself finds nothing wrong with its store
+        values["sha256"] = [checksum_of(volume) for volume in volumes]
+        values["digest"] = digest_of(values)
+
+    edit(spoiled / "manifest.json", signed)
     # Rounds that take their time: the site has to be killed between the first and the last of them.
     slow = VisitConfig(epochs=80)
     plan = Plan("fedavg", house.federation.names, {"rounds": 4, "faults": "skip"}, NETWORK, slow)
