@@ -47,7 +47,7 @@ doctests unit chapters: export OMP_WAIT_POLICY := passive
 
 doctests:
 	@echo "Examples in docstrings"
-	@pytest --doctest-modules -n 2 --dist loadfile -q simba_lab
+	@pytest --doctest-modules -n 2 --dist loadfile -q simba_lab --ignore-glob="*/__init__.py"
 
 unit:
 	@echo "Unit tests"

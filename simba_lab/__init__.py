@@ -4,9 +4,9 @@ The main verbs are exported here, the others under their rooms, such as `sb.attr
 Names are loaded when they are used.
 """
 
-import lazy_loader
+from simba_lab.core.border import attach_stub
 
-_lazy, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_lazy, __dir__, __all__ = attach_stub(__name__, __file__)
 
 
 def __getattr__(name: str) -> object:

@@ -3,6 +3,6 @@
 A claim is checked whenever its chapter is executed; a `LabSlider` needs no kernel on a page.
 """
 
-import lazy_loader
+from simba_lab.core.border import attach_stub
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from simba_lab.core.border import checks_arguments
+from simba_lab.core.checks import Bound
 from simba_lab.core.errors import SimbaError
 
 VERDICTS = ("confirmed", "refuted", "undecided")
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class Claim:
     """A statement about a number, and what was measured.
@@ -31,9 +34,9 @@ class Claim:
 
     statement: str
     estimate: float
-    low: float
-    high: float
-    expected: tuple[float, float]
+    low: Bound
+    high: Bound
+    expected: tuple[Bound, Bound]
 
     def __post_init__(self) -> None:
         if not self.low <= self.estimate <= self.high:  # NaN fails this too
@@ -59,9 +62,9 @@ def check(
     statement: str,
     estimate: float,
     *,
-    low: float | None = None,
-    high: float | None = None,
-    expected: tuple[float, float],
+    low: Bound | None = None,
+    high: Bound | None = None,
+    expected: tuple[Bound, Bound],
     verdict: str = "confirmed",
 ) -> Claim:
     """Check a claim against its measurement, and print one fixed line.

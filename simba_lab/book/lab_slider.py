@@ -17,6 +17,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.errors import SimbaError
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -27,6 +28,7 @@ STATIC_VARIABLE = "SIMBA_LAB_STATIC"
 SMALLEST_CHART, GREATEST_WIDTH = 400, 720
 
 
+@checks_arguments
 class LabSlider:
     """A picture that follows a slider.
 

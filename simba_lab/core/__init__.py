@@ -5,6 +5,6 @@ digest of values and code (`fingerprint`, `sources`); a result is kept by that d
 again (`remember`).
 """
 
-import lazy_loader
+from simba_lab.core.border import attach_stub
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

@@ -5,14 +5,19 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeGuard, TypeVar
+from typing import Annotated, Any, TypeGuard, TypeVar
 
 import numpy as np
 
 from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.core.files import plain_number
+from simba_lab.core.hints import Rule
 
 Built = TypeVar("Built")
+
+# Annotations of the public border (`simba_lab.core.border`) that say more than a type.
+Bound = Annotated[float, Rule("a number or infinite, not NaN", lambda value: value == value)]
+Source = Annotated[str, Rule("a path or YAML text", lambda text: "\0" not in text)]
 
 # More than this of anything that is counted is a slip of the finger, or never ends.
 MOST = 1_000_000

@@ -151,6 +151,7 @@ class CodeReader:
 
     def read_function(self, value: types.FunctionType) -> None:
         """Read a function: its bytecode, what it closes over, its defaults, the globals it uses."""
+        value = vars(value)["__wrapped__"] if hasattr(value, "__checked__") else value
         if self.again(value):
             return
         # The globals say where a function is from; its __module__ may be copied from another.

@@ -16,6 +16,7 @@ import torch
 from joblib import Parallel, delayed
 
 from simba_lab.core.batches import batches
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import workers
 from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.core.lattice import Lattice
@@ -40,6 +41,7 @@ class Source(Protocol):
         """Return the volume of a subject, by its number: float32, shape (X, Y, Z)."""
 
 
+@checks_arguments
 class Cohort(ABC):
     """Subjects with a table and volumes. What is derived from a cohort keeps its table.
 
@@ -203,6 +205,7 @@ class Cohort(ABC):
         return batches(self, size, device)
 
 
+@checks_arguments
 class TwinCohort(Cohort):
     """A cohort whose effects are known, so that anybody's counterfactual twin can be had.
 

@@ -14,6 +14,7 @@ import torch
 from joblib import Parallel, delayed
 from threadpoolctl import threadpool_limits
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import MOST_WORKERS, positive, whole_number
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.network_adapter import copied, eager, unwrapped
@@ -27,6 +28,7 @@ THREADS = 2
 _chosen: ContextVar[int | None] = ContextVar("threads of the surrounding computation", default=None)
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class Compute:
     """Where a function runs, on how many threads, and how much memory it may take.

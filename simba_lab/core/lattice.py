@@ -7,9 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from simba_lab.core.border import checks_arguments
+
 FWHM_PER_SIGMA = 2.354820045
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class Lattice:
     """An axis-aligned lattice of points in template millimetres.

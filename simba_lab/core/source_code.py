@@ -74,6 +74,8 @@ def defining_modules(package_name: str, name: str) -> set[str]:
 def _module_name(root: object) -> str:
     if isinstance(root, ModuleType):
         return root.__name__
+    # What a room hands out wraps the function: the module that defines it counts.
+    root = getattr(root, "__wrapped__", root)
     return root if isinstance(root, str) else str(getattr(root, "__module__", None))
 
 
@@ -207,7 +209,7 @@ class _Reading:
             self.words.append("]")
         elif not isinstance(node, ast.AST):
             self.words.append(repr(node))
-        elif isinstance(node, ast.If) and _is_for_checkers(node.test):
+        elif isinstance(node, ast.If) and is_for_checkers(node.test):
             for entry in node.orelse:
                 self._read(entry)
         elif isinstance(node, ast.ImportFrom):
@@ -246,6 +248,7 @@ def _is_text(node: Any) -> bool:
     )
 
 
-def _is_for_checkers(test: ast.expr) -> bool:
+def is_for_checkers(test: ast.expr) -> bool:
+    """Return whether an `if` asks for ``TYPE_CHECKING``."""
     name = test.id if isinstance(test, ast.Name) else getattr(test, "attr", "")
     return bool(name == "TYPE_CHECKING")

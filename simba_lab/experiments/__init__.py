@@ -4,6 +4,6 @@
 both keep every row, so that they resume. Stored tables, and the dose-response surface over them.
 """
 
-import lazy_loader
+from simba_lab.core.border import attach_stub
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

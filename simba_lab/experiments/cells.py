@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.compute import deterministic
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.fingerprint import code_fingerprint, fingerprint
@@ -37,6 +38,7 @@ NOT_OF_A_ROW = ("levels",)
 Match = tuple[Scenario, Effect, float]
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class Cell:
     """One experiment of a sweep: what to make, how to train, with which seed.

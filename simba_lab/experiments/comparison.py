@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import (
     MOST_CELLS,
     below_one,
@@ -50,6 +51,7 @@ LONG = "fedavg_long"
 LOCAL_SITES = 12  # local networks are trained at these sites alone: all sites are alike
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class Comparison:
     """The same subjects over few large sites or many small ones, and each strategy on them.

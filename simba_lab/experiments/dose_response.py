@@ -9,6 +9,7 @@ import pandas as pd
 from scipy.optimize import least_squares
 from scipy.special import expit
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.core.intervals import ENDS, Interval, bootstrap_rows
 from simba_lab.core.rng import stream
@@ -62,6 +63,7 @@ def ideal_shift(d_prime: float, prevalence: float) -> float:
     return float(WEIGHTS @ evidence(NODES + d_prime) - WEIGHTS @ evidence(NODES))
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class Surface:
     """A fitted dose-response surface of shortcut use; made by `fit_surface`.

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import (
     MOST_CELLS,
     built,
@@ -35,6 +36,7 @@ from simba_lab.training.config import FitConfig
 from simba_lab.training.networks import network_from
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class Sweep:
     """A factorial experiment: every combination of the axes, with every seed.

@@ -4,6 +4,6 @@ Sites and their scanners; strategies as iterators of steps over clients, here or
 machines (`flare`); the ledger from which a training resumes, and the log of a journey.
 """
 
-import lazy_loader
+from simba_lab.core.border import attach_stub
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from simba_lab.core.batches import Feed
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import MOST_WORKERS, below_one, built, choice, not_negative, whole_number
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import THREADS, deterministic
@@ -35,6 +36,7 @@ class SiteError(SimbaError):
     """
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class VisitConfig:
     """How a site trains the weights that visit it.
@@ -131,6 +133,7 @@ class Client(Protocol):
         """
 
 
+@checks_arguments
 class LocalClient:
     """A site in this process.
 

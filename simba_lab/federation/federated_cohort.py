@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import whole_number
 from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.core.rng import stream
@@ -18,6 +19,7 @@ from simba_lab.synthesis.scenario import Scenario
 from simba_lab.synthesis.synthetic_cohort import SyntheticCohort, synthesise
 
 
+@checks_arguments
 @dataclass(frozen=True, eq=False)
 class Federation:
     """A cohort whose subjects are at sites.

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, log_softmax
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import is_number, whole_number
 from simba_lab.core.errors import SimbaError
 
@@ -17,6 +18,7 @@ Weights = dict[str, torch.Tensor]
 PREFIX = "scanner_head."  # its weights travel among those of the network
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class Harmonisation:
     """Settings of `harmonised`.

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.files import atomic_write, new_file, read_json, write_json
 from simba_lab.core.unfinished import PART, disk_errors, one_process
@@ -27,6 +28,7 @@ from simba_lab.federation.steps import Step
 LOCK = ".lock"
 
 
+@checks_arguments
 class Ledger:
     """The steps of a plan in a folder: the history of all of them and the weights of the last.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import built, choice, known_fields, mapping, seed_number
 from simba_lab.core.errors import SimbaError
 from simba_lab.federation.clients import Client, VisitConfig, Weights
@@ -28,6 +29,7 @@ STRATEGIES: dict[str, Callable[..., Iterator[Step]]] = {
 }
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class Plan:
     """A federated training.

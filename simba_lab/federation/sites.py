@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.stats import norm
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import is_number, keep_plain, known_fields, share, whole_number
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.rng import stream
@@ -17,6 +18,7 @@ from simba_lab.federation.scanners import drawn_scanner
 from simba_lab.synthesis.effects import CLASSES
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class Site:
     """One hospital.

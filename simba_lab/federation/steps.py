@@ -8,6 +8,7 @@ from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import choice
 from simba_lab.core.errors import SimbaError
 from simba_lab.federation.clients import Client, SiteError, Weights, checked
@@ -15,6 +16,7 @@ from simba_lab.federation.clients import Client, SiteError, Weights, checked
 FAULTS = ("stop", "skip")
 
 
+@checks_arguments
 @dataclass(frozen=True, eq=False)
 class Step:
     """A finished round or visit: what a strategy yields, and what it can resume from.

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import built, known_fields, mapping
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.files import absent_folder
@@ -30,6 +31,7 @@ FIELDS_OF_PLAN = ("strategy", "options", "network", "visit", "seed")
 FIELDS = ("scenario", "sites", "validation", "test", *FIELDS_OF_PLAN)
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class Study:
     """Hospitals and what is trained over them.

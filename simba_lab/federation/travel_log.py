@@ -13,6 +13,7 @@ import torch
 from scipy.special import expit
 from sklearn.metrics import log_loss
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import choice, whole_number
 from simba_lab.core.cohort import TwinCohort
 from simba_lab.core.network_adapter import copied, trainable
@@ -25,6 +26,7 @@ from simba_lab.training.predictions import logits
 from simba_lab.training.twin_effects import twin_table
 
 
+@checks_arguments
 class TravelLog:
     """Watches a training over many sites: give it to `follow`, then look at its tables.
 

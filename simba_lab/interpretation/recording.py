@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from simba_lab.core.batches import batches
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import whole_number
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import Compute, deterministic, evaluating
@@ -30,6 +31,7 @@ PIXELS = "pixels"
 LARGE_BATCH = 16 * 2**20
 
 
+@checks_arguments
 @dataclass(frozen=True, eq=False)
 class Recording(Mapping[str, np.ndarray]):
     """What a network did with some volumes: layer to Gram matrix, float64, shape (n, n).

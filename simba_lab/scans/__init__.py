@@ -4,6 +4,6 @@ Readers of BIDS, tables and SimBA's published cohorts; stores and BIDS export; `
 effect into somebody's own scan.
 """
 
-import lazy_loader
+from simba_lab.core.border import attach_stub
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

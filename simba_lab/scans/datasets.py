@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.errors import SimbaError
 
 
+@checks_arguments
 class CohortDataset(Dataset):
     """A cohort as a map-style PyTorch dataset of dictionaries, for `DataLoader`, MONAI and TorchIO.
 

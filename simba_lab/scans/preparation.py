@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 from nilearn.image import resample_img, smooth_img
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import choice, keep_plain
 from simba_lab.core.errors import TemplateError
 from simba_lab.core.lattice import Lattice
@@ -24,6 +25,7 @@ from simba_lab.synthesis.rendering.scanner import BACKGROUND
 LEAST_COVER = 0.5
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class Preparation:
     """How images are brought to the lattice and brightness of a template.

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.errors import SimbaError, TemplateError
 from simba_lab.core.files import inside
 from simba_lab.core.tables import check_complete, read_rows
@@ -25,6 +26,7 @@ SIMBA_SPLITS = {"train": "train", "val": "validation", "test": "test"}
 AS_STATED, CENTRED = Preparation(), Preparation(align="centre")
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class NameColumns:
     """The columns of a table that name the files and the subjects.

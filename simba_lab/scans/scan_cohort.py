@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.cohort import Cohort, Source
 from simba_lab.core.lattice import Lattice
 from simba_lab.core.tables import check_complete
 from simba_lab.synthesis.rendering.scanner import BACKGROUND
 
 
+@checks_arguments
 @dataclass(frozen=True, eq=False)
 class ScanCohort(Cohort):
     """People with images, without twins.

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.files import read_json
@@ -32,6 +33,7 @@ MANIFEST, VOLUMES, TABLE = "manifest.json", "volumes.npy", "subjects.tsv"
 PROGRESS, LOCK = "progress.tsv", "writing.lock"
 
 
+@checks_arguments
 @dataclass(frozen=True, eq=False)
 class Store:
     """The volumes of a folder, read when asked for; a `Source` of a cohort.

@@ -4,6 +4,6 @@ From the template (`anatomy`) over effects, scenario and design to the cohort, w
 `rendering` makes; `observer` says how visible an effect is.
 """
 
-import lazy_loader
+from simba_lab.core.border import attach_stub
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

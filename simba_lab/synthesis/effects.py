@@ -10,12 +10,14 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.stats import norm, truncnorm
 
-from simba_lab.core.checks import choice, is_number, keep_plain, share, whole_number
+from simba_lab.core.border import checks_arguments
+from simba_lab.core.checks import Bound, choice, is_number, keep_plain, share, whole_number
 from simba_lab.core.errors import SimbaError
 
 CLASSES = ("control", "disease")
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class Normal:
     """A normal distribution of magnitudes, truncated if bounds are given; 1 is an effect as set.
@@ -43,8 +45,8 @@ class Normal:
 
     mean: float
     sd: float = 1.0
-    low: float = -np.inf
-    high: float = np.inf
+    low: Bound = -np.inf
+    high: Bound = np.inf
 
     def __post_init__(self) -> None:
         keep_plain(self)
@@ -76,6 +78,7 @@ class Normal:
         return self._distribution.ppf(shares)
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class Morphology:
     """A region that grows, shrinks or changes shape, and pushes its neighbourhood smoothly.
@@ -158,6 +161,7 @@ INTENSITIES = {
 }
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class Intensity:
     """An effect of the scanner on the image, everywhere in the brain.

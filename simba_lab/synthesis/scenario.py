@@ -11,7 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from simba_lab.core.checks import built, choice, keep_plain, known_fields, share, whole_number
+from simba_lab.core.border import checks_arguments
+from simba_lab.core.checks import (
+    Source,
+    built,
+    choice,
+    keep_plain,
+    known_fields,
+    share,
+    whole_number,
+)
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.files import write_new
 from simba_lab.core.yaml_files import read_yaml, to_yaml
@@ -27,6 +36,7 @@ MEMBERSHIPS = ("independent", "joint")
 RESERVED = ("disease", "label", "split", "fold", "subject", "all", "anatomy")
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class Scenario:
     """A cohort in words: how many subjects, what the disease does, and who carries which bias.
@@ -225,7 +235,7 @@ class Scenario:
         return built(cls, scenario_fields(values, cls), "scenario")
 
     @classmethod
-    def from_yaml(cls, source: str | Path) -> Scenario:
+    def from_yaml(cls, source: Source | Path) -> Scenario:
         """Read a scenario from a YAML file, or from YAML text with more than one line.
 
         Raises

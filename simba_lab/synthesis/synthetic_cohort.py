@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import choice, seed_number
 from simba_lab.core.cohort import Source, TwinCohort
 from simba_lab.core.compute import torch_device
@@ -80,6 +81,7 @@ def synthesise(scenario: Scenario, *, seed: int = 0) -> SyntheticCohort:
     return cohort
 
 
+@checks_arguments
 @dataclass(frozen=True, eq=False)
 class SyntheticCohort(TwinCohort):
     """Subjects of a scenario; a volume's bytes depend on scenario, seed and subject alone.

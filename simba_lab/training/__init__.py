@@ -4,6 +4,6 @@ Networks, fits that are remembered, a file per remedy in `mitigation`; then rate
 disparities, and the effects of twins.
 """
 
-import lazy_loader
+from simba_lab.core.border import attach_stub
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

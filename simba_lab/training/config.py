@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import (
     MOST_WORKERS,
     below_one,
@@ -23,6 +24,7 @@ Schedule = Literal["one_cycle", "constant"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"]
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class FitConfig:
     """How to train.

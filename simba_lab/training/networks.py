@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import choice, mapping
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.network_adapter import answer_of, copied
@@ -59,6 +60,7 @@ class BlockNetwork(nn.Module):
         return self.readout(self.features(x))
 
 
+@checks_arguments
 class SimBANet(BlockNetwork):
     """A small 3D CNN: blocks that each halve the volume, then a linear read-out.
 
@@ -173,6 +175,7 @@ class ResidualBlock(nn.Module):
         return self.activation2(residual + self.skip(x))
 
 
+@checks_arguments
 class ResNet3D(BlockNetwork):
     """A 3D residual network: a strided stem, then residual blocks, then a linear read-out.
 
@@ -229,6 +232,7 @@ class ResNet3D(BlockNetwork):
             self._end_with(widths, dropout)
 
 
+@checks_arguments
 class GroupRouted(nn.Module):
     """One network per group; each subject is judged by the network of its group.
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.digests import damage, write_digests
 from simba_lab.core.errors import SimbaError
@@ -41,6 +42,7 @@ class Fitted(NamedTuple):
     facts: dict[str, Any]
 
 
+@checks_arguments
 @dataclass(frozen=True, eq=False)
 class Run:
     """A fitted network and how it came about.

@@ -232,8 +232,8 @@ def test_groups_that_cannot_be_compared_are_refused_by_name(crossed):
     ):
         with pytest.raises(sb.SimbaError, match=message):
             sb.evaluate(np.zeros(80), crossed, by=by)
-    for by in (["near", "scanner"], "split"):
-        with pytest.raises(sb.SimbaError, match="of two groups"):
+    for by, message in ((["near", "scanner"], "a text"), ("split", "of two groups")):
+        with pytest.raises(sb.SimbaError, match=message):
             sb.disparity(np.zeros(80), crossed, by=by)
 
 

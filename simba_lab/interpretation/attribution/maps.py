@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import whole_number
 from simba_lab.core.cohort import Cohort, with_twins
 from simba_lab.core.compute import Compute, deterministic
@@ -37,6 +38,7 @@ from simba_lab.interpretation.attribution.plan import Plan, plan_of
 REFINEMENTS = 3
 
 
+@checks_arguments
 @dataclass(frozen=True, eq=False)
 class Attribution:
     """Attribution maps of a cohort, and what they say.

@@ -10,6 +10,7 @@ import torch
 from concept_erasure import LeaceFitter
 from sklearn.covariance import ledoit_wolf
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import Compute
 from simba_lab.core.errors import SimbaError
@@ -23,6 +24,7 @@ from simba_lab.interpretation.recording import record
 ROUNDING = 1e-5
 
 
+@checks_arguments
 @dataclass(frozen=True, eq=False)
 class Erasure:
     """An edit that takes a concept out of the activations of a layer.

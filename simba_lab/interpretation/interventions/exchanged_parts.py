@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.nn.functional import adaptive_max_pool3d, max_pool3d
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import choice, whole_number
 from simba_lab.core.cohort import TwinCohort
 from simba_lab.core.errors import SimbaError
@@ -42,6 +43,7 @@ class Parts(ABC):
         """Return the parts of a layer with activations of this shape per volume."""
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class Blocks(Parts):
     """Whole layers, and all of them at once.
@@ -60,6 +62,7 @@ class Blocks(Parts):
         return {"": None}
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class Channels(Parts):
     """Groups of neighbouring channels.
@@ -101,6 +104,7 @@ class Channels(Parts):
         return masks
 
 
+@checks_arguments
 @dataclass(frozen=True, eq=False)
 class Regions(Parts):
     """Cells of the layer's lattice that lie on a region.

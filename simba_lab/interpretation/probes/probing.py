@@ -10,6 +10,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator
 from sklearn.metrics import roc_auc_score
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import MOST_PERMUTATIONS, choice, whole_number
 from simba_lab.core.compute import in_threads
 from simba_lab.core.errors import SimbaError
@@ -21,6 +22,7 @@ from simba_lab.interpretation.probes.questions import KINDS, Design, Question, d
 from simba_lab.interpretation.probes.resampling import labellings_of, resampled, shuffled_within
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class ProbeSettings:
     """How a probe is made.

@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import choice, is_number, seed_number
 from simba_lab.core.errors import SimbaError
 from simba_lab.scans.planting.alteration import deformed, exposed
@@ -25,6 +26,7 @@ from simba_lab.synthesis.rendering.scanner import Scanner
 MOST = 20
 
 
+@checks_arguments
 @dataclass(frozen=True, eq=False)
 class Injected:
     """A scan with effects in it, and the scan without them; all images are on the scan's grid.

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 from scipy.ndimage import map_coordinates
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import choice
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.lattice import Lattice
@@ -24,6 +25,7 @@ ITERATIONS = 100
 FIELD = "a displacement field in mm of shape (X, Y, Z, 3) or (X, Y, Z, 1, 3)"
 
 
+@checks_arguments
 @dataclass(frozen=True, eq=False)
 class DisplacementField:
     """A registration as a file: the point x of the scan lies at x + u(x) in the template.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import of_shape
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.lattice import Lattice
@@ -13,6 +14,7 @@ from simba_lab.synthesis.anatomy.modes import Modes, modes, open_mesh
 from simba_lab.synthesis.kernels import modes as _kernels
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class GaussianProcessSubjects:
     """Velocity fields drawn from a Gaussian process: broad and local smooth displacements.

@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 from sklearn.decomposition import PCA
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import is_number, of_shape
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.lattice import Lattice
@@ -29,6 +30,7 @@ from simba_lab.synthesis.anatomy.velocity_files import (
 FORMAT = "simba-lab velocity components 1"
 
 
+@checks_arguments
 @dataclass(frozen=True, eq=False, repr=False)
 class PCASubjects:
     """Velocity fields drawn from the principal components of those of real people.

@@ -18,6 +18,7 @@ import pandas as pd
 from nilearn.image import resample_img
 from scipy.ndimage import center_of_mass, distance_transform_edt, gaussian_filter, minimum
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import choice, is_number
 from simba_lab.core.errors import SimbaError, TemplateError
 from simba_lab.core.lattice import FWHM_PER_SIGMA, Lattice
@@ -35,6 +36,7 @@ LARGEST_LABEL = 2**24
 MOST_LITRES = 3.0
 
 
+@checks_arguments
 @dataclass(frozen=True, eq=False)
 class Template:
     """A T1 image, its brain mask and its named regions, all on `lattice`.

@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.lattice import FWHM_PER_SIGMA, Lattice
 from simba_lab.core.rng import stream
@@ -24,6 +25,7 @@ TERMS = 10
 COIL = np.array([1, 1, 1, 1, 1, 1, 0, 0, 0]) / np.sqrt(6)
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class Scanner:
     """The settings of one scan.

@@ -12,6 +12,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import positive, whole_number
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.errors import SimbaError
@@ -20,6 +21,7 @@ from simba_lab.training.mitigation.reweighing import Reweighed
 from simba_lab.training.networks import logit
 
 
+@checks_arguments
 @dataclass(frozen=True, kw_only=True)
 class AdversarialUnlearning(Mitigation):
     """Make features useless to an adversary, a small network that reads the group from them.

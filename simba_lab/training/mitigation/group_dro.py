@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import positive
 from simba_lab.core.cohort import Cohort
 from simba_lab.training.mitigation.objective import Forward, Mitigation, Objective, Progress
@@ -17,6 +18,7 @@ from simba_lab.training.mitigation.resampling import Resampled
 from simba_lab.training.networks import logit
 
 
+@checks_arguments
 @dataclass(frozen=True, kw_only=True)
 class GroupDRO(Mitigation):
     """Minimise the loss of the worst combination of class and group.

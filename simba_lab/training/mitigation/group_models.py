@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.errors import SimbaError
 from simba_lab.training.config import FitConfig
@@ -17,6 +18,7 @@ from simba_lab.training.networks import GroupRouted
 from simba_lab.training.run import Fitted
 
 
+@checks_arguments
 @dataclass(frozen=True, kw_only=True)
 class BiasGroupModels(Mitigation):
     """Fit one network per group; each subject is judged by the network of its group.

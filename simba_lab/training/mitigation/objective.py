@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.network_adapter import copied
@@ -112,6 +113,7 @@ Train = Callable[[Cohort, "Mitigation | None", str], Fitted]
 
 
 # Not from ABC: as a base it would count as somebody's own code in the identity of a run.
+@checks_arguments
 @dataclass(frozen=True, kw_only=True)
 class Mitigation(metaclass=ABCMeta):
     """What all mitigations share. A new one is a frozen dataclass that returns an `Objective`.

@@ -8,12 +8,14 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.rng import stream
 from simba_lab.training.mitigation.objective import Forward, Mitigation, Objective, Progress
 from simba_lab.training.mitigation.reweighing import Reweighed
 
 
+@checks_arguments
 @dataclass(frozen=True, kw_only=True)
 class Resampling(Mitigation):
     """Draw subjects so that class and group are independent: rare combinations come more often.

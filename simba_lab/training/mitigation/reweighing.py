@@ -8,11 +8,13 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.cohort import Cohort
 from simba_lab.training.mitigation.objective import Forward, Mitigation, Objective, Progress
 from simba_lab.training.networks import logit
 
 
+@checks_arguments
 @dataclass(frozen=True, kw_only=True)
 class Reweighing(Mitigation):
     """Weigh subjects so that class and group are independent: rare combinations count more.

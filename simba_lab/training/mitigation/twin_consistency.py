@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import positive
 from simba_lab.core.cohort import Cohort, with_twins
 from simba_lab.core.errors import UnknownNameError
@@ -15,6 +16,7 @@ from simba_lab.training.mitigation.reweighing import Reweighed
 from simba_lab.training.networks import logit
 
 
+@checks_arguments
 @dataclass(frozen=True, kw_only=True)
 class TwinConsistency(Mitigation):
     """Punish different answers to twins: each subject is also seen with its bias switched.

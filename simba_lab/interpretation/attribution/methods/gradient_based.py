@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import positive, seed_number, whole_number
 from simba_lab.core.rng import stream
 from simba_lab.interpretation.attribution.methods.method import Batch, Method
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class Saliency(Method):
     """The derivative of the score by each voxel, with its sign.
@@ -37,6 +39,7 @@ class Saliency(Method):
         return _derivative(batch)
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class InputXGradient(Method):
     """The derivative of the score by each voxel, times the voxel.
@@ -66,6 +69,7 @@ def _derivative(batch: Batch) -> torch.Tensor:
     return batch.network.to_voxels(batch.images, batch.network.gradient(hidden))
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class IntegratedGradients(Method):
     """The gradient along a straight path from the baseline, times the change of each voxel.
@@ -136,6 +140,7 @@ def _pairs(batch: Batch, steps: int) -> Iterator[tuple[torch.Tensor, torch.Tenso
         yield torch.div(pair, steps, rounding_mode="floor"), pair % steps
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class SmoothGrad(Method):
     """The mean derivative over noisy copies of each volume.

@@ -12,6 +12,7 @@ import torch
 from captum import attr
 from torch import nn
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import positive
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.network_adapter import layers_by_name
@@ -27,6 +28,7 @@ from simba_lab.interpretation.attribution.separation import (
 from simba_lab.interpretation.hooks import hooked, layer_names
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class DeepLift(Method):
     """DeepLIFT's contributions by the rescale rule.
@@ -99,6 +101,7 @@ def _any_operation() -> Iterator[None]:
         torch.use_deterministic_algorithms(strict, warn_only=lenient)
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class GuidedBackprop(Method):
     """The derivative of the score by each voxel, with negative derivatives dropped at each ReLU.
@@ -152,6 +155,7 @@ def _guided(batch: Batch) -> torch.Tensor:
         return attr.GuidedBackprop(batch.scorer).attribute(batch.images)
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class GradCAM(Method):
     """The channels of a layer, weighted by their mean derivatives, interpolated to the voxels.
@@ -209,6 +213,7 @@ class GradCAM(Method):
         )
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class GuidedGradCAM(GradCAM):
     """The product of guided backpropagation and Grad-CAM.

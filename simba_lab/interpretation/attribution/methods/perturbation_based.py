@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from captum import attr
 
+from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import positive, seed_number, whole_number
 from simba_lab.core.cohort import with_twins
 from simba_lab.interpretation.attribution.methods.method import Batch, Method
 from simba_lab.interpretation.attribution.scorer import seeded
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class Occlusion(Method):
     """By how much the score falls when a cube shows the baseline; mean over the cubes of a voxel.
@@ -57,6 +59,7 @@ class Occlusion(Method):
             )
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class Shapley(Method):
     """Shapley values of the template's regions, spread evenly over their voxels.
