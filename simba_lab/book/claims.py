@@ -60,7 +60,7 @@ class Claim:
 
 def check(
     statement: str,
-    estimate: float,
+    estimate: float | bool,
     *,
     low: Bound | None = None,
     high: Bound | None = None,

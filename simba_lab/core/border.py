@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from simba_lab.core.hints import Take
 
 T = TypeVar("T")
-# `forward` is called by torch, in compiled and traced networks too.
-UNCHECKED = ("forward",)
+# `forward` is called by torch, in compiled and traced networks too; `from_dict` names fields itself.
+UNCHECKED = ("forward", "from_dict")
 
 
 def attach_stub(package: str, file: str) -> tuple[Callable[[str], Any], Any, list[str]]:

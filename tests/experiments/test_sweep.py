@@ -82,7 +82,7 @@ def test_the_sweeps_of_the_book_are_valid(path):
     [
         ({}, "at least one axis"),
         ({"prevalence.bias": []}, "at least one value"),
-        ({"prevalence.bias": "0.5"}, "a list of values"),
+        ({"prevalence.bias": "0.5"}, "must be a sequence"),
         ({"prevalence.bais": [0.5]}, "Did you mean bias"),
         ({"prevalence.bias": [1.5]}, r"in \[0, 1\]"),
         ({"prevalense.bias": [0.5]}, "Did you mean prevalence"),
