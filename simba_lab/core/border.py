@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from simba_lab.core.hints import Take
 
 T = TypeVar("T")
-# `forward` is called by torch, in compiled and traced networks too; `from_dict` names fields itself.
+# `forward` is called by torch, in compiled and traced networks too; `from_dict` names the fields.
 UNCHECKED = ("forward", "from_dict")
 
 

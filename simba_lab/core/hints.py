@@ -20,6 +20,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 
+from simba_lab.core.files import plain_number
+
 Take = Callable[[Any, str], Any]
 LONGEST_NAME = 255  # bytes of a file's name, of most file systems
 WORDS = {
@@ -106,19 +108,17 @@ def _anything(value: Any, path: str) -> Any:
 
 
 def _whole(value: Any, path: str) -> int:
-    if isinstance(value, np.integer):
-        return int(value)
+    value = plain_number(value)
     if not isinstance(value, int) or isinstance(value, bool):
         raise Mismatch(path, value, "an integer")
     return value
 
 
 def _any_number(value: Any, path: str) -> float:
-    if isinstance(value, np.integer | int) and not isinstance(value, bool):
-        return int(value)
-    if not isinstance(value, np.floating | float):
+    value = plain_number(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
         raise Mismatch(path, value, "a finite number")
-    return float(value)
+    return value
 
 
 def _number(value: Any, path: str) -> float:
@@ -129,9 +129,10 @@ def _number(value: Any, path: str) -> float:
 
 
 def _truth(value: Any, path: str) -> bool:
-    if not isinstance(value, bool | np.bool_):
+    value = plain_number(value)
+    if not isinstance(value, bool):
         raise Mismatch(path, value, "True or False")
-    return bool(value)
+    return value
 
 
 def _text(value: Any, path: str) -> str:

@@ -15,6 +15,8 @@ from simba_lab.core.checks import Bound, choice, is_number, keep_plain, share, w
 from simba_lab.core.errors import SimbaError
 
 CLASSES = ("control", "disease")
+# Below this share, quantiles of a truncated distribution are rounding errors.
+LEAST_KEPT = 1e-9
 
 
 @checks_arguments
@@ -59,6 +61,16 @@ class Normal:
         if not (constant if self.sd == 0 else self.low < self.high):
             allowed = "bounds (low, high) in this order, with something between them"
             raise SimbaError("magnitude", values[2:], allowed)
+        if self.sd > 0 and self._kept < LEAST_KEPT:
+            allowed = f"bounds (low, high) that keep at least {LEAST_KEPT:g} of the distribution"
+            raise SimbaError("magnitude", values[2:], allowed, f"Its mean is {self.mean:g}.")
+
+    @property
+    def _kept(self) -> float:
+        """The share of the distribution that lies within the bounds."""
+        low, high = ((bound - self.mean) / self.sd for bound in (self.low, self.high))
+        # In the upper tail the distribution function is 1, whatever the bound.
+        return float(norm.sf(low) - norm.sf(high) if low > 0 else norm.cdf(high) - norm.cdf(low))
 
     @property
     def _distribution(self) -> Any:

@@ -127,7 +127,11 @@ def test_errors_of_a_scenario_name_field_and_line(lines, says):
     [
         ("options: {rounds: 1}", "options: null", r"plan\.options must be a mapping.*See line 4"),
         ("strategy: fedavg", "strategy: [a]", r"plan\.strategy .*See line 3"),
-        ("subjects: 10}", "subjects: 10, scanner: null}", r"sites\[0\]\.scanner .*got None.*See line 2"),
+        (
+            "subjects: 10}",
+            "subjects: 10, scanner: null}",
+            r"sites\[0\]\.scanner .*got None.*See line 2",
+        ),
         ("subjects: 10}", "subjects: 10,\n  scaner: 1}", r"sites\[0\]\.scaner .*See line 3"),
         ("{spacing_mm: 8, disease: {region: Insula_L, amplitude_mm: 2.5}}", "x", "See line 1"),
         ("strategy: fedavg", "strategy: fedavg\nnetwork: SimBANet", r"network .*See line 4"),

@@ -152,3 +152,12 @@ def test_numbers_of_numpy_are_numbers():
         noise=f(0.5),
     )
     assert repr(scenario) == repr(plain) and scenario.to_yaml() == plain.to_yaml()
+
+
+@pytest.mark.parametrize(
+    "values", [(-4e16, 1.0, 2.0), (1e308, 1.0, -np.inf, 0.0), (0.0, 1e-3, 1.0, 2.0)]
+)
+def test_bounds_that_keep_nothing_of_a_distribution_are_refused(values):
+    assert np.isfinite(sb.Normal(0.0, 1.0, 5.0).ppf([0.5])).all()  # a tail that does exist
+    with pytest.raises(sb.SimbaError, match="keep at least 1e-09 of the distribution"):
+        sb.Normal(*values)
