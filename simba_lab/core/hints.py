@@ -28,6 +28,8 @@ WORDS = {
     "BaseEstimator": ("an estimator of scikit-learn", "estimators of scikit-learn"),
     "Cohort": ("a cohort", "cohorts"),
     "DataFrame": ("a table (pandas.DataFrame)", "tables (pandas.DataFrame)"),
+    "Nifti1Image": ("a NIfTI image", "NIfTI images"),
+    "SpatialImage": ("a NIfTI image", "NIfTI images"),
     "Module": ("a network (torch.nn.Module)", "networks (torch.nn.Module)"),
     "Tensor": ("a tensor", "tensors"),
     "TwinCohort": ("a cohort with twins", "cohorts with twins"),

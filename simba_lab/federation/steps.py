@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import choice
 from simba_lab.core.errors import SimbaError
+from simba_lab.core.hints import Rule
 from simba_lab.federation.clients import Client, SiteError, Weights, checked
 
 FAULTS = ("stop", "skip")
+Loss = Annotated[float, Rule("a number, or NaN from a site that does not tell", lambda value: True)]
 
 
 @checks_arguments
@@ -49,7 +51,7 @@ class Step:
     phase: str
     sites: tuple[str, ...]
     weights: Weights
-    losses: dict[str, float] = field(default_factory=dict)
+    losses: dict[str, Loss] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
     head: Weights = field(default_factory=dict)
 

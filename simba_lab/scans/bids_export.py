@@ -35,7 +35,7 @@ def export_bids(
     cohort: Cohort,
     folder: str | Path,
     *,
-    twins: Iterable[str] = (),
+    twins: str | Iterable[str] = (),
     masks: bool = True,
     name: str = "SimBA Lab cohort",
     authors: Iterable[str] = (),

@@ -28,7 +28,7 @@ class Columns:
     label: str
     disease: object
     control: object = None
-    groups: Iterable[str] | Mapping[str, object] = ()
+    groups: str | Iterable[str] | Mapping[str, object] = ()
     split: str | None = None
 
 
@@ -62,10 +62,10 @@ def design_of(rows: pd.DataFrame, path: Path, columns: Columns) -> pd.DataFrame:
         clear.
     """
     values = column(rows, columns.label, path.name)
-    control = _control(values, path, columns)
     if columns.control is None:  # otherwise whoever is in neither class is left out
         meant = [columns.disease]
         check_complete(_of(columns.label, path), values, meant=meant, names=_names(rows))
+    control = _control(values, path, columns)
     rows = rows[values.isin([str(columns.disease), control])]
     table = pd.DataFrame({"label": (rows[columns.label] == str(columns.disease)).astype(int)})
     least = int(table["label"].value_counts().min())

@@ -60,9 +60,9 @@ def read_bids(
     label: str,
     disease: object,
     control: object = None,
-    groups: Iterable[str] | Mapping[str, object] = (),
+    groups: str | Iterable[str] | Mapping[str, object] = (),
     split: str | None = None,
-    entities: Mapping[str, str | None] | None = None,
+    entities: Mapping[str, str | int | None] | None = None,
     preparation: Preparation = AS_STATED,
 ) -> ScanCohort:
     """Read the T1-weighted images of a BIDS dataset as a cohort.
@@ -141,7 +141,7 @@ def read_table(
     label: str,
     disease: object,
     control: object = None,
-    groups: Iterable[str] | Mapping[str, object] = (),
+    groups: str | Iterable[str] | Mapping[str, object] = (),
     split: str | None = None,
     names: NameColumns = DEFAULT_NAMES,
     preparation: Preparation = AS_STATED,
@@ -310,7 +310,7 @@ def _check_unique(noun: str, values: list[str]) -> None:
         raise SimbaError(f"the {noun}s of the table", value, "different in each row", remedy)
 
 
-def _t1w(folder: Path, participant: str, entities: Mapping[str, str | None]) -> Path:
+def _t1w(folder: Path, participant: str, entities: Mapping[str, str | int | None]) -> Path:
     """Return the one T1-weighted image of a participant."""
     images = [*(folder / participant).glob("anat/*"), *(folder / participant).glob("ses-*/anat/*")]
     pattern = rf"{re.escape(participant)}_(.*_)?T1w\.nii(\.gz)?"
@@ -330,7 +330,7 @@ def _t1w(folder: Path, participant: str, entities: Mapping[str, str | None]) -> 
     return inside(folder, name, "a file named by participants.tsv")
 
 
-def _has_entities(name: str, entities: Mapping[str, str | None]) -> bool:
+def _has_entities(name: str, entities: Mapping[str, str | int | None]) -> bool:
     present = dict(part.split("-", 1) for part in name.split("_") if "-" in part)
     return all(
         present.get(key) == (None if value is None else str(value))

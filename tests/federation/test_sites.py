@@ -100,7 +100,7 @@ def test_a_store_of_several_sites_is_refused(federation, tmp_path):
         ({"name": "../x"}, "name must be small letters"),
         ({"subjects": 0}, "subjects must be an integer of at least 1"),
         ({"disease": 1.2}, r"disease must be in \[0, 1\]"),
-        ({"prevalence": {"bias": {"disease": 0.5}}}, "of control and disease"),
+        ({"prevalence": {"bias": {"disease": 0.5}}}, "with control and disease"),
         ({"scanner": {"scanner_noise": float("nan")}}, "a finite number"),
     ],
 )

@@ -392,10 +392,10 @@ def test_third_values_are_left_out_when_both_classes_are_named(people):
         load(people)
 
 
-def test_a_table_by_hand_has_no_missing_classes():
+def test_a_table_by_hand_has_no_missing_classes(people):
     table = pd.DataFrame({"split": "test", "label": [0, 1, np.nan], "fold": 0})
     with pytest.raises(sb.SimbaError, match=r"'label' of the table .*1 of 3 missing"):
-        sb.scans.ScanCohort(table, None)
+        sb.scans.ScanCohort(table, load(people).source)
 
 
 def test_whoever_has_no_class_is_left_out_when_both_are_named(people):

@@ -120,8 +120,8 @@ def test_leading_coefficients_carry_most_variance():
         ({"length_scales_mm": (60.0, 2.0)}, "at least 10 mm"),
         ({"deviations_mm": (1.0, -1.0)}, "at least 0"),
         ({"deviations_mm": (1.0, float("nan"))}, "finite"),
-        ({"deviations_mm": 1.0}, "a list of numbers"),
-        ({"length_scales_mm": ("long", "short")}, "a list of numbers"),
+        ({"deviations_mm": 1.0}, "a sequence of finite numbers"),
+        ({"length_scales_mm": ("long", "short")}, "a finite number"),
     ],
 )
 def test_bad_models_are_refused(fields, says):

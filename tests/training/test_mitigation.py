@@ -553,15 +553,15 @@ def test_none_is_no_mitigation():
         ),
         (
             lambda: sb.training.AdversarialUnlearning(learning_rate=float("inf")),
-            r"mitigation\.learning_rate",
+            "learning_rate must be a finite number",
         ),
-        (lambda: sb.training.AdversarialUnlearning(width=2.5), r"mitigation\.width"),
+        (lambda: sb.training.AdversarialUnlearning(width=2.5), "width must be an integer"),
         (
             lambda: sb.training.TwinConsistency(strength=-1),
             r"mitigation\.strength must be a finite number above 0",
         ),
-        (lambda: sb.training.TwinConsistency(strength=True), r"mitigation\.strength"),
-        (lambda: sb.training.TwinConsistency(strength="1"), r"mitigation\.strength"),
+        (lambda: sb.training.TwinConsistency(strength=True), "strength must be a finite"),
+        (lambda: sb.training.TwinConsistency(strength="1"), "strength must be a finite"),
         (lambda: sb.training.GroupDRO(step=0), r"mitigation\.step"),
     ],
 )

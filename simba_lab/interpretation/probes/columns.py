@@ -15,7 +15,8 @@ from simba_lab.core.tables import check_complete
 Grams = Mapping[str, np.ndarray]
 # One value per row: the name of a column, or the values themselves.
 Column = str | np.ndarray | Sequence
-Floors = Mapping[str, Grams | Sequence[Grams]] | Sequence[Grams]
+# Networks by the name of their floor, or the untrained ones: several, or a recording by itself.
+Floors = Mapping[str, Grams | Sequence[Grams]] | Sequence[Grams] | Grams
 
 
 def values_of(recording: Grams, values: Column, field: str) -> np.ndarray:

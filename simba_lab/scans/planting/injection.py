@@ -69,7 +69,7 @@ class Injected:
 
 
 def inject(
-    scan: str | Path | nib.Nifti1Image,
+    scan: str | Path | nib.spatialimages.SpatialImage,
     effects: Effect | Sequence[Effect] | Mapping[str, Effect],
     *,
     to_template: Registration = None,

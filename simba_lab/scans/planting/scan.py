@@ -67,7 +67,7 @@ class Scan:
         return type(self.image)(values, self.image.affine, header)
 
 
-def open_scan(source: str | Path | nib.Nifti1Image) -> Scan:
+def open_scan(source: str | Path | nib.spatialimages.SpatialImage) -> Scan:
     """Read a scan and check it.
 
     Raises

@@ -710,7 +710,7 @@ def test_ages_in_whole_years_are_numbers_and_few_integers_are_classes():
         ({"subjects": np.arange(3)}, "subjects must be of shape"),
         ({"folds": 5}, "from 2 to 3"),
         ({"folds": 1}, "from 2 to 3"),
-        ({"folds": 2.0}, "from 2 to 3"),
+        ({"folds": 2.0}, "folds must be an integer"),
         (
             {"folds": np.array([0, 0, 0, 1, 1, 1]), "target": np.array([0, 0, 0, 1, 1, 1])},
             "no subjects left",
