@@ -164,7 +164,7 @@ def test_damaged_or_foreign_runs_are_refused(run, tmp_path):
         sb.training.Run.load(tmp_path / "run", sb.SimBANet((4, 16)))
     weights = tmp_path / "run" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(sb.SimbaError, match="weights.safetensors was changed"):
+    with pytest.raises(sb.SimbaError, match=r"weights\.safetensors was changed"):
         sb.training.Run.load(tmp_path / "run", net())
     (tmp_path / "run" / "run.json").unlink()
     with pytest.raises(sb.SimbaError, match=r"written by Run\.save"):
