@@ -75,6 +75,8 @@ def test_bad_input_is_one_line(tmp_path, capsys):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_end_a_command_with_one_line(tmp_path, scenario_file, monkeypatch, capsys, number):
     before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)]
+    # A process that was started in the background may have been told to ignore Ctrl-C.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupted(*_, **__):
         os.kill(os.getpid(), number)
@@ -89,6 +91,7 @@ def test_signals_end_a_command_with_one_line(tmp_path, scenario_file, monkeypatc
         assert "Traceback" not in str(errors)
     assert {path.name for path in tmp_path.iterdir()} == {"scenario.yaml"}
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)] == before
+    signal.signal(signal.SIGINT, inherited)
 
 
 def test_an_output_that_cannot_be_written_is_found_before_the_training(

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import simba_lab as sb
 
-EXAMPLES = int(os.environ.get("SIMBA_LAB_EXAMPLES", "4"))
+EXAMPLES = int(os.environ.get("SIMBA_LAB_EXAMPLES", "2"))
 SECONDS = 20
 ROOMS = """simba_lab core synthesis scans training interpretation interpretation.attribution
     interpretation.interventions interpretation.probes federation experiments book book.figures"""
@@ -46,6 +46,8 @@ def entry_points():
         module = importlib.import_module(room if room == "simba_lab" else f"simba_lab.{room}")
         for name in module.__all__:
             value = getattr(module, name)
+            if inspect.isabstract(value):
+                continue
             if callable(value) and name not in LEFT_OUT and not inspect.ismodule(value):
                 points.setdefault(id(value), (f"{room}.{name}", value))
     return dict(points.values())
@@ -151,7 +153,10 @@ def test_wrong_arguments_give_an_error_of_the_lab(name, tmp_path, monkeypatch):
                 answer = value(**arguments)
                 if isinstance(answer, types.GeneratorType | abc.Iterator):
                     next(answer, None)
-        except (sb.SimbaError, AssertionError):
+        except sb.SimbaError:
+            return
+        except AssertionError:  # a claim that does not hold
+            assert name == "book.check"
             return
         finally:
             signal.alarm(0)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # `forward` is called by torch, in compiled and traced networks too; `from_dict` names the fields.
 UNCHECKED = ("forward", "from_dict")
+FUNCTIONS = (types.FunctionType, functools._lru_cache_wrapper)
 
 
 def attach_stub(package: str, file: str) -> tuple[Callable[[str], Any], Any, list[str]]:
@@ -28,7 +29,7 @@ def attach_stub(package: str, file: str) -> tuple[Callable[[str], Any], Any, lis
 
     def exported(name: str) -> Any:
         value = lazy(name)
-        if isinstance(value, types.FunctionType) and not hasattr(value, "__checked__"):
+        if isinstance(value, FUNCTIONS) and not hasattr(value, "__checked__"):
             value = vars(sys.modules[package])[name] = _handed_out(value, package, name)
         return value
 
@@ -53,7 +54,7 @@ def checks_arguments(cls: type[T]) -> type[T]:
 _wrappers: dict[Callable[..., Any], types.FunctionType] = {}
 
 
-def _handed_out(function: types.FunctionType, package: str, name: str) -> types.FunctionType:
+def _handed_out(function: Callable[..., Any], package: str, name: str) -> types.FunctionType:
     """Return the one wrapper of a function, whichever rooms export it."""
     if function not in _wrappers:
         wrapper = _checking(function)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from scipy.ndimage import binary_erosion
 
 from simba_lab.book.figures.canvas import COLOURS, new
+from simba_lab.core.checks import choice
 from simba_lab.core.errors import SimbaError
 
 
@@ -66,6 +67,12 @@ def outlined(picture: np.ndarray, mask: np.ndarray, *, colour: str = "orange") -
     colour : str
         Name from `COLOURS`.
     """
+    choice("colour", colour, COLOURS)
+    for name, values, kinds in (("picture", picture, "biuf"), ("mask", mask, "b")):
+        if values.ndim != 2 or values.dtype.kind not in kinds or values.shape != picture.shape:
+            raise SimbaError(
+                name, values, "an array of rows and columns, the mask of True and False"
+            )
     rgb = np.repeat(np.clip(picture, 0, 1)[..., None], 3, axis=-1)
     rgb[mask & ~binary_erosion(mask)] = matplotlib.colors.to_rgb(COLOURS[colour])
     return rgb

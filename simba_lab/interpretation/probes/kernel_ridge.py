@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.base import BaseEstimator, clone
 
+from simba_lab.core.checks import of_shape
 from simba_lab.core.errors import SimbaError
 from simba_lab.interpretation.probes.folds import Split, fold_numbers
 from simba_lab.interpretation.probes.questions import Question
@@ -221,7 +222,17 @@ def kernel_coordinates(
     >>> seen.shape, unseen.shape
     ((15, 5), (5, 5))
     """
+    if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
+        raise SimbaError("gram", gram.shape, "of shape (n, n)")
     context = np.zeros(len(gram), int) if context is None else context
+    of_shape("context", context, (len(gram),))
+    for name, rows in (("train", train), ("test", test)):
+        if (
+            rows.ndim != 1
+            or rows.dtype.kind not in "iu"
+            or not np.isin(rows, range(len(gram))).all()
+        ):
+            raise SimbaError(name, rows, f"an array of row numbers below {len(gram)}")
     fit = fit_ridge(gram, train, np.zeros((len(train), 1)), context)
     return fit.vectors * np.sqrt(fit.spectrum), fit.coordinates(gram, test)
 
