@@ -240,13 +240,12 @@ def test_twin_effect_finds_a_planted_shortcut_and_its_size(cohort):
 
 def test_per_magnitude_has_the_slope_of_a_linear_effect(cohort):
     class Tells(nn.Module):
-        """Logit is 3 x disease magnitude when it is rendered, read off a marked table."""
+        """Logit is 3 x disease magnitude - 2 when it is rendered, read off a marked table."""
 
         def __init__(self, magnitudes):
             super().__init__()
-            self.answers = iter(
-                [np.zeros_like(magnitudes), 3 * magnitudes]
-            )  # first without, then with
+            # First without, then with; no answers from 0 to 1, which could be probabilities.
+            self.answers = iter([0 * magnitudes - 2, 3 * magnitudes - 2])
 
         def forward(self, x):
             return torch.from_numpy(next(self.answers))
