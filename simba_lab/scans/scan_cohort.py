@@ -35,7 +35,8 @@ class ScanCohort(Cohort):
     >>> import pandas as pd
     >>> import simba_lab as sb
     >>> people = pd.DataFrame({"split": "test", "label": [0, 1], "fold": [0, 1]})
-    >>> scans = sb.scans.ScanCohort(people, source=None)
+    >>> images = sb.scans.Preparation(spacing_mm=8).images({})  # by subject: path
+    >>> scans = sb.scans.ScanCohort(people, images)
     >>> len(scans.test), len(scans.train)
     (2, 0)
     """
