@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 from itertools import islice
+from math import prod
 from reprlib import Repr
 from typing import Any, Self
 
@@ -26,7 +27,7 @@ class _Shortened(Repr):
         return repr(x) if x.bit_length() < 256 else f"an integer of {x.bit_length()} bits"
 
     def repr_ndarray(self, x: Any, level: int) -> str:
-        if x.ndim and x.size > 24:
+        if x.ndim and prod(x.shape) > 24:
             return f"an array of {x.dtype}, shape {x.shape}"
         return self.repr_instance(x, level)
 

@@ -103,4 +103,7 @@ def projecting_out(directions: np.ndarray | torch.Tensor) -> Callable[[torch.Ten
 def _tensor(values: np.ndarray | torch.Tensor) -> torch.Tensor:
     if isinstance(values, torch.Tensor):
         return values.detach().cpu()
-    return torch.as_tensor(np.asarray(values))
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf":
+        raise SimbaError("values", array, "an array of real numbers")
+    return torch.as_tensor(array)
