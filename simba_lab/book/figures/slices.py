@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from scipy.ndimage import binary_erosion
 
 from simba_lab.book.figures.canvas import COLOURS, new
-from simba_lab.core.checks import choice
+from simba_lab.core.checks import choice, of_shape, positive
 from simba_lab.core.errors import SimbaError
 
 
@@ -27,6 +27,12 @@ def montage(volume: np.ndarray, affine: np.ndarray, at_mm: Sequence[float]) -> n
     at_mm : sequence of float
         Position (x, y, z) through which to cut.
     """
+    if volume.ndim not in (3, 4) or 0 in volume.shape or volume.dtype.kind not in "biuf":
+        raise SimbaError("volume", volume, "a volume of numbers, shape (X, Y, Z) or (X, Y, Z, 3)")
+    of_shape("affine", affine, (4, 4))
+    if affine.dtype.kind not in "iuf" or not np.linalg.det(affine):
+        raise SimbaError("affine", affine, "invertible")
+    of_shape("at_mm", np.asarray(at_mm), (3,))
     index = np.linalg.inv(affine) @ [*at_mm, 1]
     x, y, z = (
         int(np.clip(round(value), 0, size - 1))
@@ -87,11 +93,13 @@ def tinted(grey: np.ndarray, signed: np.ndarray, *, limit: float) -> np.ndarray:
     limit : float
         Size of the map at which its colour is full.
     """
+    for name, values in (("grey", grey), ("signed", signed)):
+        if values.dtype.kind not in "biuf" or values.shape != signed.shape:
+            raise SimbaError(name, values, "numbers, both arrays of one shape")
+    positive("limit", limit)
     share = np.clip(np.abs(signed) / limit, 0, 1)[..., None]
-    positive, negative = (
-        np.array(matplotlib.colors.to_rgb(COLOURS[name])) for name in ("orange", "blue")
-    )
-    colour = np.where(signed[..., None] > 0, positive, negative)
+    warm, cold = (np.array(matplotlib.colors.to_rgb(COLOURS[name])) for name in ("orange", "blue"))
+    colour = np.where(signed[..., None] > 0, warm, cold)
     return np.clip(grey, 0, 1)[..., None] * (1 - share) + colour * share
 
 

@@ -204,7 +204,9 @@ def octants(components: np.ndarray) -> np.ndarray:
     >>> sb.probes.octants([[-1.0, 2.0], [0.5, 1.0], [2.0, -3.0]])
     array([2, 0, 1])
     """
-    components = np.asarray(components, float)
+    components = np.asarray(components)
+    if components.dtype.kind not in "biuf":
+        raise SimbaError("components", components, "numbers")
     if components.ndim != 2:
         raise SimbaError("components", f"shape {components.shape}", "of shape (n, k)")
     signs = components > np.median(components, axis=0)
