@@ -286,8 +286,8 @@ def _sequence(arguments: tuple[Any, ...], *, lazy: bool) -> Kind:
         if lazy and not read and not isinstance(value, str | bytes):
             if hasattr(value, "__iter__") or hasattr(value, "__getitem__"):
                 return value
-        elif lazy and isinstance(value, abc.Iterator):
-            value = list(value)
+        elif lazy and isinstance(value, abc.Iterator | abc.Mapping):
+            value = list(value)  # of a mapping its keys, as in any loop
         values = _entries(value, path, words)
         if entry is ANYTHING:
             return values

@@ -388,6 +388,9 @@ def test_third_values_are_left_out_when_both_classes_are_named(people):
     edit(people, group=["healthy", "patient"] * 5 + ["unclear", "n/a"])
     cohort = load(people, control="healthy")
     assert len(cohort) == 10 and cohort["label"].tolist() == [0, 1] * 5
+    with pytest.raises(sb.SimbaError, match=r"missing values, got 1 of 12 .*written as \['n/a'\]"):
+        load(people)
+    edit(people, group=["healthy", "patient"] * 5 + ["unclear", "unclear"])
     with pytest.raises(sb.SimbaError, match="more than two classes"):
         load(people)
 
