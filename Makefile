@@ -10,11 +10,12 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Notebooks run many small operations: one frozen hash seed keeps set order, and with it every output, the same.
 export PYTHONHASHSEED := 0
 
-.PHONY: book test environment lint contracts types doctests unit chapters browse benchmark clean help
+.PHONY: book test quick environment lint contracts types doctests unit chapters browse benchmark clean help
 
 help:
 	@echo "make book   render the book (first run: sets up .venv; a few minutes)"
 	@echo "make test   lint, contracts, types, examples, unit tests, chapters"
+	@echo "make quick  in a minute: lint, contracts, types, the tests nearest to what changed"
 
 environment:
 	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" sh tools/environment.sh
@@ -27,6 +28,9 @@ book: environment
 	[ $$status -eq 0 ] && echo "Open $(CURDIR)/$(PAGE)"; exit $$status
 
 test: environment lint contracts types doctests unit chapters
+
+quick:
+	@python tools/quick.py
 
 lint:
 	@echo "Lint"
