@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import os
+import re
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WEBP_LIMIT = 16383  # rows that a WebP image may have
 # Set where pages are made (the book's build): the state of a widget would only swell them.
 STATIC_VARIABLE = "SIMBA_LAB_STATIC"
+LONGEST_NUMBER = 40  # characters
 # Charts are shown at their own width in pixels, slices of voxels are enlarged to the greatest.
 SMALLEST_CHART, GREATEST_WIDTH = 400, 720
 
@@ -60,7 +62,8 @@ class LabSlider:
     Raises
     ------
     SimbaError
-        If the values do not increase, the text alternative is empty, or frames differ in shape.
+        If the values do not increase, the text alternative is empty, the format writes no number,
+        or frames differ in shape.
 
     Examples
     --------
@@ -97,6 +100,7 @@ class LabSlider:
             raise SimbaError("play", play, "from 0.05 to 10 seconds per frame", remedy)
         start = self.values[len(self.values) // 2] if start is None else float(start)
         self.start = int(np.argmin(np.abs(np.subtract(self.values, start))))
+        _specification(form)
         self.draw, self.label, self.alt, self.form = draw, label, alt, form
         self.marks, self.play = tuple(marks), play
 
@@ -218,9 +222,17 @@ def _width(columns: int) -> int:
 
 
 def _specification(form: str) -> str:
-    """Return the format specification of the first field of a format string."""
-    fields = (field for _, name, field, _ in string.Formatter().parse(form) if name is not None)
-    return next(fields, "") or ""
+    """Return the format specification of the one field of a format string."""
+    try:
+        parsed = string.Formatter().parse(form)
+        ((name, field),) = [(name, field or "") for _, name, field, _ in parsed if name is not None]
+        numbers = map(int, re.findall(r"\d+", field))  # widths and precisions
+        if name in ("", "0") and "{" not in field and max(numbers, default=0) <= LONGEST_NUMBER:
+            form.format(0.0)
+            return field
+    except ValueError:  # of Python: it is no format string, or not of numbers, or has more fields
+        pass
+    raise SimbaError("form", form, "a format string with one field, such as '{:+.1f} mm'")
 
 
 def _encoded(picture: Image.Image, name: str, **options: Any) -> bytes:

@@ -29,10 +29,21 @@ class _Shortened(Repr):
     def repr_ndarray(self, x: Any, level: int) -> str:
         if x.ndim and prod(x.shape) > 24:
             return f"an array of {x.dtype}, shape {x.shape}"
-        return self.repr_instance(x, level)
+        return " ".join(super().repr_instance(x, level).split())
 
     def repr_Tensor(self, x: Any, level: int) -> str:
         return self.repr_ndarray(x, level) if x.ndim else self.repr_instance(x, level)
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        text = super().repr_instance(x, level)
+        if "\n" not in text:
+            return text
+        # Tables, cohorts and networks take many lines: their kind and size say more.
+        name, shape = type(x).__name__, getattr(x, "shape", None)
+        size = f" of shape {shape}" if isinstance(shape, tuple) else ""
+        if not size and hasattr(x, "__len__"):
+            size = f" of {len(x)}"
+        return f"{'an' if name[0] in 'AEIO' else 'a'} {name}{size}"
 
 
 def shown(value: object) -> str:

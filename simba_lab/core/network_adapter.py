@@ -33,22 +33,10 @@ LOGITS = ("logits", "logit")
 # What autograd calls operations that squeeze into [0, 1], and those that such numbers pass.
 SQUEEZING = ("Sigmoid", "Softmax", "Hardsigmoid", "LogSoftmax", "LogSigmoid", "Reciprocal")
 PASSING = (
-    *(
-        "Add",
-        "Alias",
-        "Cat",
-        "Clamp",
-        "Clone",
-        "CopySlices",
-        "Div",
-        "Exp",
-        "Expand",
-        "Index",
-        "IndexPut",
-    ),
-    *("Mean", "Mul", "Permute", "ReshapeAlias", "Rsub", "Select", "Slice", "Split", "Squeeze"),
-    *("Stack", "Sub", "Sum", "T", "ToCopy", "Transpose", "Unbind", "Unsqueeze", "UnsafeView"),
-    "View",
+    *("Add", "Alias", "Cat", "Clamp", "Clone", "CopySlices", "Div", "Exp", "Expand", "Index"),
+    *("IndexPut", "Mean", "Mul", "Permute", "ReshapeAlias", "Rsub", "Select", "Slice", "Split"),
+    *("Squeeze", "Stack", "Sub", "Sum", "T", "ToCopy", "Transpose", "Unbind", "Unsqueeze"),
+    *("UnsafeView", "View"),
 )
 
 
@@ -58,16 +46,40 @@ def unwrapped(model: nn.Module) -> nn.Module:
     Raises
     ------
     SimbaError
-        If a lazy layer has no weights yet.
+        If a lazy layer has no weights yet, or if the network is a program that runs in one way.
     """
     while (held := held_by(model)) is not None:
         model = held
+    for module in model.modules():
+        if "eval" in vars(module) or not hasattr(module, "training"):  # exported, or frozen
+            raise _is_program(module)
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(value):
             remedy = "Let the network see a volume first: model(torch.zeros(1, 1, X, Y, Z))."
             value_of = f"layer {name.rpartition('.')[0]}, which has no weights yet"
             raise SimbaError("model", value_of, "a network with all its weights", remedy)
     return model
+
+
+def in_layers(model: Module) -> Module:
+    """Return a network that can be copied and looked into: no program of TorchScript.
+
+    Raises
+    ------
+    SimbaError
+        If it is one, or holds one; such a network can still be asked for its logits.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise _is_program(module)
+    return model
+
+
+def _is_program(module: nn.Module) -> SimbaError:
+    script = isinstance(module, torch.jit.ScriptModule)
+    value = f"a program that {'TorchScript' if script else 'torch.export'} made of one"
+    remedy = "Give the network that it was made from."
+    return SimbaError("model", value, "a network whose layers are Python objects", remedy)
 
 
 def held_by(model: nn.Module) -> nn.Module | None:
@@ -92,7 +104,7 @@ def layers_by_name(model: nn.Module) -> dict[str, nn.Module]:
                 layers[prefix + name] = module
                 visit(module, f"{prefix}{name}.")
 
-    network = unwrapped(model)
+    network = in_layers(unwrapped(model))
     visit(network, "")
     _, core = core_of(network)
     for root in (network, model, core):
@@ -108,7 +120,7 @@ def core_of(model: nn.Module) -> tuple[str, nn.Module]:
     A module that holds all weights in one child, as Lightning modules and networks with a
     preparation of their own do, is passed by.
     """
-    prefix, core = "", unwrapped(model)
+    prefix, core = "", in_layers(unwrapped(model))
     while not _has_blocks(core) and not list(core.parameters(recurse=False)):
         heavy = [(name, child) for name, child in core.named_children() if _weighs(child)]
         if len(heavy) != 1 or not any(map(_weighs, heavy[0][1].children())):
@@ -137,13 +149,10 @@ def copied(model: Module) -> Module:
         If an attribute cannot be copied; it names it.
     """
     memo: dict[int, Any] = {}
-    for module in model.modules():
+    for module in in_layers(model).modules():
         _detach(vars(module), memo)
     try:
-        copied_model = copy.deepcopy(model, memo)
-        if not all(value.is_leaf for value in copied_model.parameters()):
-            raise TypeError("its weights are results, as those of a traced network are in a copy")
-        return copied_model
+        return copy.deepcopy(model, memo)
     except Exception as error:  # what classes of others raise when they are copied
         attributes = _attributes(model)
         name = next((name for name, value in attributes if not _copies(value, memo)), "")
@@ -190,7 +199,7 @@ def bare_copy(model: nn.Module, device: str | torch.device) -> nn.Module:
 
 def trainable(model: nn.Module) -> nn.Module:
     """Return a network out of its wrappers, in single precision: a copy if it has another."""
-    network = unwrapped(model)
+    network = in_layers(unwrapped(model))
     floating = [value for value in network.parameters() if value.is_floating_point()]
     compiled = any(module._compiled_call_impl is not None for module in network.modules())
     other = any(value.dtype != torch.float32 or value.is_inference() for value in floating)

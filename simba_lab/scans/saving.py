@@ -95,7 +95,11 @@ def save_cohort(
                 writer = _Writer(folder, head)
                 writer.check_space()
                 writer.write_table(_table_text(cohort).encode())
-                writer.write(cohort, n_jobs, progress)
+                try:
+                    writer.write(cohort, n_jobs, progress)
+                except BaseException:
+                    writer.leave_nothing_unfinished()
+                    raise
     manifest = read_manifest(folder)
     if {name: manifest.get(name) for name in head} != json.loads(json.dumps(head)):
         remedy = "It holds another, or one of another version; nothing is overwritten."
@@ -147,10 +151,16 @@ def _locked(folder: Path) -> Iterator[None]:
     """Make the folder, and keep other processes out of it; say what is wrong with the disk."""
     try:
         with disk_errors("folder", folder, "make room and call again: it resumes."):
+            new = not folder.exists()
             folder.mkdir(exist_ok=True)
             with FileLock(folder / LOCK, timeout=0):
-                yield
-                (folder / LOCK).unlink(missing_ok=True)
+                try:
+                    yield
+                finally:
+                    with suppress(OSError):
+                        (folder / LOCK).unlink(missing_ok=True)
+                        if new:
+                            folder.rmdir()  # it stays if it holds anything
     except Timeout as error:
         raise SimbaError.problem(
             f"Another process is writing the folder {str(folder)!r}.",
@@ -170,6 +180,14 @@ def _check_strangers(folder: Path) -> None:
 def _batches(rows: list[int]) -> Iterator[list[int]]:
     for start in range(0, len(rows), BATCH):
         yield rows[start : start + BATCH]
+
+
+def _size(count: int) -> str:
+    """Return a number of bytes in the unit that suits it."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count} bytes"
 
 
 class _Writer:
@@ -192,8 +210,8 @@ class _Writer:
         """Raise if the disk has no room for the missing volumes."""
         room, needed = shutil.disk_usage(self.folder).free, self.size * len(self.missing)
         if room < needed:
-            value = f"{room / 1e9:.1f} GB free at {self.folder}"
-            allowed = f"at least {needed / 1e9:.1f} GB of free space"
+            value = f"{_size(room)} free at {self.folder}"
+            allowed = f"at least {_size(needed)} of free space"
             remedy = "Make room, write elsewhere, or raise spacing_mm."
             raise SimbaError("folder", value, allowed, remedy)
 
@@ -227,6 +245,13 @@ class _Writer:
         checksums = [self.checksums[row] for row in range(count)]
         write_json(self.folder / MANIFEST, self.manifest(checksums, cohort))
         self.progress.unlink()
+
+    def leave_nothing_unfinished(self) -> None:
+        """Delete the files of a call that finished no volume: there is nothing to resume."""
+        if not self.checksums:
+            with suppress(OSError):
+                self._begin_anew()
+                (self.folder / TABLE).unlink(missing_ok=True)
 
     def manifest(self, checksums: list[str], cohort: Cohort) -> dict[str, Any]:
         """Return what the manifest of a complete store holds."""

@@ -57,7 +57,7 @@ def logits(
     network, device, dtype = compute.placed(model)
     routes = _routes(network, volumes, groups) if isinstance(network, GroupRouted) else None
     scores: list[np.ndarray] = []
-    count = 0
+    count, judged = 0, set[int]()
     with evaluating(network), deterministic(compute.threads), torch.no_grad():
         for batch in batches(volumes, batch_size, device):
             batch_routes = (
@@ -68,12 +68,30 @@ def logits(
                 raise _not_one_each(len(routes), "the volumes")
             batch = batch.to(dtype)
             answer = responded(network, batch, *batch_routes)
-            if not scores:
-                refuse_probabilities(network, batch, answer, *batch_routes)
+            _refuse_probabilities(network, batch, answer, batch_routes, judged)
             scores.append(logit(answer).double().cpu().numpy())
     if routes is not None and count != len(routes):
         raise _not_one_each(len(routes), f"the {count} volumes")
     return finite(np.concatenate(scores)) if scores else np.zeros(0)
+
+
+def _refuse_probabilities(
+    network: torch.nn.Module,
+    volumes: torch.Tensor,
+    answer: torch.Tensor,
+    routes: tuple[torch.Tensor, ...],
+    judged: set[int],
+) -> None:
+    """Refuse probabilities in the first answer, of a `GroupRouted` in that of each network."""
+    if not isinstance(network, GroupRouted):
+        if not judged:
+            refuse_probabilities(network, volumes, answer)
+        judged.add(0)
+        return
+    for number in set(routes[0].tolist()) - judged:
+        member, rows = network.networks[number], volumes[routes[0] == number][:2]
+        refuse_probabilities(member, rows, responded(member, rows))
+        judged.add(number)
 
 
 def finite(scores: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -80,6 +81,44 @@ def test_nothing_that_is_given_becomes_markup():
         label=hostile, alt=hostile, form="{:.1f}" + hostile, marks=[(hostile, 0, 0)]
     ).html()
     assert page.count("<script>") == 1 and page.count("</script>") == 1
+    assert hostile not in page
+
+
+class Elements(HTMLParser):
+    """The elements of a page with their attributes."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.elements = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, [name for name, _ in attributes]))
+
+
+@pytest.mark.parametrize("field", ["label", "alt", "form", "marks"])
+def test_no_text_leaves_its_place_in_the_page(field):
+    """Neither an element comes of it, nor an attribute, nor a rule of style."""
+    hostile = "\"' onload=alert(1)></style><img src=x onerror=alert(1)>"
+    given = {"marks": [(hostile, 0, 0)], "form": "{:.1f}" + hostile}
+    page = slider(**{"marks": [("L", 0, 0)], field: given.get(field, hostile)}).html()
+    plain = slider(marks=[("L", 0, 0)]).html()
+    assert Elements(page).elements == Elements(plain).elements
+    assert hostile not in page
+
+
+def test_a_width_is_no_text():
+    """The widths in the page are counted from the picture; nobody can name one."""
+    with pytest.raises(TypeError, match="width"):
+        slider(width="1px}</style><script>alert(1)</script>")
+
+
+@pytest.mark.parametrize(
+    "form", ["{:d}", "{", "{} {}", "{name}", "{0.__class__}", "{:9999999999}", "no field"]
+)
+def test_a_form_that_writes_no_number_is_refused(form):
+    with pytest.raises(sb.SimbaError, match="form must be a format string"):
+        slider(form=form)
 
 
 def test_charts_keep_their_width_and_slices_are_enlarged():

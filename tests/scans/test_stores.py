@@ -155,9 +155,31 @@ def test_full_disk_is_one_clear_error_and_nothing_is_lost(cohort, tmp_path, monk
 def test_too_little_space_is_said_before_anything_is_written(cohort, tmp_path, monkeypatch):
     usage = saving.shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(saving.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(sb.SimbaError, match="GB of free space"):
+    says = r"at least [1-9][\d.]+ MB of free space, got '1 kB free at "
+    with pytest.raises(sb.SimbaError, match=says):
         sb.save_cohort(cohort, tmp_path / "cohort")
-    assert not (tmp_path / "cohort" / "volumes.npy").exists()
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "cohort").mkdir()  # somebody's folder stays
+    with pytest.raises(sb.SimbaError, match=says):
+        sb.save_cohort(cohort, tmp_path / "cohort")
+    assert not list((tmp_path / "cohort").iterdir())
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_a_disk_without_room_for_a_volume_is_left_empty(cohort, tmp_path, monkeypatch, calls):
+    """The header may find room, or not even that."""
+    real, made = os.pwrite, []
+
+    def full(descriptor, data, offset):
+        made.append(offset)
+        if len(made) >= calls:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(sb.SimbaError, match="No space left on device"):
+        sb.save_cohort(cohort, tmp_path / "cohort", n_jobs=1)
+    assert not list(tmp_path.iterdir())
 
 
 def tampered(folder, **changes):

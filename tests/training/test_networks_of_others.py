@@ -39,6 +39,63 @@ def test_probabilities_are_not_taken_for_logits(cohort, verb):
         verb(model, cohort.test)
 
 
+PROGRAMS = {
+    "traced": lambda model, x: torch.jit.trace(model, x),
+    "scripted": lambda model, x: torch.jit.script(model),
+}
+VERBS = {
+    "record": lambda model, cohort: sb.record(model, cohort),
+    "edit": lambda model, cohort: sb.edit(model, {"0": torch.zeros_like}).__enter__(),
+    "attribute": lambda model, cohort: sb.attribute(model, cohort, method="saliency"),
+    "fit": lambda model, cohort: sb.fit(model, cohort, CONFIG),
+    "interchange": lambda model, cohort: sb.interchange(model, cohort),
+}
+
+
+def program(cohort, make):
+    x = torch.from_numpy(cohort.array(0))[None, None]
+    layers = nn.Conv3d(1, 2, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten()
+    return make(nn.Sequential(*layers, nn.Linear(2, 1)).eval(), x)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_of_torchscript_is_called_so(cohort, name, verb):
+    model = program(cohort, PROGRAMS[name])
+    assert np.isfinite(sb.logits(model, cohort.test)).all()  # all that it can be asked
+    with pytest.raises(sb.SimbaError, match="got 'a program that TorchScript made of one'"):
+        VERBS[verb](model, cohort.test)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("verb", [sb.logits, *VERBS.values()])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda model, x: torch.jit.freeze(torch.jit.script(model)),
+        lambda model, x: torch.export.export(model, (x,)).module(),
+    ],
+    ids=["frozen", "exported"],
+)
+def test_a_program_without_modes_is_refused(cohort, make, verb):
+    with pytest.raises(sb.SimbaError, match="Give the network that it was made from"):
+        verb(program(cohort, make), cohort.test)
+
+
+@pytest.mark.parametrize("end", [nn.Sigmoid(), nn.Softmax(dim=1)], ids=["sigmoid", "softmax"])
+def test_one_of_several_routed_networks_may_not_give_probabilities(cohort, end):
+    """The others give logits, so that the answers are on both sides of 0."""
+    of_probabilities = nn.Sequential(
+        nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(1, 1 + isinstance(end, nn.Softmax)), end
+    )
+    networks = [sb.SimBANet((2, 4)), of_probabilities]
+    model = sb.training.GroupRouted(networks, "bias", [0, 1])
+    with pytest.raises(sb.SimbaError, match="got 'probabilities'"):
+        sb.logits(model, cohort.test, batch_size=2)
+    sb.logits(model, cohort.test.where(cohort.test["bias"] == 0))  # the network is not asked
+
+
 def test_a_network_of_probabilities_is_not_trained(cohort):
     model = nn.Sequential(sb.SimBANet((2, 4)), nn.Sigmoid())
     with pytest.raises(sb.SimbaError, match="got 'probabilities'"):
