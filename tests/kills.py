@@ -20,8 +20,6 @@ import simba_lab as sb
 from simba_lab.scans import saving
 from simba_lab.training import checkpoints, trainer
 
-# Small steps, so that kills fall between and into them.
-saving.BATCH, trainer.CHECKPOINT_SECONDS = 2, 0.0
 SCENARIO = sb.Scenario(
     64,
     sb.Morphology("Insula_L", 2.5),
@@ -80,6 +78,8 @@ def started(work: Callable[[Path], None], place: Path) -> int:
         status = 1
         try:
             os.setsid()
+            # Small steps, so that kills fall between and into them.
+            saving.BATCH, trainer.CHECKPOINT_SECONDS = 2, 0.0
             work(place)
             status = 0
         finally:

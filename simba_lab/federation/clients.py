@@ -137,6 +137,9 @@ class Client(Protocol):
 class LocalClient:
     """A site in this process.
 
+    It has no least number of subjects, as deployed sites have: nothing leaves this process, and
+    what sites of one or two subjects can learn is among the questions (`Comparison`).
+
     Parameters
     ----------
     name : str

@@ -1,5 +1,6 @@
 """What a role lets in, and what a site lets out: jobs, calls and counts, without processes."""
 
+import importlib
 import json
 import stat
 from types import SimpleNamespace
@@ -105,6 +106,32 @@ def test_a_job_with_a_broken_or_huge_configuration_is_refused(app):
     for text in ("", "[]", "null", "{" * 5000, " " * 2**21, '{"a": 1, "a": 2}'):
         (app / admission.SITE).write_text(text)
         assert admission.OurJobs().validate(str(app))[0]
+
+
+@pytest.mark.parametrize("role", ["client.admin_commands", "server.server_commands"])
+@pytest.mark.parametrize("form", [dict, json.dumps, "file"])
+def test_no_setting_of_logs_runs_code(tmp_path, monkeypatch, role, form):
+    """A hostile server need not ask the administrator's rights, which forbid such settings."""
+    commands = importlib.import_module(f"nvflare.private.fed.{role}")
+    made = tmp_path / "made"
+    handler = {"()": "os.mkdir", "path": str(made)}
+    settings = {"version": 1, "handlers": {"x": handler}, "root": {"handlers": ["x"]}}
+    if form == "file":
+        (tmp_path / "log.json").write_text(json.dumps(settings))
+        data = str(tmp_path / "log.json")
+    else:
+        data = form(settings)
+    workspace = SimpleNamespace(
+        get_run_dir=lambda job: str(tmp_path), get_log_config_file_path=lambda: ""
+    )
+    context = SimpleNamespace(
+        get_engine=lambda: SimpleNamespace(get_workspace=lambda: workspace),
+        get_job_id=lambda: "job",
+        get_prop=lambda *names: workspace,
+    )
+    says = commands.ConfigureJobLogCommand().process(data, context)
+    assert "log levels and built-in log modes" in says
+    assert not made.exists()
 
 
 def test_the_engine_takes_no_module(monkeypatch):
