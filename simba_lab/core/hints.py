@@ -240,10 +240,13 @@ def _union(hints: tuple[Any, ...]) -> Kind:
     if ANYTHING in kinds:
         return ANYTHING
     words, many = _listed([kind.words for kind in kinds]), _listed([kind.many for kind in kinds])
+    # A mapping beside names is a mapping, not its keys.
+    plain = [get_origin(hint) or hint for hint in hints]
+    mappings = [kind for kind, cls in zip(kinds, plain, strict=True) if cls in (abc.Mapping, dict)]
 
     def take(value: Any, path: str) -> Any:
         nearest: Mismatch | None = None
-        for kind in kinds:
+        for kind in (mappings if isinstance(value, abc.Mapping) else ()) or kinds:
             try:
                 return kind.take(value, path)
             except Mismatch as error:

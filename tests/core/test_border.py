@@ -2,12 +2,14 @@
 
 import inspect
 import pickle
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pytest
 
 import simba_lab as sb
 from simba_lab.core.border import checks_arguments
+from simba_lab.core.hints import Mismatch, kind_of
 
 TEXT = "subjects: x\ndisease: {region: Insula_L, amplitude_mm: 2}"
 
@@ -91,3 +93,15 @@ def test_a_function_is_the_same_from_every_room_and_can_be_pickled():
     assert sb.fit is sb.training.fit
     assert pickle.loads(pickle.dumps(sb.fit)) is sb.fit
     assert "cohort" in inspect.signature(sb.fit).parameters
+
+
+@pytest.mark.parametrize(
+    "hint", [Iterable[str] | Mapping[str, int], Sequence[str] | dict[str, int]]
+)
+def test_a_mapping_beside_names_is_a_mapping_and_never_its_keys(hint):
+    taker = kind_of(hint).take
+    assert taker({"sex": 0}, "groups") == {"sex": 0}
+    assert list(taker(["sex"], "groups")) == ["sex"]
+    with pytest.raises(Mismatch) as mismatch:
+        taker({"sex": "F"}, "groups")
+    assert mismatch.value.path == "groups['sex']"
