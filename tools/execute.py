@@ -39,7 +39,8 @@ from library_cache import cache_path  # noqa: E402 (its folder has just been add
 BUILD = ROOT / "_build"
 TIMES, FAILURES = BUILD / "seconds.json", BUILD / "failures"
 # Seconds in which a chapter must use the processor at least a little.
-PATIENCE, GLANCE, LEAST_WORK = 900.0, 1.0, 0.05
+PATIENCE, LEAST_WORK = 900.0, 0.05
+GLANCE, LOOK = 1.0, 10.0  # seconds between glances at a process, and at all that it has started
 # Threads that wait leave the core to the other chapter.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "SIMBA_LAB_STATIC": "1", "PYTHONHASHSEED": "0"}
 
@@ -94,6 +95,7 @@ class Chapter:
     began: float = 0.0
     used: float = -1.0
     worked: float = 0.0
+    looked: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     error: str = ""
     cell: int = 0
@@ -112,7 +114,7 @@ class Chapter:
         """Start its process."""
         self.folder = Path(tempfile.mkdtemp(prefix="simba-lab-"))
         command = [sys.executable, __file__, "--result", str(self.result), str(self.path)]
-        self.began = self.worked = time.monotonic()
+        self.began = self.worked = self.looked = time.monotonic()
         log = (self.folder / "log").open("wb")
         self.process = subprocess.Popen(
             command, env=os.environ | ENVIRONMENT, stdout=log, stderr=log, start_new_session=True
@@ -128,7 +130,9 @@ class Chapter:
 
     def is_silent(self) -> bool:
         """Return whether its processes have not used the processor for too long."""
-        used = 0.0
+        if time.monotonic() < self.looked + LOOK:
+            return False
+        self.looked, used = time.monotonic(), 0.0
         for process in self.processes():
             try:
                 used += sum(process.cpu_times()[:4])

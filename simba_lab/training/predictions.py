@@ -20,7 +20,7 @@ def logits(
     volumes: Cohort | Iterable[np.ndarray],
     *,
     groups: np.ndarray | None = None,
-    batch_size: int = 32,
+    batch_size: int = 16,
     compute: Compute | None = None,
 ) -> np.ndarray:
     """Return the logit of the disease for each volume, float64, shape (n,).

@@ -250,7 +250,7 @@ def test_per_magnitude_has_the_slope_of_a_linear_effect(cohort):
         def forward(self, x):
             return torch.from_numpy(next(self.answers))
 
-    test = cohort.test
+    test = cohort.test.where(np.arange(16))  # a single batch
     effect = sb.twin_effect(Tells(test["disease_magnitude"]), test, effect="disease").loc["disease"]
     assert effect["per_magnitude"] == pytest.approx(3)
 
@@ -264,13 +264,28 @@ def test_disparity_of_a_network_that_reads_the_group(cohort):
         def forward(self, x):
             return self.group
 
-    gaps = disparity(Group(cohort.test["bias"]), cohort.test)
+    test = cohort.test.where(np.arange(16))  # a single batch
+    gaps = disparity(Group(test["bias"]), test)
     assert gaps.loc[["tpr", "fpr"], "difference"].tolist() == [1, 1]
+    carriers = test.where(test["bias"] == 1)
     with pytest.raises(sb.SimbaError, match="no members of group"):
-        disparity(
-            Group(cohort.test.where(cohort.test["bias"] == 1)["bias"]),
-            cohort.test.where(cohort.test["bias"] == 1),
-        )
+        disparity(Group(carriers["bias"]), carriers)
+
+
+def test_weights_have_the_fast_layout_only_while_the_network_answers(cohort):
+    model, layouts = net(), []
+    weight = next(weight for weight in model.parameters() if weight.ndim == 5)
+    values, pointer = weight.detach().clone(), weight.data_ptr()
+    model.register_forward_hook(
+        lambda *_: layouts.append(weight.is_contiguous(memory_format=torch.channels_last_3d))
+    )
+    answers = sb.logits(model, cohort.test)
+    assert all(layouts)
+    assert torch.equal(weight, values)
+    assert weight.data_ptr() == pointer and weight.is_contiguous()
+    with torch.no_grad():
+        plain = model.eval()(torch.from_numpy(cohort.test.arrays())[:, None])[:, 0]
+    np.testing.assert_allclose(answers, plain.numpy(), atol=1e-5)
 
 
 def test_networks_stay_in_training_mode_after_an_evaluation(cohort):
