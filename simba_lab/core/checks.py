@@ -26,6 +26,15 @@ MOST_WORKERS = 512
 MOST_PERMUTATIONS = 100_000
 MOST_CELLS = 100_000
 
+# Numbers with a range: the error names it, also where a value is no number at all.
+_AT_LEAST_1 = Rule("an integer of at least 1", lambda value: value >= 1)
+Count = Annotated[int, Rule(f"an integer of at most {MOST}", lambda n: n <= MOST), _AT_LEAST_1]
+Threads = Annotated[
+    int, Rule(f"an integer of at most {MOST_WORKERS}", lambda n: n <= MOST_WORKERS), _AT_LEAST_1
+]
+Seed = Annotated[int, Rule("an integer of at least 0 and 63 bits", lambda n: 0 <= n < 2**63)]
+Positive = Annotated[float, Rule("a finite number above 0", lambda value: 0 < value < np.inf)]
+
 
 def whole_number(
     field: str, value: object, *, least: int = 1, most: int = MOST, remedy: str = ""

@@ -15,7 +15,7 @@ from joblib import Parallel, delayed
 from threadpoolctl import threadpool_limits
 
 from simba_lab.core.border import checks_arguments
-from simba_lab.core.checks import MOST_WORKERS, positive, whole_number
+from simba_lab.core.checks import Positive, Threads
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.network_adapter import copied, eager, unwrapped
 
@@ -53,16 +53,8 @@ class Compute:
     """
 
     device: str = "auto"
-    threads: int | None = None
-    memory_gb: float | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.device, str):
-            raise SimbaError("device", self.device, "a name such as 'auto', 'cpu' or 'cuda'")
-        if self.threads is not None:
-            whole_number("threads", self.threads, most=MOST_WORKERS)
-        if self.memory_gb is not None:
-            positive("memory_gb", self.memory_gb)
+    threads: Threads | None = None
+    memory_gb: Positive | None = None
 
     def memory(self, default_gb: float) -> float:
         """Return the memory that was allowed, in GB, or what a function takes by default."""

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from simba_lab.core.border import checks_arguments
-from simba_lab.core.checks import (
-    MOST_WORKERS,
-    below_one,
-    choice,
-    known_fields,
-    not_negative,
-    seed_number,
-    whole_number,
-)
+from simba_lab.core.checks import Count, Seed, Threads, below_one, known_fields, not_negative
 from simba_lab.core.compute import THREADS
 from simba_lab.core.errors import SimbaError
 
@@ -72,42 +64,29 @@ class FitConfig:
     (1, '32-true')
     """
 
-    epochs: int = 12
-    batch_size: int = 8
+    epochs: Count = 12
+    batch_size: Count = 8
     learning_rate: float = 3e-3
     schedule: Schedule = "one_cycle"
     weight_decay: float = 1e-2
-    patience: int | None = None
-    seed: int = 0
-    threads: int = THREADS
+    patience: Count | None = None
+    seed: Seed = 0
+    threads: Threads = THREADS
     accelerator: str = "auto"
-    devices: int = 1
+    devices: Count = 1
     precision: Precision = "32-true"
     channels_last: bool = True
     snapshots: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "devices"):
-            self._set(name, whole_number(f"config.{name}", getattr(self, name)))
-        threads = whole_number("config.threads", self.threads, most=MOST_WORKERS)
-        self._set("threads", threads)
-        if self.patience is not None:
-            self._set("patience", whole_number("config.patience", self.patience))
-        self._set("seed", seed_number("config.seed", self.seed))
         remedy = "3e-3 works for SimBANet."
-        rate = below_one("config.learning_rate", self.learning_rate, remedy=remedy)
-        self._set("learning_rate", rate)
-        self._set("weight_decay", not_negative("config.weight_decay", self.weight_decay))
-        choice("config.schedule", self.schedule, get_args(Schedule))
-        choice("config.precision", self.precision, get_args(Precision))
+        below_one("config.learning_rate", self.learning_rate, remedy=remedy)
+        decay = not_negative("config.weight_decay", self.weight_decay)
+        object.__setattr__(self, "weight_decay", decay)  # 0 and 0.0 have other digests
         if self.batch_size % self.devices:
             raise SimbaError(
                 "config.batch_size", self.batch_size, f"a multiple of the {self.devices} devices"
             )
-
-    def _set(self, name: str, value: float) -> None:
-        """Keep a plain number in the place of one of NumPy: JSON and digests tell them apart."""
-        object.__setattr__(self, name, value)
 
     @classmethod
     def paper(cls, *, seed: int = 0, **changes: Any) -> FitConfig:

@@ -96,6 +96,22 @@ def test_a_function_is_the_same_from_every_room_and_can_be_pickled():
 
 
 @pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: sb.Compute(memory_gb="4"), "memory_gb must be a finite number above 0 or None"),
+        (lambda: sb.Compute(memory_gb=float("inf")), "memory_gb must be a finite number above 0"),
+        (lambda: sb.Compute(threads=1.5), "threads must be an integer of at least 1 or None"),
+        (lambda: sb.attribution.SmoothGrad(samples="9"), "samples must be an integer of at least"),
+        (lambda: sb.attribution.Shapley(seed=-1), "seed must be an integer of at least 0"),
+        (lambda: sb.attribution.Occlusion(window_mm=0), "window_mm must be a finite number above"),
+    ],
+)
+def test_an_error_names_the_range_also_where_the_type_is_wrong(make, message):
+    with pytest.raises(sb.SimbaError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
     "hint", [Iterable[str] | Mapping[str, int], Sequence[str] | dict[str, int]]
 )
 def test_a_mapping_beside_names_is_a_mapping_and_never_its_keys(hint):

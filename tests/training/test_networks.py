@@ -84,7 +84,7 @@ def test_logit_of_any_output():
         (lambda: sb.SimBANet(()), "positive integers"),
         (lambda: net()(torch.zeros(1, 8, 8, 8)), r"shape \(N, 1, X, Y, Z\)"),
         (lambda: sb.SimBANet()(torch.zeros(1, 1, 8, 8, 8)), "at least 16 voxels"),
-        (lambda: sb.FitConfig(epochs=0), "config.epochs"),
+        (lambda: sb.FitConfig(epochs=0), "epochs must be an integer of at least 1"),
         (lambda: sb.FitConfig(learning_rate=3), "config.learning_rate"),
         (lambda: sb.FitConfig(weight_decay=-1), "config.weight_decay"),
     ],

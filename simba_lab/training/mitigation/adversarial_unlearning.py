@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from simba_lab.core.border import checks_arguments
-from simba_lab.core.checks import positive, whole_number
+from simba_lab.core.checks import Count, Positive
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.errors import SimbaError
 from simba_lab.training.mitigation.objective import Forward, Mitigation, Objective, Progress
@@ -58,17 +58,10 @@ class AdversarialUnlearning(Mitigation):
 
     name: ClassVar[str] = "unlearning"
     one_device: ClassVar[bool] = True
-    strength: float = 1.0
-    width: int = 32
-    learning_rate: float = 3e-3
+    strength: Positive = 1.0
+    width: Count = 32
+    learning_rate: Positive = 3e-3
     conditional: bool = True
-
-    def __post_init__(self) -> None:
-        positive("mitigation.strength", self.strength)
-        positive("mitigation.learning_rate", self.learning_rate)
-        whole_number("mitigation.width", self.width)
-        if not isinstance(self.conditional, bool):
-            raise SimbaError("mitigation.conditional", self.conditional, "True or False")
 
     def objective(self, train: Cohort, validation: Cohort) -> Objective:
         """Return cross-entropy plus confusion of an adversary."""

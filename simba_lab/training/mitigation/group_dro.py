@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from simba_lab.core.border import checks_arguments
-from simba_lab.core.checks import positive
+from simba_lab.core.checks import Positive
 from simba_lab.core.cohort import Cohort
 from simba_lab.training.mitigation.objective import Forward, Mitigation, Objective, Progress
 from simba_lab.training.mitigation.resampling import Resampled
@@ -49,10 +49,7 @@ class GroupDRO(Mitigation):
 
     name: ClassVar[str] = "group_dro"
     one_device: ClassVar[bool] = True
-    step: float = 0.01
-
-    def __post_init__(self) -> None:
-        positive("mitigation.step", self.step)
+    step: Positive = 0.01
 
     def objective(self, train: Cohort, validation: Cohort) -> Objective:
         """Return the loss whose weights follow the worst combination."""

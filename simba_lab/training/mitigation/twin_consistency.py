@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from simba_lab.core.border import checks_arguments
-from simba_lab.core.checks import positive
+from simba_lab.core.checks import Positive
 from simba_lab.core.cohort import Cohort, with_twins
 from simba_lab.core.errors import UnknownNameError
 from simba_lab.training.mitigation.objective import Forward, Mitigation, Objective, Progress
@@ -42,10 +42,7 @@ class TwinConsistency(Mitigation):
     """
 
     name: ClassVar[str] = "twin_consistency"
-    strength: float = 1.0
-
-    def __post_init__(self) -> None:
-        positive("mitigation.strength", self.strength)
+    strength: Positive = 1.0
 
     def objective(self, train: Cohort, validation: Cohort) -> Objective:
         """Return cross-entropy plus the squared difference of twins."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from simba_lab.core.border import checks_arguments
-from simba_lab.core.checks import positive, seed_number, whole_number
+from simba_lab.core.checks import Count, Positive, Seed, positive
 from simba_lab.core.rng import stream
 from simba_lab.interpretation.attribution.methods.method import Batch, Method
 
@@ -97,11 +97,10 @@ class IntegratedGradients(Method):
 
     name = "integrated_gradients"
     has_baseline = complete = splits = True
-    steps: int = 32
+    steps: Count = 32
     tolerance: float | None = 0.01
 
     def __post_init__(self) -> None:
-        whole_number("steps", self.steps)
         if self.tolerance is not None:
             positive("tolerance", self.tolerance, remedy="None refines no map.")
 
@@ -171,14 +170,9 @@ class SmoothGrad(Method):
 
     name = "smooth_grad"
     splits = True
-    samples: int = 20
-    noise: float = 0.2
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        whole_number("samples", self.samples)
-        positive("noise", self.noise)
-        seed_number("seed", self.seed)
+    samples: Count = 20
+    noise: Positive = 0.2
+    seed: Seed = 0
 
     @property
     def passes(self) -> int:

@@ -9,7 +9,7 @@ import torch
 from captum import attr
 
 from simba_lab.core.border import checks_arguments
-from simba_lab.core.checks import positive, seed_number, whole_number
+from simba_lab.core.checks import Count, Positive, Seed
 from simba_lab.core.cohort import with_twins
 from simba_lab.interpretation.attribution.methods.method import Batch, Method
 from simba_lab.interpretation.attribution.scorer import seeded
@@ -39,10 +39,7 @@ class Occlusion(Method):
     name = "occlusion"
     has_baseline = True
     differentiates = False
-    window_mm: float = 32.0
-
-    def __post_init__(self) -> None:
-        positive("window_mm", self.window_mm)
+    window_mm: Positive = 32.0
 
     def maps(self, batch: Batch) -> torch.Tensor:
         """Return the falls of the score, shape (N, 1, X, Y, Z)."""
@@ -89,12 +86,8 @@ class Shapley(Method):
     name = "shapley"
     has_baseline = complete = True
     differentiates = False
-    samples: int = 20
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        whole_number("samples", self.samples)
-        seed_number("seed", self.seed)
+    samples: Count = 20
+    seed: Seed = 0
 
     def maps(self, batch: Batch) -> torch.Tensor:
         """Return what each voxel contributes, shape (N, 1, X, Y, Z), and note that of regions."""
