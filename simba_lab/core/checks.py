@@ -33,6 +33,11 @@ Threads = Annotated[
     int, Rule(f"an integer of at most {MOST_WORKERS}", lambda n: n <= MOST_WORKERS), _AT_LEAST_1
 ]
 Seed = Annotated[int, Rule("an integer of at least 0 and 63 bits", lambda n: 0 <= n < 2**63)]
+Numbers = Annotated[
+    np.ndarray,
+    Rule("an array of numbers", lambda values: values.ndim > 0 and values.dtype.kind in "biuf"),
+]
+Share = Annotated[float, Rule("a number from 0 to 1", lambda value: 0 <= value <= 1)]
 Positive = Annotated[float, Rule("a finite number above 0", lambda value: 0 < value < np.inf)]
 
 

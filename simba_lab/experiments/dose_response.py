@@ -10,6 +10,7 @@ from scipy.optimize import least_squares
 from scipy.special import expit
 
 from simba_lab.core.border import checks_arguments
+from simba_lab.core.checks import below_one
 from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.core.intervals import ENDS, Interval, bootstrap_rows
 from simba_lab.core.rng import stream
@@ -20,6 +21,7 @@ NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(101)
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
 # Weight of the pull of the surface's parameters towards their first values.
 PULL = 0.03
+MOST_SALIENT = 1000  # nothing is overlooked long before
 
 
 def ideal_shift(d_prime: float, prevalence: float) -> float:
@@ -41,7 +43,7 @@ def ideal_shift(d_prime: float, prevalence: float) -> float:
     Raises
     ------
     SimbaError
-        If d' is below 0, or the prevalence is not between 0 and 1.
+        If d' is below 0 or above 1000, or the prevalence is not between 0 and 1.
 
     Examples
     --------
@@ -49,10 +51,9 @@ def ideal_shift(d_prime: float, prevalence: float) -> float:
     >>> round(sb.experiments.ideal_shift(2.0, 0.9), 2)
     2.2
     """
-    if not d_prime >= 0:
-        raise SimbaError("d_prime", d_prime, "at least 0")
-    if not 0 < prevalence < 1:
-        raise SimbaError("prevalence", prevalence, "above 0 and below 1")
+    if not 0 <= d_prime <= MOST_SALIENT:
+        raise SimbaError("d_prime", d_prime, f"from 0 to {MOST_SALIENT}")
+    below_one("prevalence", prevalence)
     log_odds = np.log(prevalence / (1 - prevalence))
 
     def evidence(z: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from simba_lab.core.border import checks_arguments
-from simba_lab.core.checks import choice, mapping
+from simba_lab.core.checks import Share, choice, mapping
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.network_adapter import answer_of, copied
 
@@ -113,7 +113,7 @@ class SimBANet(BlockNetwork):
         norm: str = "batch",
         stem: str = "stride",
         pool: str = "early",
-        dropout: float = 0.0,
+        dropout: Share = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -216,7 +216,7 @@ class ResNet3D(BlockNetwork):
         widths: tuple[int, ...] = (8, 16, 32, 64),
         *,
         norm: str = "batch",
-        dropout: float = 0.0,
+        dropout: Share = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from simba_lab.core.checks import Numbers
 from simba_lab.core.cohort import TwinCohort, effect_of
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.intervals import bootstrap_rows, columns_of_mean, paired_share, wilson
@@ -73,8 +74,8 @@ def twin_effect(
 
 
 def twin_table(
-    off: np.ndarray,
-    on: np.ndarray,
+    off: Numbers,
+    on: Numbers,
     cohort: TwinCohort,
     *,
     effect: str = "bias",
@@ -105,7 +106,9 @@ def twin_table(
     [16.0, 0.0]
     """
     for scores in (off, on, *(control or ())):
-        finite(scores)
+        if finite(scores).shape != (len(cohort),):
+            allowed = f"one for each of the {len(cohort)} subjects"
+            raise SimbaError("logits", f"an array of shape {scores.shape}", allowed)
     magnitude, change, turned = cohort[f"{effect}_magnitude"], on - off, _turned(off, on)
     count = len(change)
     rows = bootstrap_rows(stream(seed, "evaluation", f"twin effect/{effect}"), count)

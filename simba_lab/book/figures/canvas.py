@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from simba_lab.core.hints import Rule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+Tables = Annotated[Mapping[str, pd.DataFrame], Rule("at least one table, by its name", bool)]
 
 # Okabe and Ito (2008): eight colours that colour-blind readers tell apart.
 COLOURS = {

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from simba_lab.book.figures.canvas import COLOURS, GROUP_COLOURS, legend, new
+from simba_lab.book.figures.canvas import COLOURS, GROUP_COLOURS, Tables, legend, new
 
 # Of several kinds of network in one chart.
 STYLES = (("vermilion", "o-"), ("blue", "s--"), ("green", "^:"), ("purple", "D-."))
@@ -118,7 +118,7 @@ def per_layer(
     return figure
 
 
-def arrival(tables: Mapping[str, pd.DataFrame], *, title: str) -> Figure:
+def arrival(tables: Tables, *, title: str) -> Figure:
     """Return what probes read from each layer of several networks at one time, such as an epoch.
 
     Parameters
@@ -178,7 +178,7 @@ def learning_curves(curves: Mapping[str, pd.DataFrame], layer: str, *, title: st
     return figure
 
 
-def alignment(tables: Mapping[str, pd.DataFrame], *, title: str) -> Figure:
+def alignment(tables: Tables, *, title: str) -> Figure:
     """Return one heat map per named matrix of alignments: layers by layers, from `cka_matrix`."""
     figure = new(figsize=(3.3 * len(tables) + 0.9, 3.5), layout="constrained")
     panels = figure.subplots(1, len(tables), squeeze=False)[0]
@@ -275,7 +275,7 @@ def groups_on_axis(table: pd.DataFrame, *, title: str, limit: float = 1.6) -> Fi
 
 
 def encoding_and_use(
-    tables: Mapping[str, pd.DataFrame],
+    tables: Tables,
     *,
     title: str,
     limits: tuple[tuple[float, float], tuple[float, float]] | None = None,

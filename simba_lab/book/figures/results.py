@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from simba_lab.book.figures.canvas import COLOURS, GROUP_COLOURS, legend, new
+from simba_lab.book.figures.canvas import COLOURS, GROUP_COLOURS, Tables, legend, new
 
 if TYPE_CHECKING:
     from simba_lab.experiments.dose_response import Surface
@@ -198,7 +198,7 @@ def responses(
     return figure
 
 
-def enrichments(tables: Mapping[str, pd.DataFrame], *, title: str) -> Figure:
+def enrichments(tables: Tables, *, title: str) -> Figure:
     """Return how much each method of attribution favours some voxels, per kind of network.
 
     Parameters

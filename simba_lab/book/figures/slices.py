@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import matplotlib
 import numpy as np
@@ -12,6 +13,7 @@ from scipy.ndimage import binary_erosion
 from simba_lab.book.figures.canvas import COLOURS, new
 from simba_lab.core.checks import choice, of_shape, positive
 from simba_lab.core.errors import SimbaError
+from simba_lab.core.hints import Rule
 
 
 def montage(volume: np.ndarray, affine: np.ndarray, at_mm: Sequence[float]) -> np.ndarray:
@@ -50,7 +52,9 @@ def montage(volume: np.ndarray, affine: np.ndarray, at_mm: Sequence[float]) -> n
     return np.concatenate(padded, axis=1)
 
 
-def montage_marks(shape: Sequence[int]) -> list[tuple[str, float, float]]:
+def montage_marks(
+    shape: Annotated[Sequence[int], Rule("a shape of three axes", lambda shape: len(shape) > 2)],
+) -> list[tuple[str, float, float]]:
     """Return the letters of a `montage` of volumes of this shape, at shares of width and height."""
     x, y, _z = shape[:3]
     width = 2 * x + y + 12

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from simba_lab.core.checks import Numbers
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.intervals import ENDS, PROBE_BOOTSTRAPS, bootstrap_rows
 from simba_lab.core.rng import stream
 
 
 def split_change(
-    before: np.ndarray, after: np.ndarray, direction: np.ndarray, *, seed: int = 0
+    before: Numbers, after: Numbers, direction: Numbers, *, seed: int = 0
 ) -> pd.DataFrame:
     """Split a change of maps or activations into a part along the bias and a residual.
 

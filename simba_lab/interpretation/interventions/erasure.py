@@ -11,6 +11,7 @@ from concept_erasure import LeaceFitter
 from sklearn.covariance import ledoit_wolf
 
 from simba_lab.core.border import checks_arguments
+from simba_lab.core.checks import Numbers
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import Compute
 from simba_lab.core.errors import SimbaError
@@ -74,11 +75,7 @@ class Erasure:
 
 
 def leace(
-    features: np.ndarray,
-    concept: np.ndarray,
-    *,
-    given: np.ndarray | None = None,
-    shrinkage: bool = True,
+    features: Numbers, concept: Numbers, *, given: np.ndarray | None = None, shrinkage: bool = True
 ) -> Erasure:
     """Return the least change of features after which no linear probe reads a concept.
 
