@@ -59,7 +59,8 @@ unit:
 
 chapters:
 	@echo "Chapters"
-	@pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=1800 -n 2 --dist loadfile -q book/*.ipynb
+	@pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=1800 -n 2 --dist loadfile --no-loadscope-reorder -q \
+		$$(python tools/execute.py --list)
 
 # Opens every page in Chromium with the network blocked; needs Chromium and the extra "browser".
 browse:

@@ -1,6 +1,6 @@
 """Execute the chapters side by side, longest first; the pages are then built from the results.
 
-    python tools/execute.py [--workers N] [CHAPTER ...]
+    python tools/execute.py [--workers N] [--list] [CHAPTER ...]
 
 A chapter whose cells and library have not changed is not executed again. A chapter that fails stops
 no other. There is no limit on time: a chapter is given up when its processes have not used the
@@ -38,6 +38,8 @@ from library_cache import cache_path  # noqa: E402 (its folder has just been add
 
 BUILD = ROOT / "_build"
 TIMES, FAILURES = BUILD / "seconds.json", BUILD / "failures"
+# What each chapter took elsewhere, for the order of the first execution here.
+TYPICAL = Path(__file__).with_name("seconds.json")
 # Seconds in which a chapter must use the processor at least a little.
 PATIENCE, LEAST_WORK = 900.0, 0.05
 GLANCE, LOOK = 1.0, 10.0  # seconds between glances at a process, and at all that it has started
@@ -205,11 +207,10 @@ def cell_seconds(notebook: nbformat.NotebookNode) -> dict[str, float]:
 
 def run_all(chapters: list[Chapter], cache, workers: int) -> None:
     """Execute chapters, so many at a time, and say how it goes."""
-    durations = {name: entry["total"] for name, entry in read_times().items()}
-    typical = sorted(durations.values())[len(durations) // 2] if durations else 60.0
+    durations, measured = expected_seconds(), bool(read_times())
 
     def expected(chapter: Chapter) -> float:
-        return durations.get(chapter.name, typical)
+        return durations.get(chapter.name, 0.0)
 
     queue, running, finished = sorted(chapters, key=expected), [], 0
     try:
@@ -238,7 +239,7 @@ def run_all(chapters: list[Chapter], cache, workers: int) -> None:
                 )
                 ahead = (
                     f", about {seconds_left / workers / 60:.0f} min left"
-                    if durations and seconds_left
+                    if measured and seconds_left
                     else ""
                 )
                 state = "FAILED after" if chapter.error else "done in"
@@ -256,6 +257,12 @@ def keep_times(chapter: Chapter) -> None:
         draft = TIMES.with_suffix(".part")
         draft.write_text(json.dumps(times, indent=1) + "\n", encoding="utf-8")
         draft.replace(TIMES)
+
+
+def expected_seconds() -> dict[str, float]:
+    """Return how long each chapter takes: as it did here, or else where it was measured."""
+    typical = json.loads(TYPICAL.read_text(encoding="utf-8"))
+    return typical | {name: entry["total"] for name, entry in read_times().items()}
 
 
 def read_times() -> dict[str, dict[str, float]]:
@@ -287,10 +294,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("chapters", nargs="*", type=Path, help="by default those of _toc.yml")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="at a time")
+    parser.add_argument("--list", action="store_true", help="only name them, longest first")
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.result:
         return execute(options.chapters[0], options.result)
+    if options.list:
+        durations = expected_seconds()
+        paths = options.chapters or chapters_of_the_book()
+        for path in sorted(paths, key=lambda path: -durations.get(path.stem, 0.0)):
+            print(os.path.relpath(path))
+        return 0
     BUILD.mkdir(exist_ok=True)
     cache = get_cache(cache_path(ROOT))
     paths = [path.resolve() for path in options.chapters] or chapters_of_the_book()
