@@ -51,7 +51,9 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while (held := held_by(model)) is not None:
         model = held
     for module in model.modules():
-        if "eval" in vars(module) or not hasattr(module, "training"):  # exported, or frozen
+        exported = "eval" in vars(module) and hasattr(module, "graph")
+        frozen = not hasattr(module, "training")
+        if exported or frozen:
             raise _is_program(module)
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(value):

@@ -100,6 +100,9 @@ def _control(values: pd.Series, path: Path, columns: Columns) -> str:
     if len(present) < 2:
         remedy = "Nothing can be learnt from one."
         raise SimbaError(field, present, "of at least two classes", remedy)
+    if columns.disease is None and disease not in present:
+        remedy = "Classes are learnt here; a number, such as an age, is read by `probe`."
+        raise SimbaError("disease", None, f"one of {present[:20]}", remedy)
     if disease not in present:
         raise UnknownNameError.among("disease", columns.disease, present[:20])
     if columns.control is not None:

@@ -70,6 +70,12 @@ def test_lazy_layers_without_weights_are_named():
     assert unwrapped(model) is model
 
 
+def test_an_attribute_called_eval_makes_no_program():
+    model = Prepared()
+    model.net.eval = lambda: "a measure of somebody"
+    assert unwrapped(model) is model
+
+
 def test_networks_that_keep_their_results_are_copied():
     model = sb.SimBANet((2, 4))
     model.last = model(torch.zeros(1, 1, 8, 8, 8))

@@ -656,6 +656,7 @@ def test_empty_images_have_no_centre(people):
     [
         ({}, {"label": "grup"}, "Did you mean group"),
         ({}, {"disease": "patents"}, "Did you mean patient"),
+        ({}, {"disease": None}, "disease must be one of .*, got None.*a number.*`probe`"),
         ({}, {"control": "helthy"}, "Did you mean healthy"),
         ({}, {"names": NameColumns("path")}, "a column of table.csv"),
         ({}, {"names": NameColumns(subject="grup")}, "Did you mean group"),
