@@ -1,4 +1,4 @@
-"""Probes and similarity of all blocks against scikit-learn on flattened features, with memory.
+"""Probes and similarity of all blocks against scikit-learn on flattened activations, with memory.
 
 Usage: python benchmarks/encoding.py [--quick]
 """
@@ -17,9 +17,9 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
 import simba_lab as sb
+from simba_lab.interpretation.probes.designs import probe_target
 from simba_lab.interpretation.probes.folds import fold_numbers
-from simba_lab.interpretation.probes.kernel_ridge import PENALTIES, held_out
-from simba_lab.interpretation.probes.questions import question_of
+from simba_lab.interpretation.probes.kernel_ridge import PENALTIES, predict_held_out
 
 
 def audience(subjects: int, spacing_mm: float) -> sb.Cohort:
@@ -54,33 +54,33 @@ def lab(subjects: int) -> dict[str, float]:
 
 
 def both_ways(subjects: int) -> dict[str, float]:
-    """One held-out fold by the lab and by scikit-learn on the flattened features of each block."""
+    """One held-out fold by the lab and by scikit-learn on the flattened activations of blocks."""
     cohort = audience(subjects, 4)
     blocks, volumes = (
         sb.SimBANet(seed=0).blocks,
         cohort.arrays(),
     )  # rendering is not what is compared
     recording = sb.record(
-        sb.SimBANet(seed=0), volumes, features=blocks, compute=sb.Compute(memory_gb=4)
+        sb.SimBANet(seed=0), volumes, activations=blocks, compute=sb.Compute(memory_gb=4)
     )
     start = time.perf_counter()
     sb.record(sb.SimBANet(seed=0), volumes, pixels=False)
     recorded = time.perf_counter() - start
     target, folds = cohort["bias"], cohort["fold"]
     train, test = np.flatnonzero(folds != 0), np.flatnonzero(folds == 0)
-    question, split = (
-        question_of(target, None, "binary"),
+    probed, split = (
+        probe_target(target, None, "binary"),
         [(np.flatnonzero(folds != k), np.flatnonzero(folds == k)) for k in np.unique(folds)],
     )
     inner = PredefinedSplit(fold_numbers(split, len(target))[train])
     lab_seconds = library_seconds = difference = 0.0
     for block in blocks:
         start = time.perf_counter()
-        ((scores, _),) = held_out(recording[block], split, question, [question.target], None)
+        ((scores, _),) = predict_held_out(recording[block], split, probed, [probed.coded], None)
         lab_seconds += (time.perf_counter() - start) / len(split)
-        features = recording.features[block].reshape(len(cohort), -1)
+        activations = recording.activations[block].reshape(len(cohort), -1)
         start = time.perf_counter()
-        predictions = by_library(features[train], target[train], features[test], inner)
+        predictions = by_library(activations[train], target[train], activations[test], inner)
         library_seconds += time.perf_counter() - start
         difference = max(
             difference,
@@ -98,19 +98,23 @@ def both_ways(subjects: int) -> dict[str, float]:
 
 
 def by_library(
-    features: np.ndarray, target: np.ndarray, test_features: np.ndarray, inner: PredefinedSplit
+    activations: np.ndarray,
+    target: np.ndarray,
+    test_activations: np.ndarray,
+    inner: PredefinedSplit,
 ) -> np.ndarray:
     """Choose the penalty as the lab does: by the best scaled prediction of inner folds."""
     means = np.array([np.mean(target[inner.test_fold != fold]) for fold in inner.test_fold])
     deviations, best = target - means, (np.inf, 0.0)
-    size = np.square(features - features.mean(axis=0)).sum() / len(features)
+    size = np.square(activations - activations.mean(axis=0)).sum() / len(activations)
     for penalty in PENALTIES * size:
         predicted = (
-            cross_val_predict(Ridge(penalty), features, target.astype(np.float32), cv=inner) - means
+            cross_val_predict(Ridge(penalty), activations, target.astype(np.float32), cv=inner)
+            - means
         )
         scale = max(deviations @ predicted, 0.0) / (predicted @ predicted)
         best = min(best, (np.square(deviations - scale * predicted).sum(), penalty))
-    return Ridge(best[1]).fit(features, target.astype(np.float32)).predict(test_features)
+    return Ridge(best[1]).fit(activations, target.astype(np.float32)).predict(test_activations)
 
 
 def at_one_millimetre(subjects: int) -> dict[str, float]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import simba_lab as sb
 from simba_lab.scans import saving
-from simba_lab.training import checkpoints, trainer
+from simba_lab.training import tensor_files, trainer
 
 SCENARIO = sb.Scenario(
     64,
@@ -41,7 +41,7 @@ def export(place: Path) -> None:
 def fit(place: Path) -> None:
     config = sb.FitConfig(epochs=12, threads=1)
     run = sb.fit(sb.SimBANet((2, 2)), sb.synthesise(SCENARIO), config, cache=place / "cache")
-    (place / "result").write_text(checkpoints.digest(run.model.state_dict()))
+    (place / "result").write_text(tensor_files.digest(run.model.state_dict()))
 
 
 def sweep(place: Path) -> None:

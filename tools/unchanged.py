@@ -165,7 +165,8 @@ def _network(cohort):
 
 
 def _with_old_names(table):
-    """Return a table with ``auc`` in the place of ``auroc``, as when its digest was stored."""
+    """Return a table with the names of columns that it had when its digest was stored."""
+    table = table.rename(columns={"auroc_through_given": "auroc_leak_here"})
     return table.rename(columns=lambda name: name.replace("auroc", "auc"))
 
 
@@ -173,9 +174,9 @@ def encoding():
     """Gram matrices and every kind of probe."""
     cohort = sb.synthesise(_scenario(subjects=160), seed=0)
     test, model = cohort.where(cohort["split"] != "train"), _network(cohort)
-    grams = sb.record(model, test, features=["block2"])
+    grams = sb.record(model, test, activations=["block2"])
     yield "grams", dict(grams)
-    yield "features", grams.features
+    yield "features", grams.activations
     yield "spooled", dict(sb.record(model, test, compute=sb.Compute(memory_gb=1e-4)))
     untrained = [sb.record(sb.SimBANet((4, 8), seed=seed), test) for seed in (1, 2)]
     design = {"given": "label"}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import lazy_loader
 
 if TYPE_CHECKING:
-    from simba_lab.core.hints import Take
+    from simba_lab.core.kinds import Take
 
 T = TypeVar("T")
 # `forward` is called by torch, in compiled and traced networks too; `from_dict` names the fields.
@@ -93,7 +93,7 @@ class _Arguments:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments as the code wants them, or raise the error that names one."""
         from simba_lab.core.errors import SimbaError, UnknownNameError
-        from simba_lab.core.hints import Mismatch
+        from simba_lab.core.kinds import Mismatch
 
         takers = self._read() if self._takers is None else self._takers
         values = list(arguments)
@@ -117,7 +117,8 @@ class _Arguments:
         import inspect
         from typing import get_type_hints
 
-        from simba_lab.core.hints import ANYTHING, kind_of
+        from simba_lab.core.hints import kind_of
+        from simba_lab.core.kinds import ANYTHING
 
         written = inspect.unwrap(self._function)
         parameters = list(inspect.signature(self._function).parameters.values())[self._skipped :]

@@ -11,7 +11,7 @@ import numpy as np
 
 from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.core.files import plain_number
-from simba_lab.core.hints import Rule
+from simba_lab.core.kinds import Rule
 
 Built = TypeVar("Built")
 

@@ -32,12 +32,12 @@ HELD = ("_original_module", "module", "_orig_mod", "_module", "_forward_module")
 LOGITS = ("logits", "logit")
 # What autograd calls operations that squeeze into [0, 1], and those that such numbers pass.
 SQUEEZING = ("Sigmoid", "Softmax", "Hardsigmoid", "LogSoftmax", "LogSigmoid", "Reciprocal")
-PASSING = (
-    *("Add", "Alias", "Cat", "Clamp", "Clone", "CopySlices", "Div", "Exp", "Expand", "Index"),
-    *("IndexPut", "Mean", "Mul", "Permute", "ReshapeAlias", "Rsub", "Select", "Slice", "Split"),
-    *("Squeeze", "Stack", "Sub", "Sum", "T", "ToCopy", "Transpose", "Unbind", "Unsqueeze"),
-    *("UnsafeView", "View"),
+ARITHMETIC = "Add Clamp Div Exp Mean Mul Rsub Sub Sum"
+CHOICES = "Cat CopySlices Index IndexPut Select Slice Split Stack Unbind"
+SHAPES = (
+    "Alias Clone Expand Permute ReshapeAlias Squeeze T ToCopy Transpose UnsafeView Unsqueeze View"
 )
+PASSING = f"{ARITHMETIC} {CHOICES} {SHAPES}".split()
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

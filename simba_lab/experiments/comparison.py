@@ -38,9 +38,10 @@ from simba_lab.experiments.parallel import in_parallel, worker_processes
 from simba_lab.experiments.results import save_results
 from simba_lab.federation.clients import LocalClient, SiteError, VisitConfig, Weights
 from simba_lab.federation.federated_cohort import Federation, hospitals
+from simba_lab.federation.journeys import local, travelling
 from simba_lab.federation.sites import Site
 from simba_lab.federation.steps import follow
-from simba_lab.federation.strategies import fedavg, fedtm, local, travelling
+from simba_lab.federation.strategies import fedavg, fedtm
 from simba_lab.synthesis.scenario import Scenario
 from simba_lab.training.metrics import evaluate
 from simba_lab.training.networks import network_from
@@ -298,10 +299,10 @@ class Comparison:
     def _judged(self, weights: Weights, cohort: Cohort) -> pd.Series:
         model = self._model(0)
         model.load_state_dict(weights)
-        scores = logits(model, cohort)
-        if not np.isfinite(scores).all():  # the rate was too large: chance
-            scores = np.zeros(len(cohort))
-        return evaluate(scores, cohort, by=None).loc["all"]
+        answers = logits(model, cohort)
+        if not np.isfinite(answers).all():  # the rate was too large: chance
+            answers = np.zeros(len(cohort))
+        return evaluate(answers, cohort, by=None).loc["all"]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as plain dictionaries, lists and numbers."""

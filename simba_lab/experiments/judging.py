@@ -63,17 +63,17 @@ def judge(model: torch.nn.Module, test: TwinCohort) -> dict[str, float]:
     twins = {bias: twin_logits(model, test, effect=bias) for bias in biases}
     if len(biases) == 1:
         # Every subject is one of the two twins: no volume is rendered a third time.
-        scores = np.where(test.carriers(biases[0]), twins[biases[0]][1], twins[biases[0]][0])
+        test_logits = np.where(test.carriers(biases[0]), twins[biases[0]][1], twins[biases[0]][0])
     else:
-        scores = logits(model, test)
-    overall = evaluate(scores, test, by=None).loc["all"]
+        test_logits = logits(model, test)
+    overall = evaluate(test_logits, test, by=None).loc["all"]
     row = {name: float(overall[name]) for name in PERFORMANCE}
     subset = test.where(np.arange(min(DISEASE_TWINS, len(test))))
     effect = twin_table(*twin_logits(model, subset, effect="disease"), subset, effect="disease")
     row["disease_logit"] = float(effect["per_magnitude"].iloc[0])
     for bias in biases:
         prefix = "" if biases == ["bias"] else f"{bias}."
-        gaps = disparity(scores, test, by=bias)
+        gaps = disparity(test_logits, test, by=bias)
         for rate in ("tpr", "fpr"):
             row[f"{prefix}{rate}_gap"] = float(gaps.loc[rate, "difference"])
             row |= {

@@ -1,6 +1,7 @@
 from .clients import LocalClient, SiteError, VisitConfig
 from .federated_cohort import Federation, hospitals
 from .harmony import Harmonisation
+from .journeys import harmonised, local, travelling
 from .ledger import Ledger
 from .plan import Plan
 from .privacy import read_policy
@@ -10,7 +11,7 @@ from .scanners import with_scanners
 from .site_stores import open_site, save_sites
 from .sites import Site, study_sites
 from .steps import Step, follow
-from .strategies import fedavg, fedprox, fedtm, harmonised, local, travelling
+from .strategies import fedavg, fedprox, fedtm
 from .study import Study
 from .travel_log import TravelLog
 

@@ -223,8 +223,8 @@ class LocalClient:
                 for rows, volumes in zip(batches, self._feed.batches(batches), strict=True):
                     volumes = volumes.contiguous(memory_format=layout)
                     features = network.features(volumes) if head else volumes
-                    scores = logit(network.readout(features) if head else network(volumes))
-                    loss = binary_cross_entropy_with_logits(scores.float(), labels[rows])
+                    logits = logit(network.readout(features) if head else network(volumes))
+                    loss = binary_cross_entropy_with_logits(logits.float(), labels[rows])
                     total += loss.item() * len(rows)
                     if start:
                         loss = loss + proximal / 2 * _squared_distance(parameters, start)

@@ -100,8 +100,8 @@ class ScannerHead(nn.Module):
     def __init__(self, weights: Weights) -> None:
         super().__init__()
         weights = {name.removeprefix(PREFIX): value for name, value in weights.items()}
-        (width, features), scanners = weights["0.weight"].shape, len(weights["2.bias"])
-        self.layers = _layers(features, width, scanners)
+        (width, inputs), scanners = weights["0.weight"].shape, len(weights["2.bias"])
+        self.layers = _layers(inputs, width, scanners)
         self.layers.load_state_dict(weights)
 
     def mistakes(self, features: torch.Tensor, scanner: int) -> torch.Tensor:
@@ -128,5 +128,5 @@ class ScannerHead(nn.Module):
         }
 
 
-def _layers(features: int, width: int, scanners: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(features, width), nn.ReLU(), nn.Linear(width, scanners))
+def _layers(inputs: int, width: int, scanners: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, scanners))

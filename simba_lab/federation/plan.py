@@ -16,8 +16,9 @@ from simba_lab.core.checks import built, choice, known_fields, mapping, seed_num
 from simba_lab.core.errors import SimbaError
 from simba_lab.federation.clients import Client, VisitConfig, Weights
 from simba_lab.federation.harmony import Harmonisation
+from simba_lab.federation.journeys import harmonised, travelling
 from simba_lab.federation.steps import Step
-from simba_lab.federation.strategies import fedavg, fedprox, fedtm, harmonised, travelling
+from simba_lab.federation.strategies import fedavg, fedprox, fedtm
 from simba_lab.training.networks import network_from
 
 STRATEGIES: dict[str, Callable[..., Iterator[Step]]] = {

@@ -123,10 +123,12 @@ def site_effects(
         raise SimbaError("sites", names, "at least two", "With one there is nothing to compare.")
     cohort = federation.test if cohort is None else cohort
     if isinstance(model, np.ndarray):
-        scores = of_shape("logits", model, (len(names), len(cohort)), "Rows are sites.")
+        site_logits = of_shape("logits", model, (len(names), len(cohort)), "Rows are sites.")
     else:
-        scores = np.stack([logits(model, scanned_at(federation, name, cohort)) for name in names])
-    shifts = scores - scores.mean(axis=0)
+        site_logits = np.stack(
+            [logits(model, scanned_at(federation, name, cohort)) for name in names]
+        )
+    shifts = site_logits - site_logits.mean(axis=0)
     rows = bootstrap_rows(stream(seed, "evaluation", "site effects"), len(cohort))
     low, high = central(np.array([shifts[:, draw].mean(axis=1) for draw in rows]), axis=0)
     patients = np.array([federation.at(name)["label"].sum() for name in names])

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import choice
 from simba_lab.core.errors import SimbaError
-from simba_lab.core.hints import Rule
+from simba_lab.core.kinds import Rule
 from simba_lab.federation.clients import Client, SiteError, Weights, checked
 
 FAULTS = ("stop", "skip")

@@ -16,8 +16,8 @@ def replacing(values: np.ndarray | torch.Tensor) -> Callable[[torch.Tensor], tor
     Parameters
     ----------
     values : ndarray or tensor, shape (n, ...)
-        Such as ``record(...).features["block2"]`` of the twins. The edit is used up when all n rows
-        were put in place.
+        Such as ``record(...).activations["block2"]`` of the twins. The edit is used up when all n
+        rows were put in place.
 
     Examples
     --------

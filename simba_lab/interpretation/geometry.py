@@ -22,8 +22,8 @@ from simba_lab.interpretation.probes.columns import (
     refuse_twins,
     values_of,
 )
+from simba_lab.interpretation.probes.designs import ProbeDesign, probe_design
 from simba_lab.interpretation.probes.kernel_ridge import fit_ridge, kernel_coordinates
-from simba_lab.interpretation.probes.questions import Design, design_of
 from simba_lab.interpretation.probes.resampling import resampled
 
 # Parts of the subjects that are left out one by one for intervals of angles.
@@ -77,7 +77,7 @@ def components(
     disease = groups_of_two(recording, label, "label")
     carriers = groups_of_two(recording, bias, "bias")
     whole_number("count", count)
-    design = design_of(recording, carriers, disease, folds, seed=seed)
+    design = probe_design(recording, carriers, disease, folds, seed=seed)
     samples = resampled(design.clusters, stream(seed, "components", "bootstrap"))
     counts = counts_of(samples, len(design))
     targets = {"disease": disease, "bias": carriers}
@@ -94,8 +94,8 @@ def components(
                 entry |= columns_of_central(target, [right[sample].mean() for sample in samples])
             entry["leak"] = (decided["disease"][number] == carriers).mean()
             within = decided["within"][number]
-            entry["bias_within"] = design.question.balanced_accuracy(within)
-            drawn = design.question.balanced_accuracy(within, counts)
+            entry["bias_within"] = design.target.balanced_accuracy(within)
+            drawn = design.target.balanced_accuracy(within, counts)
             entry |= columns_of_central("bias_within", np.asarray(drawn))
             table.append(entry)
         return table
@@ -106,7 +106,7 @@ def components(
 
 
 def _decisions(
-    gram: np.ndarray, design: Design, targets: dict[str, np.ndarray], count: int, layer: str
+    gram: np.ndarray, design: ProbeDesign, targets: dict[str, np.ndarray], count: int, layer: str
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Return held-out decisions of each component and of all together, and shares of variance.
 
@@ -146,7 +146,7 @@ def angles(
     """Return the lengths of the directions of several factors in each layer, and their cosines.
 
     The direction of a factor is the change of the mean activations that goes with it while the
-    other factors stay: its coefficient in a linear regression of the full features.
+    other factors stay: its coefficient in a linear regression of the full activations.
 
     Parameters
     ----------
@@ -160,9 +160,9 @@ def angles(
     -------
     pandas.DataFrame
         Indexed by layer. For each factor ``length_<factor>``, relative to the standard deviation of
-        the residuals (all features together); for each pair ``cosine_<first>_<second>``; all less
-        what chance adds, and with 95 % jackknife intervals ``_low`` and ``_high``. A cosine is NaN
-        where the estimate of a squared length is not above zero, and means little where the
+        the residuals (all activations together); for each pair ``cosine_<first>_<second>``; all
+        less what chance adds, and with 95 % jackknife intervals ``_low`` and ``_high``. A cosine is
+        NaN where the estimate of a squared length is not above zero, and means little where the
         interval of a length reaches zero.
 
     Examples
@@ -285,7 +285,7 @@ def projections(
     """
     disease = groups_of_two(recording, label, "label")
     carriers = groups_of_two(recording, bias, "bias")
-    design = design_of(recording, carriers, disease, folds, seed=seed)
+    design = probe_design(recording, carriers, disease, folds, seed=seed)
     samples = resampled(design.clusters, stream(seed, "projections", "bootstrap"))
     groups = {
         f"{people}, {group}": (disease == value) & (carriers == carries)
@@ -294,15 +294,15 @@ def projections(
     }
 
     def rows(layer: str) -> list[dict[str, object]]:
-        scores = _along_the_disease(design.gram(recording, layer), design, disease)
-        spread = np.sqrt(np.mean([scores[members].var(ddof=1) for members in groups.values()]))
+        predictions = _along_the_disease(design.gram(recording, layer), design, disease)
+        spread = np.sqrt(np.mean([predictions[members].var(ddof=1) for members in groups.values()]))
 
         def positions(sample: np.ndarray) -> list[float]:
-            drawn = [scores[sample][members[sample]] for members in groups.values()]
+            drawn = [predictions[sample][members[sample]] for members in groups.values()]
             means = [values.mean() if len(values) else np.nan for values in drawn]
             return [(mean - np.mean(means)) / spread for mean in means]
 
-        estimates = positions(np.arange(len(scores)))
+        estimates = positions(np.arange(len(predictions)))
         drawn = np.array([positions(sample) for sample in samples])
         low, high = central(drawn, axis=0)
         return [
@@ -321,11 +321,11 @@ def projections(
     return pd.DataFrame([row for table in tables for row in table]).set_index(["layer", "group"])
 
 
-def _along_the_disease(gram: np.ndarray, design: Design, disease: np.ndarray) -> np.ndarray:
-    """Return the held-out scores of an unconditional probe of the disease, shape (n,)."""
-    scores, flat = np.zeros(len(disease)), np.zeros_like(disease)
+def _along_the_disease(gram: np.ndarray, design: ProbeDesign, disease: np.ndarray) -> np.ndarray:
+    """Return the held-out predictions of an unconditional probe of the disease, shape (n,)."""
+    predictions, flat = np.zeros(len(disease)), np.zeros_like(disease)
     for train, test in design.split:
         goal = disease[train, None].astype(float)
         fit = fit_ridge(gram, train, goal, flat, design.folds[train])
-        scores[test] = fit.predict(gram, test)[:, 0] / fit.scale[0]
-    return scores
+        predictions[test] = fit.predict(gram, test)[:, 0] / fit.scale[0]
+    return predictions

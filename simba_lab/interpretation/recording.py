@@ -40,7 +40,7 @@ class Recording(Mapping[str, np.ndarray]):
     ----------
     grams : dict of str to ndarray
         In the order of the layers.
-    features : dict of str to ndarray
+    activations : dict of str to ndarray
         Activations of the layers that were asked for, float32, shape (n, ...) as in the layer.
     subjects : ndarray, shape (n,), or None
         Whose volumes these are, if they came from cohorts: twins (of one seed) have the same
@@ -53,14 +53,14 @@ class Recording(Mapping[str, np.ndarray]):
     --------
     >>> import numpy as np
     >>> import simba_lab as sb
-    >>> features = np.random.default_rng(0).standard_normal((6, 20))
-    >>> recording = sb.interpretation.Recording({"mine": features @ features.T})
+    >>> activations = np.random.default_rng(0).standard_normal((6, 20))
+    >>> recording = sb.interpretation.Recording({"mine": activations @ activations.T})
     >>> recording["mine"].shape
     (6, 6)
     """
 
     grams: dict[str, np.ndarray]
-    features: dict[str, np.ndarray] = field(default_factory=dict)
+    activations: dict[str, np.ndarray] = field(default_factory=dict)
     subjects: np.ndarray | None = None
     table: pd.DataFrame | None = None
 
@@ -86,8 +86,12 @@ class Recording(Mapping[str, np.ndarray]):
 
     def select(self, *layers: str) -> Recording:
         """Return the recording of some of the layers, with the same subjects and table."""
-        features = {layer: self.features[layer] for layer in layers if layer in self.features}
-        return replace(self, grams={layer: self[layer] for layer in layers}, features=features)
+        activations = {
+            layer: self.activations[layer] for layer in layers if layer in self.activations
+        }
+        return replace(
+            self, grams={layer: self[layer] for layer in layers}, activations=activations
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.grams)
@@ -102,7 +106,7 @@ def record(
     *,
     layers: Sequence[str] | None = None,
     pixels: bool = True,
-    features: Sequence[str] = (),
+    activations: Sequence[str] = (),
     batch_size: int = 16,
     compute: Compute | None = None,
 ) -> Recording:
@@ -124,27 +128,28 @@ def record(
         children that have parameters.
     pixels : bool
         Whether to add the Gram matrix of the volumes themselves, under ``"pixels"``.
-    features : sequence of str
+    activations : sequence of str
         Layers (names or patterns, or ``"pixels"``) whose activations are returned as well.
     batch_size : int
         Largest number of volumes at a time; fewer where their activations would take more than
         half of the memory.
     compute : Compute, optional
-        Where the network runs and matrices are multiplied; and the memory for the features of
-        all layers (by default 1 GB), minus what one batch needs. Further features go to files.
+        Where the network runs and matrices are multiplied; and the memory for the activations of
+        all layers (by default 1 GB), minus what one batch needs. Further activations go to files.
 
     Returns
     -------
     Recording
-        A mapping of layer to matrix of shape (n, n), with ``features``, ``subjects`` and ``table``.
+        A mapping of layer to matrix of shape (n, n), with ``activations``, ``subjects`` and
+        ``table``.
 
     Raises
     ------
     UnknownNameError
         If there is no such layer.
     SimbaError
-        If a layer gives no tensor, runs twice or never, or gives NaN; if files or features do not
-        fit.
+        If a layer gives no tensor, runs twice or never, or gives NaN; if files or activations do
+        not fit.
 
     Examples
     --------
@@ -158,11 +163,11 @@ def record(
     compute = compute or Compute()
     memory_gb = compute.memory(1.0)
     whole_number("batch_size", batch_size)
-    feature_layers = []
-    for pattern in features:
-        feature_layers += [PIXELS] if pattern == PIXELS else layer_names(model, [pattern])
+    kept_layers = []
+    for pattern in activations:
+        kept_layers += [PIXELS] if pattern == PIXELS else layer_names(model, [pattern])
     names = layer_names(model, layers)
-    names += [name for name in feature_layers if name not in names and name != PIXELS]
+    names += [name for name in kept_layers if name not in names and name != PIXELS]
     sources = _sources(volumes)
     count = _count(sources)
     network, device, precision = compute.placed(model)
@@ -182,12 +187,12 @@ def record(
         spool = Spool(count, Path(folder), memory_gb, device, reserved_gb)
         with hooked(network, names, of_tensors(spool.add)):
             for batch in batches(chain([first_volume], arrays), batch_size):
-                if pixels or PIXELS in feature_layers:
+                if pixels or PIXELS in kept_layers:
                     spool.add(PIXELS, batch)
                 outcome_of(network, batch.to(device, precision))  # the hooks see it all
-        activations = {name: spool.kept(name) for name in feature_layers}
+        kept = {name: spool.kept(name) for name in kept_layers}
         grams = {name: spool.gram(name) for name in ([PIXELS] if pixels else []) + names}
-    return Recording(grams, activations, _subjects(sources), _table(sources))
+    return Recording(grams, kept, _subjects(sources), _table(sources))
 
 
 def _sources(volumes: Cohort | Sequence[Cohort] | Iterable[np.ndarray]) -> list:

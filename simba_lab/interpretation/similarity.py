@@ -265,8 +265,8 @@ def cka_matrix(table: pd.DataFrame, column: str = "cka") -> pd.DataFrame:
     --------
     >>> import numpy as np
     >>> import simba_lab as sb
-    >>> features = np.random.default_rng(0).standard_normal((20, 5))
-    >>> grams = {"a": features @ features.T, "b": features[:, :2] @ features[:, :2].T}
+    >>> activations = np.random.default_rng(0).standard_normal((20, 5))
+    >>> grams = {"a": activations @ activations.T, "b": activations[:, :2] @ activations[:, :2].T}
     >>> sb.interpretation.cka_matrix(sb.cka(grams)).shape
     (2, 2)
     """

@@ -36,21 +36,21 @@ class Spool:
 
     def add(self, name: str, output: torch.Tensor) -> None:
         """Keep a batch of activations of a layer, shape (N, ...)."""
-        features = output.detach().reshape(len(output), -1).float().cpu().numpy()
+        activations = output.detach().reshape(len(output), -1).float().cpu().numpy()
         # NaN and infinity show in the extremes, which take no memory to find.
-        if not (np.isfinite(features.min()) and np.isfinite(features.max())):
+        if not (np.isfinite(activations.min()) and np.isfinite(activations.max())):
             remedy = "Check weights and input volumes."
             raise SimbaError(f"activations of {name}", "NaN or infinity", "finite", remedy)
         if name not in self.stores:
             self.shapes[name] = tuple(output.shape[1:])
-            self.stores[name] = self._new(name, features.shape[1])
+            self.stores[name] = self._new(name, activations.shape[1])
         rows = self.stores[name]
-        if rows.filled + len(features) > self.count:
+        if rows.filled + len(activations) > self.count:
             raise SimbaError.problem(
                 f"Layer {name} runs more than once per volume; it must run once per volume.",
                 "Layers that the network uses repeatedly cannot be recorded under one name.",
             )
-        rows.add(features)
+        rows.add(activations)
 
     def _new(self, name: str, size: int) -> FeatureMatrix:
         needed = 4 * self.count * size
@@ -61,7 +61,7 @@ class Spool:
         if needed > free:
             allowed = f"within the {free / 1e9:.1f} GB that are free"
             remedy = "Record fewer volumes or layers, or point TMPDIR to a larger disk."
-            raise SimbaError(f"features of {name}", f"{needed / 1e9:.1f} GB", allowed, remedy)
+            raise SimbaError(f"activations of {name}", f"{needed / 1e9:.1f} GB", allowed, remedy)
         return FeatureMatrix(self.count, size, self.folder / f"{len(self.stores)}.f32")
 
     def _full(self, name: str) -> FeatureMatrix:
@@ -80,7 +80,7 @@ class Spool:
         if needed > self.memory_gb * 1e9:
             allowed = f"at most memory_gb={self.memory_gb}"
             remedy = "Ask for later layers or fewer volumes, or raise memory_gb."
-            raise SimbaError(f"features of {name}", f"{needed / 1e9:.1f} GB", allowed, remedy)
+            raise SimbaError(f"activations of {name}", f"{needed / 1e9:.1f} GB", allowed, remedy)
         return np.concatenate(list(rows.blocks()), axis=1).reshape(self.count, *self.shapes[name])
 
     def gram(self, name: str) -> np.ndarray:
@@ -88,7 +88,7 @@ class Spool:
         total = torch.zeros(self.count, self.count, dtype=torch.float64, device=self.device)
         for columns in self._full(name).blocks():
             block = torch.from_numpy(columns).to(self.device)
-            # Single precision is enough for differences from the mean, not for features with a
+            # Single precision is enough for differences from the mean, not for activations with a
             # large mean.
             mean = block.mean(dim=0)
             block = block - mean

@@ -39,8 +39,8 @@ def column(rows: pd.DataFrame, name: str, table: str) -> pd.Series:
     return rows[name]
 
 
-def design_of(rows: pd.DataFrame, path: Path, columns: Columns) -> pd.DataFrame:
-    """Return the design of the subjects who belong to one of the two classes.
+def participants_table(rows: pd.DataFrame, path: Path, columns: Columns) -> pd.DataFrame:
+    """Return the table of the subjects who belong to one of the two classes.
 
     Parameters
     ----------

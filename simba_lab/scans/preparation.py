@@ -11,6 +11,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 from nilearn.image import resample_img, smooth_img
 
 from simba_lab.core.border import checks_arguments
@@ -66,14 +67,16 @@ class Preparation:
         check_spacing(self.spacing_mm)
         choice("align", self.align, ("world", "centre"))
 
-    def images(self, paths: Mapping[int, Path], *, table: str = "") -> PreparedImages:
+    def images(
+        self, paths: Mapping[int, Path], *, table: pd.DataFrame | None = None
+    ) -> PreparedImages:
         """Open every file without reading its voxels, and return the volumes to come.
 
         Parameters
         ----------
         paths : mapping of int to path
             The file of each subject.
-        table : str
+        table : pandas.DataFrame, optional
             The table of the subjects: another table makes another identity.
 
         Raises
@@ -86,7 +89,8 @@ class Preparation:
         lattice = template.output_lattice(check_spacing(self.spacing_mm))
         reference = _reference(template, lattice)
         brain_mm = nib.affines.apply_affine(lattice.affine, np.argwhere(reference > BACKGROUND))
-        digest = blake2b(table.encode(), digest_size=16)
+        text = "" if table is None else table.to_csv(lineterminator="\n")
+        digest = blake2b(text.encode(), digest_size=16)
         for subject, path in paths.items():
             name = f"image of subject {subject}"
             cover = _cover(open_nifti(path, name), brain_mm)

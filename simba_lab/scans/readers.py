@@ -15,7 +15,7 @@ from simba_lab.core.border import checks_arguments
 from simba_lab.core.errors import SimbaError, TemplateError
 from simba_lab.core.files import inside
 from simba_lab.core.tables import check_complete, read_rows
-from simba_lab.scans.participants import Columns, column, design_of
+from simba_lab.scans.participants import Columns, column, participants_table
 from simba_lab.scans.preparation import Preparation
 from simba_lab.scans.scan_cohort import ScanCohort
 
@@ -129,7 +129,7 @@ def read_bids(
         if not re.fullmatch(r"sub-[0-9A-Za-z+]+", name):
             allowed = "sub- and letters and digits"
             raise SimbaError("participant_id", name, allowed, f"Correct {path}.")
-    design = design_of(rows, path, Columns(label, disease, control, groups, split))
+    design = participants_table(rows, path, Columns(label, disease, control, groups, split))
     names = rows["participant_id"][design.index]
     paths = [_t1w(folder, name, entities or {}) for name in names]
     return _cohort(design, names, paths, preparation)
@@ -185,7 +185,7 @@ def read_table(
     """
     path = Path(table)
     rows = read_rows(path)
-    design = design_of(rows, path, Columns(label, disease, control, groups, split))
+    design = participants_table(rows, path, Columns(label, disease, control, groups, split))
     rows = rows.loc[design.index]
     files = column(rows, names.file, path.name)
     subject = names.subject or next((name for name in SUBJECTS if name in rows), names.file)
@@ -260,7 +260,7 @@ def read_simba(
         carrying = {"bias": ["1"]}
     for bias, codes in carrying.items():
         rows[bias] = np.where(code.isin(codes), "1", "0")
-    design = design_of(rows, folder, Columns("class_label", 1, 0, list(carrying), "split"))
+    design = participants_table(rows, folder, Columns("class_label", 1, 0, list(carrying), "split"))
     rows = rows.loc[design.index]
     for source, name in (("effect_dst", "disease_magnitude"), ("isv_dst", "subject_magnitude")):
         design[name] = pd.to_numeric(rows[source], errors="coerce").astype(float)
@@ -299,8 +299,7 @@ def _cohort(
     numbered = len(set(numbers)) == len(design)
     design.index = pd.Index(numbers if numbered else range(len(design)), name="subject")
     files = dict(zip(design.index.tolist(), paths, strict=True))
-    table = design.to_csv(lineterminator="\n")  # a key, read by nobody
-    return ScanCohort(design, preparation.images(files, table=table))
+    return ScanCohort(design, preparation.images(files, table=design))
 
 
 def _check_unique(noun: str, values: list[str]) -> None:

@@ -40,8 +40,8 @@ def region_volumes(
 
     Nothing is rendered. Tissue at x comes to lie at ``exp(v)(x)``, so a region has the volume of
     its template mask weighed with the Jacobian determinant of ``exp(v)``. The determinant is as
-    smooth as the velocity: it is computed on the coarse lattice of the subjects and interpolated
-    linearly, with the masks summed per coarse point beforehand.
+    smooth as the velocity: it is computed on the 4 mm lattice of the subjects and interpolated
+    linearly, with the masks summed per point of it beforehand.
 
     Parameters
     ----------

@@ -1,6 +1,7 @@
 from .config import FitConfig
 from .disparities import disparity
 from .fitting import Pair, fit, fit_pair
+from .group_routed import GroupRouted
 from .metrics import calibration, evaluate
 from .mitigation.adversarial_unlearning import AdversarialUnlearning
 from .mitigation.group_dro import GroupDRO
@@ -9,7 +10,7 @@ from .mitigation.objective import Mitigation
 from .mitigation.resampling import Resampling
 from .mitigation.reweighing import Reweighing
 from .mitigation.twin_consistency import TwinConsistency
-from .networks import GroupRouted, ResNet3D, SimBANet
+from .networks import ResNet3D, SimBANet
 from .predictions import logits
 from .run import Run
 from .speed import fastest

@@ -75,8 +75,8 @@ def disparity(
     ...     64, sb.Morphology("Insula_L", 2.5), sb.Morphology("Putamen_L", 2.5), spacing_mm=8
     ... )
     >>> cohort = sb.synthesise(scenario)
-    >>> scores = cohort.test["bias"] - 0.5  # these call the bias group diseased
-    >>> table = sb.disparity(scores, cohort.test)
+    >>> logits = cohort.test["bias"] - 0.5  # these call the bias group diseased
+    >>> table = sb.disparity(logits, cohort.test)
     >>> table.loc[["tpr", "fpr"], "difference"].tolist()
     [1.0, 1.0]
     """
@@ -139,9 +139,9 @@ def _resamples(generator: np.random.Generator, count: int) -> np.ndarray:
     return np.concatenate([np.ones((1, count)), drawn]).astype(np.float32)
 
 
-def _gaps(scores: np.ndarray, cells: _Cells, counts: _Cells) -> dict[str, _Gap]:
+def _gaps(logits: np.ndarray, cells: _Cells, counts: _Cells) -> dict[str, _Gap]:
     """Return the difference of each rate between the groups."""
-    reference, bias_group = (_rates(scores, cells, counts, group) for group in (0, 1))
+    reference, bias_group = (_rates(logits, cells, counts, group) for group in (0, 1))
     gaps = {}
     for rate in RATES:
         differences = bias_group[rate].astype(float) - reference[rate]
@@ -149,9 +149,9 @@ def _gaps(scores: np.ndarray, cells: _Cells, counts: _Cells) -> dict[str, _Gap]:
     return gaps
 
 
-def _rates(scores: np.ndarray, cells: _Cells, counts: _Cells, group: int) -> dict[str, np.ndarray]:
+def _rates(logits: np.ndarray, cells: _Cells, counts: _Cells, group: int) -> dict[str, np.ndarray]:
     """Return the rates of a group: of the sample, then of its bootstrap samples."""
-    healthy, diseased = (scores[cells[label, group]] for label in (0, 1))
+    healthy, diseased = (logits[cells[label, group]] for label in (0, 1))
     healthy_counts, diseased_counts = (counts[label, group] for label in (0, 1))
     fpr = healthy_counts @ (healthy > 0).astype(np.float32) / len(healthy)
     tpr = diseased_counts @ (diseased > 0).astype(np.float32) / len(diseased)

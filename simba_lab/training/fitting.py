@@ -24,10 +24,10 @@ from simba_lab.core.source_code import NotFingerprintable
 from simba_lab.core.unfinished import one_process, part_of
 from simba_lab.training import trainer
 from simba_lab.training.config import FitConfig
+from simba_lab.training.group_routed import GroupRouted
 from simba_lab.training.identity import code_of, identity_of
 from simba_lab.training.mitigation.objective import Mitigation
 from simba_lab.training.mitigation.registry import mitigation_from
-from simba_lab.training.networks import GroupRouted
 from simba_lab.training.run import Fitted, Run
 
 

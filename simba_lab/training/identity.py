@@ -1,4 +1,4 @@
-"""What the result of a fit follows from: digests of network, cohort, settings, mitigation, code."""
+"""What the result of a fit follows from: digests of network, cohort, settings and software."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def identity_of(
         "cohort": fingerprint(type(cohort), cohort.identity, cohort.table, switches),
         "config": fingerprint(dataclasses.asdict(config)),
         "mitigation": fingerprint(mitigation),
-        "code": fingerprint(code_fingerprint(FITTING), torch.__version__),
+        "software": fingerprint(code_fingerprint(FITTING), torch.__version__),
     }
 
 

@@ -73,7 +73,7 @@ def evaluate(
     >>> sb.evaluate(sb.SimBANet((4, 8)), cohort.test)["n"].to_dict()
     {'all': 16, 'NB': 8, 'B': 8}
     """
-    scores, truth = logits_of(model, cohort), cohort["label"]
+    logits, truth = logits_of(model, cohort), cohort["label"]
     names, groups = groups_of(cohort, by)
     rates = {
         f"{rate}{suffix}": partial(_rate, rate=rate, end=end, threshold=threshold)
@@ -81,15 +81,15 @@ def evaluate(
         for suffix, end in (("", "estimate"), ("_low", "low"), ("_high", "high"))
     }
     metrics: dict[str, Callable[..., Any]] = {
-        "n": lambda truth, scores: len(truth),
+        "n": lambda truth, logits: len(truth),
         "auroc": _auroc,
-        "auroc_low": lambda truth, scores: delong(truth, scores).low,
-        "auroc_high": lambda truth, scores: delong(truth, scores).high,
+        "auroc_low": lambda truth, logits: delong(truth, logits).low,
+        "auroc_high": lambda truth, logits: delong(truth, logits).high,
         **rates,
-        "brier": lambda truth, scores: brier_score_loss(truth, expit(scores), pos_label=1),
+        "brier": lambda truth, logits: brier_score_loss(truth, expit(logits), pos_label=1),
         "calibration_error": _calibration_error,
     }
-    frame = MetricFrame(metrics=metrics, y_true=truth, y_pred=scores, sensitive_features=groups)
+    frame = MetricFrame(metrics=metrics, y_true=truth, y_pred=logits, sensitive_features=groups)
     table = pd.concat([frame.overall.to_frame("all").T, *([frame.by_group] if by else [])])
     table.insert(4, "balanced_accuracy", (table["tpr"] + 1 - table["fpr"]) / 2)
     table["ceiling"] = cohort.ceiling
@@ -98,9 +98,9 @@ def evaluate(
     return table.astype({"n": int} | {name: float for name in table.columns if name != "n"})
 
 
-def _rate(truth: np.ndarray, scores: np.ndarray, *, rate: str, end: str, threshold: float) -> float:
+def _rate(truth: np.ndarray, logits: np.ndarray, *, rate: str, end: str, threshold: float) -> float:
     """Return a rate, or an end of its interval; NaN if no subject counts."""
-    truth, decisions = np.asarray(truth), np.asarray(scores) > threshold
+    truth, decisions = np.asarray(truth), np.asarray(logits) > threshold
     if rate == "accuracy":
         hits = decisions == (truth == 1)
     else:
@@ -108,8 +108,8 @@ def _rate(truth: np.ndarray, scores: np.ndarray, *, rate: str, end: str, thresho
     return getattr(wilson(int(hits.sum()), len(hits)), end) if len(hits) else np.nan
 
 
-def _auroc(truth: np.ndarray, scores: np.ndarray) -> float:
-    return float(roc_auc_score(truth, scores)) if len(np.unique(truth)) == 2 else np.nan
+def _auroc(truth: np.ndarray, logits: np.ndarray) -> float:
+    return float(roc_auc_score(truth, logits)) if len(np.unique(truth)) == 2 else np.nan
 
 
 def calibration(
@@ -170,8 +170,8 @@ def _bins(probability: np.ndarray, bins: int) -> list[np.ndarray]:
     return [members for members in np.array_split(order, bins) if len(members)]
 
 
-def _calibration_error(truth: np.ndarray, scores: np.ndarray) -> float:
-    probability, truth = expit(np.asarray(scores)), np.asarray(truth, float)
+def _calibration_error(truth: np.ndarray, logits: np.ndarray) -> float:
+    probability, truth = expit(np.asarray(logits)), np.asarray(truth, float)
     # Equal predictions may fall into different bins: each gets their mean, so that their order does
     # not matter.
     _, ties = np.unique(probability, return_inverse=True)

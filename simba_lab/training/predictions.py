@@ -12,7 +12,8 @@ from simba_lab.core.cohort import Cohort, TwinCohort
 from simba_lab.core.compute import Compute, deterministic, evaluating
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.network_adapter import refuse_probabilities, responded
-from simba_lab.training.networks import GroupRouted, logit
+from simba_lab.training.group_routed import GroupRouted
+from simba_lab.training.networks import logit
 
 
 def logits(
@@ -56,7 +57,7 @@ def logits(
     compute = compute or Compute()
     network, device, dtype = compute.placed(model)
     routes = _routes(network, volumes, groups) if isinstance(network, GroupRouted) else None
-    scores: list[np.ndarray] = []
+    answers: list[np.ndarray] = []
     count, judged = 0, set[int]()
     with evaluating(network), deterministic(compute.threads), torch.no_grad():
         for batch in batches(volumes, batch_size, device):
@@ -69,10 +70,10 @@ def logits(
             batch = batch.to(dtype)
             answer = responded(network, batch, *batch_routes)
             _refuse_probabilities(network, batch, answer, batch_routes, judged)
-            scores.append(logit(answer).double().cpu().numpy())
+            answers.append(logit(answer).double().cpu().numpy())
     if routes is not None and count != len(routes):
         raise _not_one_each(len(routes), f"the {count} volumes")
-    return finite(np.concatenate(scores)) if scores else np.zeros(0)
+    return finite(np.concatenate(answers)) if answers else np.zeros(0)
 
 
 def _refuse_probabilities(
@@ -94,17 +95,17 @@ def _refuse_probabilities(
         judged.add(number)
 
 
-def finite(scores: np.ndarray) -> np.ndarray:
+def finite(values: np.ndarray) -> np.ndarray:
     """Return logits, or raise an error that counts those that are no numbers."""
-    scores = np.asarray(scores)
-    if scores.dtype.kind not in "fiub":
-        raise SimbaError("logits", f"of {scores.dtype}", "numbers")
-    wrong = int((~np.isfinite(scores)).sum())
+    values = np.asarray(values)
+    if values.dtype.kind not in "fiub":
+        raise SimbaError("logits", f"of {values.dtype}", "numbers")
+    wrong = int((~np.isfinite(values)).sum())
     if wrong:
         remedy = "Check the weights of the network, and its input volumes."
-        value = f"{wrong} of {scores.size} that are NaN or infinite"
+        value = f"{wrong} of {values.size} that are NaN or infinite"
         raise SimbaError("logits", value, "finite", remedy)
-    return scores
+    return values
 
 
 def logits_of(model: torch.nn.Module | np.ndarray, cohort: Cohort) -> np.ndarray:

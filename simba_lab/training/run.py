@@ -16,9 +16,9 @@ from simba_lab.core.digests import damage, write_digests
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.files import new_folder, read_json, write_json
 from simba_lab.core.network_adapter import copied, trainable
-from simba_lab.training import checkpoints
+from simba_lab.training import tensor_files
 from simba_lab.training.config import FitConfig
-from simba_lab.training.networks import GroupRouted
+from simba_lab.training.group_routed import GroupRouted
 
 Weights = dict[str, torch.Tensor]
 
@@ -118,7 +118,7 @@ class Run:
         """Write the files of a run to a folder that exists."""
         record = {"config": dataclasses.asdict(self.config), "provenance": self.provenance}
         facts = {"what": "weights of a run"}
-        checkpoints.write(folder / "weights.safetensors", self.model.state_dict(), facts)
+        tensor_files.write(folder / "weights.safetensors", self.model.state_dict(), facts)
         if self.snapshots:
             numbered = {
                 f"{epoch}/{name}": value
@@ -126,7 +126,7 @@ class Run:
                 for name, value in weights.items()
             }
             facts = {"what": "weights after each epoch"}
-            checkpoints.write(folder / "snapshots.safetensors", numbered, facts)
+            tensor_files.write(folder / "snapshots.safetensors", numbered, facts)
         self.history.to_csv(folder / "history.csv")
         write_json(folder / "run.json", record)
 
@@ -151,7 +151,7 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError) as error:
             remedy = f"It cannot be read: {error}"
             raise SimbaError("run", str(folder), "a folder written by Run.save", remedy) from error
-        weights, _ = checkpoints.read(folder / "weights.safetensors", field="run")
+        weights, _ = tensor_files.read(folder / "weights.safetensors", field="run")
         routed, model = provenance.get("routed"), trainable(model)
         network = GroupRouted.of_copies(model, **routed) if routed else copied(model)
         try:
@@ -164,7 +164,7 @@ class Run:
 
 
 def _read_snapshots(folder: Path) -> tuple[Weights, ...]:
-    numbered, _ = checkpoints.read(folder / "snapshots.safetensors", field="run")
+    numbered, _ = tensor_files.read(folder / "snapshots.safetensors", field="run")
     snapshots: dict[int, Weights] = {}
     for name, value in numbered.items():
         epoch, _, key = name.partition("/")

@@ -106,8 +106,8 @@ def _seconds_per_step(
         times = []
         for _ in range(WARM_UP_STEPS + steps):
             start = time.perf_counter()
-            scores = logit(network(volumes)).float()
-            loss = binary_cross_entropy_with_logits(scores, labels)
+            logits = logit(network(volumes)).float()
+            loss = binary_cross_entropy_with_logits(logits, labels)
             optimiser.zero_grad()
             fabric.backward(loss)
             optimiser.step()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from simba_lab.core.errors import SimbaError
-from simba_lab.training import checkpoints
+from simba_lab.training import tensor_files
 from simba_lab.training.mitigation.objective import Objective
 from simba_lab.training.run import Weights
 
@@ -82,7 +82,7 @@ class FitState:
 
     def save(self, path: Path, identity: Mapping[str, str]) -> None:
         """Write everything that the next step depends on."""
-        moments, groups = checkpoints.optimiser_state(self.optimiser)
+        moments, groups = _optimiser_state(self.optimiser)
         sections: dict[str, Mapping[str, torch.Tensor]] = {
             "network": self.network.state_dict(),
             "best": self.best,
@@ -102,11 +102,11 @@ class FitState:
             "place": {name: getattr(self, name) for name in COUNTERS},
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoints.write(path, tensors, facts)
+        tensor_files.write(path, tensors, facts)
 
     def restore(self, path: Path, identity: Mapping[str, str]) -> None:
         """Go on from what `save` wrote, if it is of the same fit."""
-        tensors, facts = checkpoints.read(path)
+        tensors, facts = tensor_files.read(path)
         saved: Mapping[str, Any] = facts.get("identity", {})
         different = [name for name, value in identity.items() if saved.get(name) != value]
         if different:
@@ -121,8 +121,45 @@ class FitState:
         self.snapshots = [sections[f"snapshot {number}"] for number in range(count)]
         self.network.load_state_dict(sections["network"])
         self.best = sections["best"]
-        checkpoints.restore_optimiser(self.optimiser, sections["optimiser"], facts["groups"])
+        _restore_optimiser(self.optimiser, sections["optimiser"], facts["groups"])
         self.schedule.load_state_dict(facts["schedule"])
         self.objective.restore(sections["objective"])
         for name, value in facts["place"].items():
             setattr(self, name, value)
+
+
+def _optimiser_state(
+    optimiser: torch.optim.Optimizer,
+) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+    """Return the tensors of an optimiser by name, and its settings as plain values."""
+    state = optimiser.state_dict()
+    tensors = {
+        f"{number}.{name}": torch.as_tensor(value)
+        for number, entries in state["state"].items()
+        for name, value in entries.items()
+    }
+    return tensors, state["param_groups"]
+
+
+def _restore_optimiser(
+    optimiser: torch.optim.Optimizer,
+    tensors: Mapping[str, torch.Tensor],
+    groups: list[dict[str, Any]],
+) -> None:
+    """Put back what `_optimiser_state` returned."""
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        number, key = name.split(".")
+        # Laid out in memory as the parameter is: channels-last, maybe.
+        parameter = parameters[int(number)]
+        value = (
+            torch.empty_like(parameter).copy_(value)
+            if value.shape == parameter.shape and value.dim()
+            else value.clone()
+        )
+        state.setdefault(int(number), {})[key] = value
+    groups = [
+        group | ({"betas": tuple(group["betas"])} if "betas" in group else {}) for group in groups
+    ]
+    optimiser.load_state_dict({"state": state, "param_groups": groups})

@@ -213,7 +213,7 @@ class Trainer:
         """Take the steps that are left of an epoch, validate, and write a checkpoint."""
         start = time.perf_counter()
         self.network.train()
-        batches = self.batches()
+        batches = self.row_batches()
         twins = self.twins.batches(batches) if self.twins else [None] * len(batches)
         for rows, volumes, twin in zip(batches, self.volumes.batches(batches), twins, strict=True):
             self.step(rows, volumes, twin)
@@ -225,16 +225,16 @@ class Trainer:
         if self.state.epoch < self.config.epochs:
             self.save()
 
-    def batches(self) -> list[torch.Tensor]:
+    def row_batches(self) -> list[torch.Tensor]:
         """Return the rows of each batch that is left of the epoch, as this device sees them.
 
         Devices share a batch evenly, so that the mean over devices is the mean over the batch.
         """
         devices, size = self.config.devices, self.config.batch_size
-        batches = self.objective.order(self.config.seed, self.state.epoch).split(size)
+        order = self.objective.order(self.config.seed, self.state.epoch).split(size)
         return [
-            batch[: len(batch) // devices * devices][self.fabric.global_rank :: devices]
-            for batch in batches[self.state.step : self.steps]
+            rows[: len(rows) // devices * devices][self.fabric.global_rank :: devices]
+            for rows in order[self.state.step : self.steps]
         ]
 
     def step(self, rows: torch.Tensor, volumes: torch.Tensor, twins: torch.Tensor | None) -> None:
@@ -265,17 +265,17 @@ class Trainer:
         """Return loss and accuracy on the validation subjects."""
         self.network.eval()
         rows = torch.arange(len(self.labels)).split(4 * self.config.batch_size)
-        scores = torch.cat(
+        logits = torch.cat(
             [
                 logit(self.network(volumes.contiguous(memory_format=self.layout))).float().cpu()
                 for volumes in self.validation.batches(rows)
             ]
         )
-        if not torch.isfinite(scores).all():
+        if not torch.isfinite(logits).all():
             remedy = "Look for NaN in the validation volumes, and lower the learning rate."
             raise SimbaError("validation logits", "NaN or infinite", "finite", remedy)
-        correct = ((scores > 0) == (self.labels > 0)).float()
-        loss = self.objective.validation_loss(scores, self.labels)
+        correct = ((logits > 0) == (self.labels > 0)).float()
+        loss = self.objective.validation_loss(logits, self.labels)
         return {"validation_loss": loss, "validation_accuracy": correct.mean().item()}
 
     def save(self) -> None:

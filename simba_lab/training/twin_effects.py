@@ -105,10 +105,10 @@ def twin_table(
     >>> table.loc["bias", ["n", "excess"]].tolist()
     [16.0, 0.0]
     """
-    for scores in (off, on, *(control or ())):
-        if finite(scores).shape != (len(cohort),):
+    for values in (off, on, *(control or ())):
+        if finite(values).shape != (len(cohort),):
             allowed = f"one for each of the {len(cohort)} subjects"
-            raise SimbaError("logits", f"an array of shape {scores.shape}", allowed)
+            raise SimbaError("logits", f"an array of shape {values.shape}", allowed)
     magnitude, change, turned = cohort[f"{effect}_magnitude"], on - off, _turned(off, on)
     count = len(change)
     rows = bootstrap_rows(stream(seed, "evaluation", f"twin effect/{effect}"), count)

@@ -32,9 +32,9 @@ def test_docstrings_comments_layout_and_annotations_do_not_count(edited):
     before = code_fingerprint(FIT)
     assert edited("training/fitting.py", '"""', '"""Edited. ') == before
     assert edited("training/networks.py", "import torch\n", "import torch  # edited\n\n") == before
-    assert edited("training/checkpoints.py", "(path: Path", "(path: str | Path") == before
+    assert edited("training/tensor_files.py", "(path: Path", "(path: str | Path") == before
     idle = "from collections.abc import Mapping"
-    assert edited("training/checkpoints.py", idle, idle + ", Sized") == before
+    assert edited("training/tensor_files.py", idle, idle + ", Sized") == before
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ from simba_lab.core.rng import stream
 from simba_lab.federation.clients import LocalClient, SiteError, VisitConfig
 from simba_lab.federation.federated_cohort import hospitals
 from simba_lab.federation.harmony import Harmonisation, ScannerHead, initial_head
+from simba_lab.federation.journeys import harmonised, local, travelling
 from simba_lab.federation.plan import Plan
 from simba_lab.federation.sites import Site
 from simba_lab.federation.steps import follow
-from simba_lab.federation.strategies import fedavg, fedprox, fedtm, harmonised, local, travelling
+from simba_lab.federation.strategies import fedavg, fedprox, fedtm
 
 SITES = (Site("site-1", 10), Site("site-2", 3, 1.0), Site("site-3", 6))
 CONFIG = VisitConfig(epochs=2, batch_size=4)

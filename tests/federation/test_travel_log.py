@@ -9,9 +9,9 @@ from scipy.special import expit
 import simba_lab as sb
 from simba_lab.federation.clients import LocalClient
 from simba_lab.federation.federated_cohort import hospitals
+from simba_lab.federation.journeys import travelling
 from simba_lab.federation.sites import Site
 from simba_lab.federation.steps import Step, follow
-from simba_lab.federation.strategies import travelling
 from simba_lab.federation.travel_log import TravelLog
 from simba_lab.training.predictions import logits
 

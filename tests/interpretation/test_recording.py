@@ -34,8 +34,8 @@ def explicit(model, volumes):
         return {"pixels": x, "block1": first, "block2": model.block2(first)}
 
 
-def gram(features):
-    flat = np.asarray(features, np.float64).reshape(len(features), -1)
+def gram(activations):
+    flat = np.asarray(activations, np.float64).reshape(len(activations), -1)
     return flat @ flat.T
 
 
@@ -91,7 +91,7 @@ def test_features_have_the_shape_of_the_layer_and_their_gram_is_the_gram(memory_
     recording = sb.record(
         model,
         VOLUMES,
-        features=["0", "3"],
+        activations=["0", "3"],
         layers=["1"],
         pixels=False,
         batch_size=2,
@@ -99,27 +99,27 @@ def test_features_have_the_shape_of_the_layer_and_their_gram_is_the_gram(memory_
     )
     assert (
         list(recording) == ["1", "0", "3"]
-        and list(recording.features) == ["0", "3"]
+        and list(recording.activations) == ["0", "3"]
         and len(recording) == 3
     )
     assert (
-        recording.features["0"].shape == (7, 2, 4, 4, 4)
-        and recording.features["0"].dtype == np.float32
+        recording.activations["0"].shape == (7, 2, 4, 4, 4)
+        and recording.activations["0"].dtype == np.float32
     )
     with torch.no_grad():
         np.testing.assert_allclose(
-            recording.features["0"],
+            recording.activations["0"],
             model[0](torch.from_numpy(np.stack(VOLUMES))[:, None]),
             atol=1e-6,
         )
     for name in ("0", "3"):
-        np.testing.assert_allclose(recording[name], gram(recording.features[name]), rtol=1e-5)
+        np.testing.assert_allclose(recording[name], gram(recording.activations[name]), rtol=1e-5)
 
 
 def test_pixels_are_returned_as_they_are():
-    recording = sb.record(small(), VOLUMES, features=["pixels"], pixels=False)
+    recording = sb.record(small(), VOLUMES, activations=["pixels"], pixels=False)
     assert list(recording) == ["0", "3"]
-    np.testing.assert_array_equal(recording.features["pixels"][:, 0], VOLUMES)
+    np.testing.assert_array_equal(recording.activations["pixels"][:, 0], VOLUMES)
 
 
 def test_a_recording_says_which_layers_it_has():
@@ -130,10 +130,11 @@ def test_a_recording_says_which_layers_it_has():
 
 def test_twins_are_recorded_beside_their_subjects(cohort, twins):
     model, count = net(), len(cohort.test)
-    pair = sb.record(model, [cohort.test, twins], features=["block2"], batch_size=5)
+    pair = sb.record(model, [cohort.test, twins], activations=["block2"], batch_size=5)
     alone = sb.record(model, cohort.test)
     assert (
-        pair["block1"].shape == (2 * count, 2 * count) and len(pair.features["block2"]) == 2 * count
+        pair["block1"].shape == (2 * count, 2 * count)
+        and len(pair.activations["block2"]) == 2 * count
     )
     np.testing.assert_allclose(pair["block1"][:count, :count], alone["block1"], rtol=1e-5)
     np.testing.assert_allclose(
@@ -144,10 +145,10 @@ def test_twins_are_recorded_beside_their_subjects(cohort, twins):
 
 
 def test_half_precision_networks_are_recorded_in_single_precision():
-    recording = sb.record(small().bfloat16(), VOLUMES, features=["0"])
+    recording = sb.record(small().bfloat16(), VOLUMES, activations=["0"])
     whole = sb.record(small(), VOLUMES)
-    assert recording.features["0"].dtype == np.float32
-    np.testing.assert_allclose(recording["0"], gram(recording.features["0"]), rtol=1e-5)
+    assert recording.activations["0"].dtype == np.float32
+    np.testing.assert_allclose(recording["0"], gram(recording.activations["0"]), rtol=1e-5)
     np.testing.assert_allclose(recording["0"], whole["0"], rtol=0.03)
     assert not np.array_equal(recording["0"], whole["0"])
     assert (
@@ -242,7 +243,7 @@ def test_unknown_layers_suggest_the_nearest():
     with pytest.raises(sb.core.UnknownNameError, match="block1"):
         sb.record(net(), VOLUMES, layers=["blok1"])
     with pytest.raises(sb.core.UnknownNameError, match="block2"):
-        sb.record(net(), VOLUMES, features=["blok2"])
+        sb.record(net(), VOLUMES, activations=["blok2"])
     with pytest.raises(sb.core.UnknownNameError, match="pixels"):
         sb.record(small(), VOLUMES)["pixel"]
 
@@ -308,8 +309,8 @@ def test_too_few_volumes_are_refused(count):
 
 
 def test_features_that_do_not_fit_in_memory_are_refused():
-    with pytest.raises(sb.SimbaError, match="features of 0 must be at most memory_gb"):
-        sb.record(small(), VOLUMES, features=["0"], compute=sb.Compute(memory_gb=1e-6))
+    with pytest.raises(sb.SimbaError, match="activations of 0 must be at most memory_gb"):
+        sb.record(small(), VOLUMES, activations=["0"], compute=sb.Compute(memory_gb=1e-6))
 
 
 def test_a_full_disk_is_told_before_it_is_full(monkeypatch):
@@ -332,8 +333,8 @@ def test_putting_the_twins_activations_in_place_gives_the_twins_logits(cohort, t
         model.readout.weight *= 50  # twins differ by more than the tolerance
     logits, twin_logits = sb.logits(model, cohort.test), sb.logits(model, twins)
     assert np.abs(logits - twin_logits).max() > 1e-3
-    features = sb.record(model, twins, features=[layer]).features[layer]
-    with sb.edit(model, {layer: sb.interpretation.replacing(features)}) as edited:
+    activations = sb.record(model, twins, activations=[layer]).activations[layer]
+    with sb.edit(model, {layer: sb.interpretation.replacing(activations)}) as edited:
         assert edited is model
         np.testing.assert_allclose(
             sb.logits(model, cohort.test, batch_size=5), twin_logits, atol=1e-5
@@ -343,10 +344,10 @@ def test_putting_the_twins_activations_in_place_gives_the_twins_logits(cohort, t
 
 def test_putting_the_own_activations_in_place_changes_nothing(cohort):
     model = net()
-    features = sb.record(model, cohort.test, features=["block1", "block2"]).features
+    activations = sb.record(model, cohort.test, activations=["block1", "block2"]).activations
     edits = {
         name: sb.interpretation.replacing(torch.from_numpy(value))
-        for name, value in features.items()
+        for name, value in activations.items()
     }
     with sb.edit(model, edits):
         edited = sb.logits(model, cohort.test)
@@ -356,7 +357,7 @@ def test_putting_the_own_activations_in_place_changes_nothing(cohort):
 def test_a_used_up_replacement_is_refused():
     model = small()
     x = torch.from_numpy(np.stack(VOLUMES))[:, None]
-    values = sb.record(model, VOLUMES, features=["0"]).features["0"]
+    values = sb.record(model, VOLUMES, activations=["0"]).activations["0"]
     with torch.no_grad(), sb.edit(model, {"0": sb.interpretation.replacing(values)}):
         model(x)
         with pytest.raises(sb.SimbaError, match=r"from row 7 of 7.*make the edit anew"):
@@ -406,7 +407,7 @@ def test_projecting_out_is_an_orthogonal_projection(count):
 
 def test_projecting_out_the_read_out_makes_logits_constant(cohort):
     model = net()
-    shape = sb.record(model, cohort.test, features=["block2"]).features["block2"].shape[1:]
+    shape = sb.record(model, cohort.test, activations=["block2"]).activations["block2"].shape[1:]
     weight = model.readout.weight.detach().numpy()[0]
     direction = np.broadcast_to(weight[:, None, None, None], shape).copy()
     with sb.edit(model, {"block2": sb.interpretation.projecting_out(direction)}):

@@ -17,7 +17,7 @@ import simba_lab as sb
 from simba_lab.core.batches import Feed
 from simba_lab.core.fingerprint import network_fingerprint
 from simba_lab.core.unfinished import one_process
-from simba_lab.training import checkpoints, trainer
+from simba_lab.training import tensor_files, trainer
 from simba_lab.training.run import Run
 
 SMALL = sb.FitConfig(epochs=3)
@@ -28,7 +28,7 @@ def net(seed=0, **options):
 
 
 def weights(model):
-    return checkpoints.digest(model.state_dict())
+    return tensor_files.digest(model.state_dict())
 
 
 def assert_equal_runs(first, second):
@@ -64,7 +64,7 @@ def test_a_fit_that_was_interrupted_goes_on_with_the_same_bits(
     model, uninterrupted = net(dropout=0.5), sb.fit(net(dropout=0.5), cohort, SMALL, cache=False)
     path = tmp_path / "fit.checkpoint"
     interrupted_fit(monkeypatch, model, cohort, SMALL, path, steps)
-    _, facts = checkpoints.read(path)
+    _, facts = tensor_files.read(path)
     assert (
         facts["place"]["epoch"] * 5 + facts["place"]["step"] == steps
     )  # 40 subjects in batches of 8
@@ -75,12 +75,12 @@ def test_a_fit_that_was_interrupted_goes_on_with_the_same_bits(
 
 KILLED = """
 import sys, simba_lab as sb
-from simba_lab.training import checkpoints, trainer
+from simba_lab.training import tensor_files, trainer
 trainer.CHECKPOINT_SECONDS = 0.0
 cohort = sb.synthesise(sb.Scenario.from_yaml(sys.argv[1]), seed=0)
 print("ready", flush=True)
 run = sb.fit(sb.SimBANet((4, 8), seed=0), cohort, sb.FitConfig(epochs=40), cache=sys.argv[2])
-print(checkpoints.digest(run.model.state_dict()))
+print(tensor_files.digest(run.model.state_dict()))
 """
 
 
@@ -127,11 +127,11 @@ def test_a_full_disk_costs_no_run_and_no_checkpoint(cohort, tmp_path, monkeypatc
         run = sb.fit(net(), cohort, SMALL, cache=tmp_path)
     assert_equal_runs(run, whole)
     (left,) = (tmp_path / "runs").glob("*.checkpoint")
-    assert checkpoints.read(left)[1]["place"]["epoch"] == 2  # only the third is trained again
+    assert tensor_files.read(left)[1]["place"]["epoch"] == 2  # only the third is trained again
     assert_equal_runs(sb.fit(net(), cohort, SMALL, cache=tmp_path), whole)
     assert [path.suffix for path in sorted((tmp_path / "runs").iterdir())] == ["", ".lock"]
     with monkeypatch.context() as patched, pytest.warns(UserWarning, match="without a checkpoint"):
-        patched.setattr(checkpoints, "atomic_write", full)
+        patched.setattr(tensor_files, "atomic_write", full)
         run = sb.fit(net(), cohort, SMALL, cache=False, checkpoint=tmp_path / "checkpoint")
     assert_equal_runs(run, whole)
 
@@ -200,14 +200,14 @@ def test_weights_that_were_tampered_with_are_refused(cohort, tmp_path):
     assert weights(sb.training.Run.load(tmp_path / "run", net(5)).model) == weights(run.model)
     path = tmp_path / "run" / "weights.safetensors"
     tensors = load_file(path)
-    with checkpoints.safe_open(path, framework="pt") as file:
+    with tensor_files.safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     tensors["readout.bias"] += 1
     save_file(tensors, path, metadata=metadata)
     with pytest.raises(sb.SimbaError, match=r"weights\.safetensors was changed"):
         sb.training.Run.load(tmp_path / "run", net())
     with pytest.raises(sb.SimbaError, match="changed since"):
-        checkpoints.read(path)
+        tensor_files.read(path)
     with pytest.raises(sb.SimbaError, match="nothing exists yet"):
         run.save(tmp_path / "run")
 

@@ -12,8 +12,8 @@ from torch import nn
 import simba_lab as sb
 from simba_lab.core.intervals import delong, paired_share
 from simba_lab.training.disparities import BOUND
+from simba_lab.training.group_routed import GroupRouted
 from simba_lab.training.groups import groups_of
-from simba_lab.training.networks import GroupRouted
 
 Z = norm.ppf(0.975)
 RATES = ["tpr", "fpr", "accuracy", "auroc"]

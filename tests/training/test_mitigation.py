@@ -14,10 +14,10 @@ from torch import nn
 import simba_lab as sb
 from simba_lab.core.compute import deterministic
 from simba_lab.training import trainer
+from simba_lab.training.group_routed import GroupRouted
 from simba_lab.training.mitigation.objective import Objective, Progress
 from simba_lab.training.mitigation.registry import MITIGATIONS, mitigation_from
 from simba_lab.training.mitigation.reweighing import cell_weights
-from simba_lab.training.networks import GroupRouted
 
 # Three steps an epoch: 16, 16 and 8 of 40 subjects.
 SMALL = sb.FitConfig(epochs=2, batch_size=16)

@@ -21,7 +21,7 @@ def test_a_densenet_of_monai_is_fitted_recorded_probed_compared_and_edited(cohor
     run = sb.fit(model, cohort, sb.FitConfig(epochs=1), cache=False)
     test = cohort.test
     layers = ["features.denseblock*", "features.transition1"]
-    grams = sb.record(run.model, test, layers=layers, features=["features.transition1"])
+    grams = sb.record(run.model, test, layers=layers, activations=["features.transition1"])
     names = ["features.denseblock1", "features.transition1", "features.denseblock2"]
     assert set(grams) == {
         "pixels",
@@ -38,12 +38,12 @@ def test_a_densenet_of_monai_is_fitted_recorded_probed_compared_and_edited(cohor
     assert all(similar[name, name] == pytest.approx(1) for name in names)
     # Exact twins: with the twin's activations of one layer in place, what follows is the twin's.
     twin = test.twin(without="bias")
-    twin_recording = sb.record(run.model, twin, layers=layers, features=["features.transition1"])
+    twin_recording = sb.record(run.model, twin, layers=layers, activations=["features.transition1"])
     with sb.edit(
         run.model,
         {
             "features.transition1": sb.interpretation.replacing(
-                twin_recording.features["features.transition1"]
+                twin_recording.activations["features.transition1"]
             )
         },
     ):

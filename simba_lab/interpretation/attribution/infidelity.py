@@ -1,4 +1,4 @@
-"""Whether a map predicts what noise does to the score: Captum's infidelity and sensitivity."""
+"""Whether a map predicts what noise does to the output: Captum's infidelity and sensitivity."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import Compute
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.network_adapter import with_gradients
+from simba_lab.interpretation.attribution.explained_network import seeded
 from simba_lab.interpretation.attribution.methods.gradient_based import IntegratedGradients
 from simba_lab.interpretation.attribution.methods.method import Batch, Method
 from simba_lab.interpretation.attribution.methods.perturbation_based import Shapley
 from simba_lab.interpretation.attribution.methods.registry import method_of
 from simba_lab.interpretation.attribution.plan import Plan, plan_of
-from simba_lab.interpretation.attribution.scorer import seeded
 
 # Noisy maps of each subject, at most, for the sensitivity.
 SENSITIVITY_DRAWS = 5
@@ -59,7 +59,7 @@ def faithfulness(
     -------
     pandas.DataFrame
         One row per subject: ``infidelity``, the mean squared error with which the map predicts what
-        noise does to the score, as a share of the mean square of that change, after the map was
+        noise does to the output, as a share of the mean square of that change, after the map was
         scaled to fit best (0 is perfect, 1 is useless); and ``sensitivity``, the largest relative
         change of the map.
 
@@ -93,14 +93,14 @@ def faithfulness(
 
 def _measures(plan: Plan, cohort: Cohort, noise: float, draws: int, seed: int) -> dict[str, float]:
     """Return infidelity and sensitivity of a cohort of one subject."""
-    subject, scorer = cohort.table.index[0], plan.scorer
+    subject, explained = cohort.table.index[0], plan.explained
     volume = torch.from_numpy(cohort.array(0, keep=False))[None, None].to(plan.device)
     explain = _explaining(plan, cohort)
     with seeded(seed, subject, "faithfulness"):
-        changes = torch.stack([_noisy_change(scorer, volume, noise) for _ in range(draws)])
+        changes = torch.stack([_noisy_change(explained, volume, noise) for _ in range(draws)])
     with seeded(seed, subject, "faithfulness"):
         error = infidelity(
-            scorer,
+            explained,
             lambda x: (disturbance := noise * torch.randn_like(x), x - disturbance),
             volume,
             explain(volume),
@@ -118,9 +118,9 @@ def _measures(plan: Plan, cohort: Cohort, noise: float, draws: int, seed: int) -
     return {"infidelity": float(error / changes.square().mean()), "sensitivity": float(sensitivity)}
 
 
-def _noisy_change(scorer: torch.nn.Module, volume: torch.Tensor, noise: float) -> torch.Tensor:
+def _noisy_change(explained: torch.nn.Module, volume: torch.Tensor, noise: float) -> torch.Tensor:
     with torch.no_grad():
-        return scorer(volume) - scorer(volume - noise * torch.randn_like(volume))
+        return explained(volume) - explained(volume - noise * torch.randn_like(volume))
 
 
 def _explaining(plan: Plan, cohort: Cohort) -> Callable:

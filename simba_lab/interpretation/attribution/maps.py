@@ -49,7 +49,7 @@ class Attribution:
         In a temporary file (a memory map) if they take more than half of the allowed memory.
     sums : pandas.DataFrame
         One row per subject: ``total`` (sum of the map); of methods that compare with a baseline
-        ``logit_change`` (score less that of the baseline); of those that are complete
+        ``logit_change`` (output less that of the baseline); of those that are complete
         ``completeness_error`` (difference of the two, as a share of the mean size of the change);
         of integrated gradients ``steps``.
     cohort : Cohort
@@ -266,20 +266,23 @@ class _Mapping:
             scale = sums["logit_change"].abs().mean()
             error = (sums["total"] - sums["logit_change"]) / (scale or 1.0)
             sums.insert(2, "completeness_error", error)
-            self.plan.method.check_sums(error.to_numpy(), self.plan.scorer, self.plan.volume)
+            self.plan.method.check_sums(error.to_numpy(), self.plan.explained, self.plan.volume)
         regions = pd.DataFrame(self.regions, index=index).fillna(0.0) if self.regions else None
         return Attribution(self.maps, sums, self.cohort, regions)
 
 
 def _score_changes(batch: Batch) -> list[dict[str, float]]:
-    """Return the score of each volume less that of its baseline, if the method has one."""
+    """Return the output for each volume less that of its baseline, if the method has one."""
     if batch.baselines is None:
         return [{} for _ in batch.images]
     changes = []
     with torch.no_grad():
         for image, baseline in zip(batch.images, batch.baselines, strict=True):
-            scores = batch.scorer(image[None]).double(), batch.scorer(baseline[None]).double()
-            changes.append({"logit_change": (scores[0] - scores[1]).item()})
+            outputs = (
+                batch.explained(image[None]).double(),
+                batch.explained(baseline[None]).double(),
+            )
+            changes.append({"logit_change": (outputs[0] - outputs[1]).item()})
     return changes
 
 
@@ -288,8 +291,8 @@ def _check_finite(maps: np.ndarray, changes: list[dict[str, float]], batch: Batc
     if np.isfinite(maps).all() and np.isfinite([*map(_change, changes)]).all():
         return
     with torch.no_grad():
-        scored = torch.isfinite(batch.scorer(batch.images)).all()
-    if scored and batch.baselines is not None:
+        explainable = torch.isfinite(batch.explained(batch.images)).all()
+    if explainable and batch.baselines is not None:
         remedy = "A network that scales its input cannot take a blank one: try baseline='mean'."
         value = "one for which the network, or its derivative, is NaN or infinite"
         raise SimbaError("baseline", value, "one that the network can judge", remedy)

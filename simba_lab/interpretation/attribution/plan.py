@@ -11,12 +11,12 @@ from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import Compute
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.network_adapter import refuse_probabilities, responded
-from simba_lab.interpretation.attribution.methods.method import Method
-from simba_lab.interpretation.attribution.scorer import (
-    Scorer,
+from simba_lab.interpretation.attribution.explained_network import (
+    ExplainedNetwork,
     activation_bytes,
     check_differentiable,
 )
+from simba_lab.interpretation.attribution.methods.method import Method
 from simba_lab.interpretation.attribution.split_network import SplitNetwork, split_network
 
 MEMORY_GB = 4.0
@@ -69,9 +69,9 @@ class Plan:
     in_memory: bool
 
     @property
-    def scorer(self) -> Scorer:
+    def explained(self) -> ExplainedNetwork:
         """The network that is explained."""
-        return self.network.scorer
+        return self.network.explained
 
 
 def plan_of(
@@ -91,9 +91,9 @@ def plan_of(
     """
     compute = compute or Compute()
     device, memory_gb = compute.torch_device(), compute.memory(MEMORY_GB)
-    scorer = Scorer(model, target).to(device)
+    explained = ExplainedNetwork(model, target).to(device)
     volume = torch.zeros((1, 1, *cohort.lattice.shape), device=device)
-    saved, largest = activation_bytes(scorer, volume)
+    saved, largest = activation_bytes(explained, volume)
     allowed, image = memory_gb * 1e9, float(volume.nbytes)
     if method.differentiates:
         volume_bytes = method.activations * saved + WORKSPACE * largest
@@ -106,17 +106,17 @@ def plan_of(
         raise SimbaError("memory_gb", memory_gb, needed, remedy)
     volume += torch.from_numpy(np.asarray(cohort.array(0, keep=False), np.float32)).to(device)
     with torch.no_grad():
-        answer = responded(scorer.network, volume)
+        answer = responded(explained.network, volume)
     if not torch.isfinite(answer).all():
         remedy = "Check the weights of the network, and its input volumes."
         raise SimbaError("logits", "NaN or infinite", "finite", remedy)
     if target is None:
-        refuse_probabilities(scorer.network, volume, answer)
-    method.check(scorer, volume)
+        refuse_probabilities(explained.network, volume, answer)
+    method.check(explained, volume)
     if method.differentiates:
-        check_differentiable(scorer, volume)
+        check_differentiable(explained, volume)
     fits = least + HIDDEN_COPIES * largest <= allowed
-    network = split_network(scorer, volume, split=method.splits and fits)
+    network = split_network(explained, volume, split=method.splits and fits)
     held_bytes = COPIES * image + (HIDDEN_COPIES * largest if network.stand_in is not None else 0)
     free_bytes = allowed - len(cohort) * image
     in_memory = len(cohort) * image <= allowed / 2 and volume_bytes + held_bytes <= free_bytes

@@ -12,7 +12,7 @@ from torch.nn.modules.pooling import _MaxPoolNd
 
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.network_adapter import copied, with_gradients
-from simba_lab.interpretation.attribution.scorer import InTurn, Scorer
+from simba_lab.interpretation.attribution.explained_network import ExplainedNetwork, InTurn
 from simba_lab.interpretation.hooks import hooked
 
 # What autograd calls operations that are not linear, when they are no layers.
@@ -29,22 +29,22 @@ class _Copy(nn.Module):
         return x.clone()
 
 
-def without_in_place(scorer: Scorer, volume: torch.Tensor) -> None:
+def without_in_place(explained: ExplainedNetwork, volume: torch.Tensor) -> None:
     """Let no layer of a private copy write over its input.
 
     Raises
     ------
     SimbaError
-        If the score changes with that: the network counts on what a layer wrote.
+        If the output changes with that: the network counts on what a layer wrote.
     """
-    working = [name for name, layer in scorer.network.named_modules() if _in_place(layer)]
+    working = [name for name, layer in explained.network.named_modules() if _in_place(layer)]
     if not working:
         return
     with torch.no_grad():
-        before = scorer(volume)
+        before = explained(volume)
         for name in working:
-            scorer.network.get_submodule(name).inplace = False  # type: ignore[assignment]
-        same = torch.allclose(before, scorer(volume), rtol=1e-4, atol=1e-5)
+            explained.network.get_submodule(name).inplace = False  # type: ignore[assignment]
+        same = torch.allclose(before, explained(volume), rtol=1e-4, atol=1e-5)
     if not same:
         value = f"layer {working[0]}, which works in place on what others read"
         remedy = "Write the network without inplace=True, or take another method."
@@ -55,41 +55,41 @@ def _in_place(layer: nn.Module) -> bool:
     return getattr(layer, "inplace", False) is True
 
 
-def separate(scorer: Scorer, volume: torch.Tensor) -> None:
+def separate(explained: ExplainedNetwork, volume: torch.Tensor) -> None:
     """Give each call of an activation a module of its own, and each max pooling its own input."""
     calls: Counter[str] = Counter()
     places: dict[str, list[tuple[nn.Module, str]]] = {}
-    names = {layer: name for name, layer in scorer.network.named_modules()}
-    for parent in scorer.modules():
+    names = {layer: name for name, layer in explained.network.named_modules()}
+    for parent in explained.modules():
         for key, child in parent._modules.items():
             if child is not None and type(child) in SUPPORTED_NON_LINEAR:
                 places.setdefault(names.get(child, ""), []).append((parent, key))
-    with torch.no_grad(), hooked(scorer.network, places, lambda name, *_: calls.update([name])):
-        scorer(volume)
+    with torch.no_grad(), hooked(explained.network, places, lambda name, *_: calls.update([name])):
+        explained(volume)
     for name, parents in places.items():
-        layer = scorer.network.get_submodule(name)
+        layer = explained.network.get_submodule(name)
         replaced: nn.Module = layer
         if isinstance(layer, _MaxPoolNd):
             replaced = nn.Sequential(_Copy(), layer)
         if calls[name] > 1:
             replaced = InTurn([copied(replaced) for _ in range(calls[name])])
-            scorer.repeated.append(replaced)
+            explained.repeated.append(replaced)
         for parent, key in parents:
             parent._modules[key] = replaced
 
 
-def graph_of(scorer: Scorer, volume: torch.Tensor) -> tuple[dict[Any, str], list[Any]]:
-    """Return the operation that ends each layer with its name, and all operations of the score."""
+def graph_of(explained: ExplainedNetwork, volume: torch.Tensor) -> tuple[dict[Any, str], list[Any]]:
+    """Return the operation that ends each layer with its name, and all operations of the output."""
     ends: dict[Any, str] = {}
-    layers = [name for name, layer in scorer.network.named_modules() if not [*layer.children()]]
+    layers = [name for name, layer in explained.network.named_modules() if not [*layer.children()]]
 
     def note(name: str, _inputs: tuple, output: object) -> None:
         if isinstance(output, torch.Tensor) and output.grad_fn is not None:
             ends[output.grad_fn] = name
 
-    with with_gradients(), hooked(scorer.network, filter(None, layers), note):
-        score = scorer(volume.detach().clone().requires_grad_())
-    waiting, seen = [score.grad_fn], set[Any]()
+    with with_gradients(), hooked(explained.network, filter(None, layers), note):
+        answer = explained(volume.detach().clone().requires_grad_())
+    waiting, seen = [answer.grad_fn], set[Any]()
     while waiting:
         node = waiting.pop()
         if node is not None and node not in seen:
@@ -115,24 +115,24 @@ def layer_before(node: Any, ends: dict[Any, str]) -> str:
     return "before the first layer"
 
 
-def without_rule(scorer: Scorer, volume: torch.Tensor) -> str:
+def without_rule(explained: ExplainedNetwork, volume: torch.Tensor) -> str:
     """Return a layer, or an operation between layers, for which DeepLIFT has no rule here."""
-    for name, layer in scorer.network.named_modules():
+    for name, layer in explained.network.named_modules():
         if isinstance(layer, _MaxPoolNd) and layer.kernel_size != layer.stride:
             return f"layer {name.removesuffix('.1')} ({type(layer).__name__} whose windows overlap)"
     inputs: dict[str, torch.Tensor] = {}
-    leaves = [name for name, layer in scorer.network.named_modules() if not [*layer.children()]]
+    leaves = [name for name, layer in explained.network.named_modules() if not [*layer.children()]]
 
     def note(name: str, given: tuple, _output: object) -> None:
         inputs.setdefault(name, *given[:1])
 
-    with torch.no_grad(), hooked(scorer.network, filter(None, leaves), note):
-        scorer(volume)
+    with torch.no_grad(), hooked(explained.network, filter(None, leaves), note):
+        explained(volume)
     for name, value in inputs.items():
-        layer = scorer.network.get_submodule(name)
+        layer = explained.network.get_submodule(name)
         if type(layer) not in SUPPORTED_NON_LINEAR and not _is_affine(layer, value):
             return f"layer {name} ({type(layer).__name__})"
-    ends, operations = graph_of(scorer, volume)
+    ends, operations = graph_of(explained, volume)
     for node in operations:
         if operation(node) in NON_LINEAR and node not in ends:
             return f"{operation(node).lower()} as a function, {layer_before(node, ends)}"

@@ -64,7 +64,7 @@ def tcav(
         away from whatever else varies in the layer (Haufe et al. 2014), so they may miss what a
         network reads although they separate all twins.
     compute : Compute, optional
-        Device and memory (1 GB by default, which the features of a layer for all twins must fit
+        Device and memory (1 GB by default, which the activations of a layer for all twins must fit
         into).
     seed : int
         Of the halves and of the bootstrap over subjects.
@@ -127,16 +127,16 @@ def tcav(
     for layer in names:
         twins = list(train_twins)
         recording = record(
-            model, twins, layers=[layer], features=[layer], pixels=False, compute=compute
+            model, twins, layers=[layer], activations=[layer], pixels=False, compute=compute
         )
-        vectors = _directions(recording[layer], recording.features[layer], targets, direction)
+        vectors = _directions(recording[layer], recording.activations[layer], targets, direction)
         slopes, distances = _along(model, layer, vectors, (test, *test_twins), compute)
         rows.append(_row(slopes, distances, bootstrap))
     return pd.DataFrame(rows, index=pd.Index(names, name="layer"))
 
 
 def _directions(
-    gram: np.ndarray, features: np.ndarray, targets: np.ndarray, direction: str
+    gram: np.ndarray, activations: np.ndarray, targets: np.ndarray, direction: str
 ) -> np.ndarray:
     """Return unit directions, shape (p, k), along which targets of 0 and 1 rise."""
     count = len(gram)
@@ -146,7 +146,7 @@ def _directions(
         weights = fit_ridge(
             gram, np.arange(count), targets, np.zeros(count, int), np.tile(np.arange(count // 2), 2)
         ).dual
-    flat = features.reshape(count, -1)
+    flat = activations.reshape(count, -1)
     vectors = (flat - flat.mean(axis=0)).T @ weights
     return vectors / np.maximum(np.linalg.norm(vectors, axis=0), 1e-30)
 

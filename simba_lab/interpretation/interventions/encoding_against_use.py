@@ -124,14 +124,16 @@ def encoding_and_use(
     twins, rows = list(twins_of(audience, effect)), []
     for layer in names:
         recording = record(
-            model, twins, layers=[layer], features=[layer], pixels=False, compute=compute
+            model, twins, layers=[layer], activations=[layer], pixels=False, compute=compute
         )
-        features = recording.features.pop(layer)
+        activations = recording.activations.pop(layer)
         removed = {}
-        for concept, erasure in zip(concepts, leaces(features, [*concepts.values()]), strict=True):
+        for concept, erasure in zip(
+            concepts, leaces(activations, [*concepts.values()]), strict=True
+        ):
             with edit(model, {layer: erasure}):
                 removed[concept] = total - response(effect)
-        del features
+        del activations
         low, high = np.quantile(removed[effect][bootstrap].mean(axis=1) / disease_draws, ENDS)
         rows.append(
             {

@@ -21,7 +21,7 @@ from simba_lab.interpretation.interventions.twin_pairs import chosen_layers, twi
 from simba_lab.interpretation.probes.kernel_ridge import means_within
 from simba_lab.interpretation.recording import record
 
-# Singular values of the features below this share of the largest are rounding of single precision.
+# Singular values of activations below this share of the largest are rounding of single precision.
 ROUNDING = 1e-5
 
 
@@ -75,22 +75,26 @@ class Erasure:
 
 
 def leace(
-    features: Numbers, concept: Numbers, *, given: np.ndarray | None = None, shrinkage: bool = True
+    activations: Numbers,
+    concept: Numbers,
+    *,
+    given: np.ndarray | None = None,
+    shrinkage: bool = True,
 ) -> Erasure:
-    """Return the least change of features after which no linear probe reads a concept.
+    """Return the least change of activations after which no linear probe reads a concept.
 
     No matrix of features by features is made. All that is known from the volumes lies in their
-    span, of at most n - 1 dimensions: features are rotated into it (thin singular value
+    span, of at most n - 1 dimensions: activations are rotated into it (thin singular value
     decomposition), erased in it, and rotated back. Without shrinkage that equals LEACE on the
-    features themselves, with covariances inverted in their own range.
+    activations themselves, with covariances inverted in their own range.
 
     Parameters
     ----------
-    features : ndarray, shape (n, ...)
+    activations : ndarray, shape (n, ...)
     concept : ndarray, shape (n,) or (n, k)
         Numbers, or 0 and 1.
     given : ndarray, shape (n,), optional
-        Features and concept are taken less their means within its values: what is known of the
+        Activations and concept are taken less their means within its values: what is known of the
         concept from `given` is not erased.
     shrinkage : bool
         Shrink the covariance towards that of a sphere, as far as Ledoit and Wolf estimate to be
@@ -104,11 +108,11 @@ def leace(
 
     Notes
     -----
-    In the volumes that it was fitted to the covariance of features and concept is zero afterwards,
-    with and without shrinkage (any whitening gives that; the true one changes features least), so
-    no linear probe beats a constant. On other volumes that holds as far as the covariance is known
-    from n volumes. With more features than volumes it is not complete: measure it, as
-    `erasure_audit` does.
+    In the volumes that it was fitted to the covariance of activations and concept is zero
+    afterwards, with and without shrinkage (any whitening gives that; the true one changes
+    activations least), so no linear probe beats a constant. On other volumes that holds as far as
+    the covariance is known from n volumes. With more features than volumes it is not complete:
+    measure it, as `erasure_audit` does.
 
     References
     ----------
@@ -120,22 +124,22 @@ def leace(
     --------
     >>> import numpy as np
     >>> import simba_lab as sb
-    >>> features = np.random.default_rng(0).standard_normal((40, 3))
-    >>> sb.interventions.leace(features, features[:, 0] > 0).rank
+    >>> activations = np.random.default_rng(0).standard_normal((40, 3))
+    >>> sb.interventions.leace(activations, activations[:, 0] > 0).rank
     1
     """
-    return leaces(features, [concept], given=given, shrinkage=shrinkage)[0]
+    return leaces(activations, [concept], given=given, shrinkage=shrinkage)[0]
 
 
 def leaces(
-    features: np.ndarray,
+    activations: np.ndarray,
     concepts: Sequence[np.ndarray],
     *,
     given: np.ndarray | None = None,
     shrinkage: bool = True,
 ) -> list[Erasure]:
     """Return the erasure of each of several concepts alone; parameters are those of `leace`."""
-    flat = np.asarray(features, np.float64).reshape(len(features), -1)
+    flat = np.asarray(activations, np.float64).reshape(len(activations), -1)
     targets = [np.asarray(concept, np.float64).reshape(len(concept), -1) for concept in concepts]
     for target in targets:
         if len(flat) != len(target):
@@ -155,40 +159,40 @@ def leaces(
         return [Erasure(torch.zeros(count, 0), torch.zeros(0, count), mean) for _ in targets]
     # Unit variance in all, so that the tolerance of the fitter means the same in every layer.
     scale = np.sqrt((sizes**2).sum() / len(flat) / len(sizes))
-    scores = torch.from_numpy(vectors * (sizes / scale))
+    coordinates = torch.from_numpy(vectors * (sizes / scale))
     rotation = torch.from_numpy(np.ascontiguousarray(basis))
     # Ledoit and Wolf's covariance is positive definite however many features there are; the
     # fitter's own shrinkage is not.
     covariance = (
-        torch.from_numpy(ledoit_wolf(scores.numpy(), assume_centered=True)[0])
+        torch.from_numpy(ledoit_wolf(coordinates.numpy(), assume_centered=True)[0])
         if shrinkage
         else None
     )
     erasures = []
     for target in targets:
         left, right = _projection(
-            scores, torch.from_numpy(target / np.abs(target).max()), covariance
+            coordinates, torch.from_numpy(target / np.abs(target).max()), covariance
         )
         erasures.append(Erasure(rotation @ left, right @ rotation.T, mean))
     return erasures
 
 
 def _projection(
-    scores: torch.Tensor, target: torch.Tensor, covariance: torch.Tensor | None
+    coordinates: torch.Tensor, target: torch.Tensor, covariance: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return LEACE's factors, shapes (r, k) and (k, r), given scores (n, r) and a target (n, k)."""
+    """Return LEACE's factors, (r, k) and (k, r), from coordinates (n, r) and a target (n, k)."""
     # A constraint of the trace would mix in a projection that leaves some of the concept.
     fitter = LeaceFitter(
-        scores.shape[1],
+        coordinates.shape[1],
         target.shape[1],
         dtype=torch.float64,
         shrinkage=False,
         constrain_cov_trace=False,
         svd_tol=1e-9,
     )
-    fitter.update(scores, target)
+    fitter.update(coordinates, target)
     if covariance is not None:
-        fitter.sigma_xx_ = covariance * (len(scores) - 1)
+        fitter.sigma_xx_ = covariance * (len(coordinates) - 1)
     eraser = fitter.eraser
     kept = eraser.proj_left.norm(dim=0) > 0
     return eraser.proj_left[:, kept], eraser.proj_right[kept]
@@ -197,13 +201,13 @@ def _projection(
 def _centred(given: np.ndarray | None, *values: np.ndarray) -> tuple[np.ndarray, ...]:
     """Return values less their means, within each value of `given`."""
     count = len(values[0])
-    context = np.zeros(count, int)
+    known = np.zeros(count, int)
     if given is not None:
-        context = np.unique(np.asarray(given), return_inverse=True)[1]
-    if len(context) != count:
+        known = np.unique(np.asarray(given), return_inverse=True)[1]
+    if len(known) != count:
         allowed = f"one for each of the {count} volumes"
-        raise SimbaError("given", f"{len(context)} values", allowed)
-    means = means_within(context, context)
+        raise SimbaError("given", f"{len(known)} values", allowed)
+    means = means_within(known, known)
     return tuple(value - means @ value for value in values)
 
 
@@ -213,7 +217,7 @@ def _span(centred: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         vectors, sizes, basis = np.linalg.svd(centred, full_matrices=False)
         kept = sizes > ROUNDING * max(sizes[0], 1e-30)
         return vectors[:, kept], sizes[kept], basis[kept].T
-    # From the inner products of volumes: several times faster than a decomposition of features,
+    # From the inner products of volumes: several times faster than a decomposition of activations,
     # if these are many more.
     squares, vectors = np.linalg.eigh(centred @ centred.T)
     kept = squares > ROUNDING**2 * max(squares[-1], 1e-60)
@@ -249,8 +253,8 @@ def erase(
         Column or values within which the concept is erased; not for twins, whose difference has no
         confounder.
     compute : Compute, optional
-        Device and memory (1 GB by default, which the features of a layer for all volumes must fit
-        into).
+        Device and memory (1 GB by default, which the activations of a layer for all volumes must
+        fit into).
     seed : int
         Of the random concept.
 
@@ -278,7 +282,7 @@ def erase(
     >>> edits["block2"].rank
     1
     """
-    cohorts, target, context = _concept(cohort, concept, given, seed)
+    cohorts, target, known = _concept(cohort, concept, given, seed)
     compute = compute or Compute()
     edits: dict[str, Erasure] = {}
     for layer in chosen_layers(model, layers):
@@ -286,21 +290,21 @@ def erase(
             # The edits stay on the network that was given, which is on the processor.
             placed = replace(compute, device="cpu") if edits else compute
             recording = record(
-                model, cohorts, layers=[layer], features=[layer], pixels=False, compute=placed
+                model, cohorts, layers=[layer], activations=[layer], pixels=False, compute=placed
             )
-        edits[layer] = leace(recording.features[layer], target, given=context)
+        edits[layer] = leace(recording.activations[layer], target, given=known)
     return edits
 
 
 def _concept(
     cohort: Cohort, concept: str | np.ndarray, given: str | np.ndarray | None, seed: int
 ) -> tuple[list[Cohort], np.ndarray, np.ndarray | None]:
-    """Return the cohorts to record, the concept of each of their volumes, and its context."""
-    context = cohort[given] if isinstance(given, str) else given
+    """Return the cohorts to record, the concept of each of their volumes, and what is given."""
+    known = cohort[given] if isinstance(given, str) else given
     if not isinstance(concept, str):
-        return [cohort], np.asarray(concept), context
+        return [cohort], np.asarray(concept), known
     if concept not in cohort.biases and concept != "random":
-        return [cohort], cohort["label" if concept == "disease" else concept], context
+        return [cohort], cohort["label" if concept == "disease" else concept], known
     if given is not None:
         remedy = "Twins differ in nothing else. To erase differences of groups pass the column."
         raise SimbaError("given", "a variable", f"None with concept={concept!r}", remedy)

@@ -15,7 +15,8 @@ from simba_lab.core.compute import Compute, deterministic, evaluating
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.network_adapter import refuse_probabilities, responded, unwrapped
 from simba_lab.interpretation.hooks import check_heeded, editing, largest_call, layer_names
-from simba_lab.training.networks import GroupRouted, logit
+from simba_lab.training.group_routed import GroupRouted
+from simba_lab.training.networks import logit
 from simba_lab.training.predictions import finite
 
 MEMORY_GB = 1.0

@@ -1,7 +1,7 @@
+from .designs import octants
 from .ease import code_length, learning_curve, prominence
 from .kernel_ridge import kernel_coordinates
 from .probing import ProbeSettings, probe
-from .questions import octants
 
 __all__ = [
     "ProbeSettings",

@@ -14,8 +14,8 @@ from simba_lab.core.errors import SimbaError
 from simba_lab.core.intervals import columns_of_central, counts_of
 from simba_lab.core.rng import stream
 from simba_lab.interpretation.probes.columns import Column, Grams
+from simba_lab.interpretation.probes.designs import ProbeDesign, probe_design
 from simba_lab.interpretation.probes.kernel_ridge import RidgeFit, fit_ridge, means_within
-from simba_lab.interpretation.probes.questions import Design, design_of
 from simba_lab.interpretation.probes.resampling import resampled
 
 # Shares of the training subjects in a learning curve.
@@ -74,21 +74,21 @@ def learning_curve(
     if not len(shares) or min(shares) <= 0 or max(shares) > 1:
         raise SimbaError("shares", list(shares), "shares above 0 and at most 1")
     whole_number("repeats", repeats)
-    design = design_of(recording, target, given, folds, seed=seed)
-    question, values = design.question, design.question.target
+    design = probe_design(recording, target, given, folds, seed=seed)
+    probed, values = design.target, design.target.coded
     samples = resampled(design.clusters, stream(seed, "probe", "bootstrap"))
     counts = counts_of(samples, len(values))
 
     def rows(layer: str) -> list[dict[str, object]]:
         gram, table = design.gram(recording, layer), []
         for share in shares:
-            scores, bits, known, size = _learnt_from(gram, design, share, repeats, seed)
-            columns = [repeat[:, None] for repeat in scores]
-            drawn = [question.score(values, column, counts) for column in columns]
+            predictions, bits, known, size = _learnt_from(gram, design, share, repeats, seed)
+            columns = [repeat[:, None] for repeat in predictions]
+            drawn = [probed.score(values, column, counts) for column in columns]
             per_subject = bits.mean(axis=0)
             means = [per_subject[sample].mean() for sample in samples]
             entry: dict[str, object] = {"layer": layer, "n": size}
-            entry["auroc"] = np.mean([question.score(values, column) for column in columns])
+            entry["auroc"] = np.mean([probed.score(values, column) for column in columns])
             entry |= columns_of_central("auroc", np.mean(drawn, axis=0))
             entry["bits"] = per_subject.mean()
             entry |= columns_of_central("bits", means)
@@ -101,27 +101,27 @@ def learning_curve(
 
 
 def _learnt_from(
-    gram: np.ndarray, design: Design, share: float, repeats: int, seed: int
+    gram: np.ndarray, design: ProbeDesign, share: float, repeats: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Return held-out scores and code lengths, shape (repeats, n), after a share of the subjects.
+    """Return held-out predictions and code lengths after a share of the subjects: (repeats, n).
 
     Lengths are those by the probe and those by the frequencies alone; then the mean number of
     training subjects.
     """
-    values, context = design.question.target, design.question.context
-    scores, bits, known = (np.zeros((repeats, len(values))) for _ in range(3))
+    values, given = design.target.coded, design.target.given
+    predictions, bits, known = (np.zeros((repeats, len(values))) for _ in range(3))
     sizes = []
     for fold, (train, test) in enumerate(design.split):
         for repeat in range(repeats):
             generator = stream(seed, f"{fold}/{repeat}", "learning curve")
-            rows = _subset(train, design.question.cells, share, generator)
+            rows = _subset(train, design.target.cells, share, generator)
             sizes.append(len(rows))
             goal = values[rows, None].astype(float)
-            fit = fit_ridge(gram, rows, goal, context, design.folds[rows])
-            score = fit.predict(gram, test)[:, 0] / fit.scale[0]
-            scores[repeat, test] = score
-            bits[repeat, test], known[repeat, test] = _code(fit, score, test, values, context)
-    return scores, bits, known, round(np.mean(sizes))
+            fit = fit_ridge(gram, rows, goal, given, design.folds[rows])
+            predicted = fit.predict(gram, test)[:, 0] / fit.scale[0]
+            predictions[repeat, test] = predicted
+            bits[repeat, test], known[repeat, test] = _code(fit, predicted, test, values, given)
+    return predictions, bits, known, round(np.mean(sizes))
 
 
 def code_length(curve: pd.DataFrame) -> pd.DataFrame:
@@ -161,7 +161,7 @@ def code_length(curve: pd.DataFrame) -> pd.DataFrame:
     for layer, steps in ordered.groupby(level="layer", sort=False):
         sizes = steps.index.get_level_values("n").to_numpy()
         blocks = np.diff(sizes, prepend=0)
-        # The first block cannot be learnt from anything; each later one is coded with what came
+        # The first block cannot be learnt from anything; each later one is probed with what came
         # before it.
         first_bits = steps["bits_known"].iloc[0]
         bits, known = (
@@ -213,19 +213,19 @@ def prominence(
     >>> sb.probes.prominence(recording, "bias", given="label", components=1).columns.tolist()
     ['variance_share', 'typical_share', 'group_share', 'd_prime', 'd_prime_pc1']
     """
-    design = design_of(recording, target, given, folds, seed=seed)
-    values, context = design.question.target, design.question.context
+    design = probe_design(recording, target, given, folds, seed=seed)
+    values, known = design.target.coded, design.target.given
 
     def row(layer: str) -> dict[str, float]:
         gram = design.gram(recording, layer)
-        scores, leading = np.zeros(len(values)), np.zeros((len(values), components))
+        predictions, leading = np.zeros(len(values)), np.zeros((len(values), components))
         probe_variance, total, typical = 0.0, 0.0, []
         for train, test in design.split:
             goal = values[train, None].astype(float)
-            fit = fit_ridge(gram, train, goal, context, design.folds[train])
-            score = fit.predict(gram, test)[:, 0]
-            scores[test] = score / fit.scale[0]
-            probe_variance += (score**2).sum() / fit.norm[0] ** 2
+            fit = fit_ridge(gram, train, goal, known, design.folds[train])
+            predicted = fit.predict(gram, test)[:, 0]
+            predictions[test] = predicted / fit.scale[0]
+            probe_variance += (predicted**2).sum() / fit.norm[0] ** 2
             total += fit.residual(gram, test).sum()
             typical.append((fit.spectrum**2).sum() / fit.spectrum.sum() ** 2)
             coordinates = fit.coordinates(gram, test)[:, :components]
@@ -235,10 +235,10 @@ def prominence(
             signs = np.sign((fit.vectors[:, :width] * fit.targets).sum(axis=0))
             leading[test, :width] = coordinates * signs / np.sqrt(fit.spectrum[:width])
         entry = {"variance_share": probe_variance / total, "typical_share": np.mean(typical)}
-        entry["group_share"] = _group_share(gram, values, context)
-        entry["d_prime"] = _d_prime(scores, values, context)
+        entry["group_share"] = _group_share(gram, values, known)
+        entry["d_prime"] = _d_prime(predictions, values, known)
         for k in range(components):
-            entry[f"d_prime_pc{k + 1}"] = _d_prime(leading[:, k], values, context)
+            entry[f"d_prime_pc{k + 1}"] = _d_prime(leading[:, k], values, known)
         return entry
 
     rows = in_threads(row, ((layer,) for layer in recording))
@@ -255,33 +255,33 @@ def _subset(
 
 
 def _code(
-    fit: RidgeFit, score: np.ndarray, test: np.ndarray, values: np.ndarray, context: np.ndarray
+    fit: RidgeFit, predicted: np.ndarray, test: np.ndarray, values: np.ndarray, given: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return code lengths in bits of held-out groups: by the probe, and by frequencies in contexts.
+    """Return code lengths in bits of held-out groups: by the probe, and by frequencies alone.
 
-    Scores become probabilities by a logistic curve through the leave-one-out predictions of the
+    Predictions become probabilities by a logistic curve through those of the left-out
     training subjects (Platt).
     """
     train = fit.train
-    frequency = means_within(context[test], context[train]) @ values[train]
-    counts = (context[test][:, None] == context[train]).sum(axis=1)
+    frequency = means_within(given[test], given[train]) @ values[train]
+    counts = (given[test][:, None] == given[train]).sum(axis=1)
     frequency = (frequency * counts + 0.5) / (counts + 1)  # Krichevsky-Trofimov: never certain
-    offsets = (context[:, None] == np.unique(context)[1:]).astype(float)
+    offsets = (given[:, None] == np.unique(given)[1:]).astype(float)
     predictors = np.column_stack([fit.left_out[:, 0] / fit.scale[0], offsets[train]])
     curve = LogisticRegression(C=1.0).fit(predictors, values[train])
-    probability = curve.predict_proba(np.column_stack([score, offsets[test]]))[:, 1]
+    probability = curve.predict_proba(np.column_stack([predicted, offsets[test]]))[:, 1]
     by_probe, by_frequency = (
         np.where(values[test] == 1, p, 1 - p) for p in (probability, frequency)
     )
     return -np.log2(np.clip(by_probe, 1e-6, 1)), -np.log2(by_frequency)
 
 
-def _d_prime(scores: np.ndarray, values: np.ndarray, context: np.ndarray) -> float:
-    """Distance of the groups in standard deviations within them, averaged over contexts."""
+def _d_prime(predictions: np.ndarray, values: np.ndarray, given: np.ndarray) -> float:
+    """Distance of the groups in standard deviations within them, averaged over `given`."""
     distances = []
-    for value in np.unique(context):
-        members = scores[(context == value) & (values == 1)]
-        non_members = scores[(context == value) & (values == 0)]
+    for value in np.unique(given):
+        members = predictions[(given == value) & (values == 1)]
+        non_members = predictions[(given == value) & (values == 0)]
         spread = 0.0
         if min(len(members), len(non_members)) > 1:
             spread = np.sqrt((members.var(ddof=1) + non_members.var(ddof=1)) / 2)
@@ -289,15 +289,15 @@ def _d_prime(scores: np.ndarray, values: np.ndarray, context: np.ndarray) -> flo
     return float(np.mean(distances))
 
 
-def _group_share(gram: np.ndarray, values: np.ndarray, context: np.ndarray) -> float:
-    """Share of the variance within contexts that lies between the groups, corrected for noise.
+def _group_share(gram: np.ndarray, values: np.ndarray, given: np.ndarray) -> float:
+    """Share of the variance within `given` that lies between the groups, corrected for noise.
 
     The squared distance of two sample means exceeds that of the true ones by the variances of the
     means.
     """
     between, total = 0.0, 0.0
-    for value in np.unique(context):
-        rows = [np.flatnonzero((context == value) & (values == group)) for group in (0, 1)]
+    for value in np.unique(given):
+        rows = [np.flatnonzero((given == value) & (values == group)) for group in (0, 1)]
         sizes = [len(members) for members in rows]
         blocks = [gram[np.ix_(members, members)] for members in rows]
         spreads = [

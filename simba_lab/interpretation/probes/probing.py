@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +16,8 @@ from simba_lab.core.errors import SimbaError
 from simba_lab.core.intervals import columns_of_central, counts_of
 from simba_lab.core.rng import stream
 from simba_lab.interpretation.probes.columns import Column, Floors, Grams, floors_by_name, values_of
-from simba_lab.interpretation.probes.kernel_ridge import held_out, means_within
-from simba_lab.interpretation.probes.questions import KINDS, Design, Question, design_of
+from simba_lab.interpretation.probes.designs import KINDS, ProbeDesign, ProbeTarget, probe_design
+from simba_lab.interpretation.probes.kernel_ridge import means_within, predict_held_out
 from simba_lab.interpretation.probes.resampling import labellings_of, resampled, shuffled_within
 
 
@@ -67,7 +66,7 @@ def probe(
     """Return how well a linear probe reads a target from each layer, on held-out subjects.
 
     Probes are ridge regressions on exact kernel coordinates of the Gram matrix, which equal probes
-    on the full features. Folds are held out; the penalty is chosen by holding out each of the
+    on the full activations. Folds are held out; the penalty is chosen by holding out each of the
     training folds in turn (nested cross-validation). Volumes of one subject (twins) are held out
     together.
 
@@ -104,11 +103,11 @@ def probe(
         classes) or ``r2``: ``SCORE`` (class-conditional if `given`) with its 95 % interval
         ``SCORE_low``, ``SCORE_high`` (bootstrap over subjects); ``null_high``, the 95th percentile
         of the permutation null, and ``p``; ``balanced_accuracy`` with interval (not for numbers);
-        ``SCORE_plain``, not conditioned on anything; ``SCORE_leak``, what knowing `given` alone
-        would score there; ``auroc_leak_here``, what this layer scores there through what it knows
-        of `given` (both of two groups); ``control`` and ``selectivity`` (score less control) with
-        `types`; ``floor_<name>`` for each floor, with ``_min`` and ``_max`` for several networks;
-        and ``floor_pixels`` if pixels were recorded.
+        ``SCORE_plain``, of a probe that is not conditioned on `given`; ``SCORE_leak``, what that
+        would be for somebody who knows `given` and nothing else; ``auroc_through_given``, what it
+        would be for a probe that reads `given` from this layer (both of two groups); ``control``
+        and ``selectivity`` (score less control) with `types`; ``floor_<name>`` for each floor, with
+        ``_min`` and ``_max`` for several networks; and ``floor_pixels`` if pixels were recorded.
 
     Raises
     ------
@@ -137,7 +136,7 @@ def probe(
         raise SimbaError("recording", "no layers", "at least one layer")
     settings = settings or ProbeSettings()
     whole_number("permutations", permutations, least=0, most=MOST_PERMUTATIONS)
-    design = design_of(recording, target, given, folds, kind=settings.kind, seed=settings.seed)
+    design = probe_design(recording, target, given, folds, kind=settings.kind, seed=settings.seed)
     controls = _Controls.drawn(
         design,
         None if types is None else values_of(recording, types, "types"),
@@ -151,7 +150,7 @@ def probe(
         entry = _scores(gram, design, controls, settings.estimator)
         if controls.labellings:
             entry |= _control_task(gram, design, controls, settings.estimator)
-            entry["selectivity"] = entry[design.question.score_name] - entry["control"]
+            entry["selectivity"] = entry[design.target.score_name] - entry["control"]
         return entry | _floors(layer, networks, design, settings.estimator)
 
     table = pd.DataFrame(
@@ -159,7 +158,7 @@ def probe(
         index=pd.Index(list(recording), name="layer"),
     )
     if "pixels" in table.index and len(table) > 1:
-        table["floor_pixels"] = table.loc["pixels", design.question.score_name]
+        table["floor_pixels"] = table.loc["pixels", design.target.score_name]
     return table
 
 
@@ -173,9 +172,9 @@ class _Controls:
 
     @classmethod
     def drawn(
-        cls, design: Design, types: np.ndarray | None, permutations: int, seed: int
+        cls, design: ProbeDesign, types: np.ndarray | None, permutations: int, seed: int
     ) -> _Controls:
-        question, clusters = design.question, design.clusters
+        target, clusters = design.target, design.clusters
         labellings = (
             []
             if types is None
@@ -183,7 +182,7 @@ class _Controls:
         )
         generators = [stream(seed, number, "permutation") for number in range(permutations)]
         shuffled = [
-            shuffled_within(question.target, question.context, clusters, generator)
+            shuffled_within(target.coded, target.given, clusters, generator)
             for generator in generators
         ]
         samples = resampled(clusters, stream(seed, "probe", "bootstrap"))
@@ -191,51 +190,51 @@ class _Controls:
 
 
 def _scores(
-    gram: np.ndarray, design: Design, controls: _Controls, estimator: BaseEstimator | None
+    gram: np.ndarray, design: ProbeDesign, controls: _Controls, estimator: BaseEstimator | None
 ) -> dict[str, float]:
     """Return the score of a layer with interval, null distribution, and what leaks."""
-    question, name = design.question, design.question.score_name
-    targets = [question.target, *controls.shuffled]
-    (scores, decided), *null = held_out(gram, design.split, question, targets, estimator)
-    score = question.score(question.target, scores)
-    drawn = question.score(question.target, scores, controls.counts)
+    target, name = design.target, design.target.score_name
+    targets = [target.coded, *controls.shuffled]
+    (predictions, decided), *null = predict_held_out(gram, design.split, target, targets, estimator)
+    score = target.score(target.coded, predictions)
+    drawn = target.score(target.coded, predictions, controls.counts)
     entry = {name: score} | columns_of_central(name, drawn)
     pairs = zip(controls.shuffled, null, strict=True)
-    chance = np.array([question.score(values, scores) for values, (scores, _) in pairs])
+    chance = np.array([target.score(values, predicted) for values, (predicted, _) in pairs])
     entry["null_high"] = np.quantile(chance, 0.95) if len(chance) else np.nan
     entry["p"] = (1 + (chance >= score).sum()) / (1 + len(chance)) if len(chance) else np.nan
-    if question.kind != "regression":
-        entry["balanced_accuracy"] = question.balanced_accuracy(decided)
-        drawn = question.balanced_accuracy(decided, controls.counts)
+    if target.kind != "regression":
+        entry["balanced_accuracy"] = target.balanced_accuracy(decided)
+        drawn = target.balanced_accuracy(decided, controls.counts)
         entry |= columns_of_central("balanced_accuracy", drawn)
     return entry | _leaks(gram, design, estimator, score)
 
 
 def _control_task(
-    gram: np.ndarray, design: Design, controls: _Controls, estimator: BaseEstimator | None
+    gram: np.ndarray, design: ProbeDesign, controls: _Controls, estimator: BaseEstimator | None
 ) -> dict[str, float]:
     """Return the mean score of probes for random labels of the types."""
     labellings = controls.labellings
-    question = Question("binary", labellings[0], np.zeros(len(labellings[0]), int))
-    answers = held_out(gram, design.split, question, labellings, estimator)
+    target = ProbeTarget("binary", labellings[0], np.zeros(len(labellings[0]), int))
+    answers = predict_held_out(gram, design.split, target, labellings, estimator)
     pairs = zip(labellings, answers, strict=True)
-    scores = [question.score(labels, predicted) for labels, (predicted, _) in pairs]
+    scores = [target.score(labels, predicted) for labels, (predicted, _) in pairs]
     return {"control": float(np.mean(scores))}
 
 
 def _floors(
-    layer: str, floors: dict[str, list[Grams]], design: Design, estimator: BaseEstimator | None
+    layer: str, floors: dict[str, list[Grams]], design: ProbeDesign, estimator: BaseEstimator | None
 ) -> dict[str, float]:
     """Return the score of the same layer in other networks: mean, and range of several."""
-    question = design.question
+    target = design.target
     entry: dict[str, float] = {}
     for name, networks in floors.items():
         scores = []
         for number, network in enumerate(networks):
             if layer in network:
                 gram = design.gram(network, layer, f"floors[{name!r}][{number}]")
-                answers = held_out(gram, design.split, question, [question.target], estimator)
-                scores.append(question.score(question.target, answers[0][0]))
+                answers = predict_held_out(gram, design.split, target, [target.coded], estimator)
+                scores.append(target.score(target.coded, answers[0][0]))
         entry[f"floor_{name}"] = float(np.mean(scores)) if scores else np.nan
         if len(networks) > 1:
             entry[f"floor_{name}_min"] = min(scores, default=np.nan)
@@ -244,27 +243,26 @@ def _floors(
 
 
 def _leaks(
-    gram: np.ndarray, design: Design, estimator: BaseEstimator | None, score: float
+    gram: np.ndarray, design: ProbeDesign, estimator: BaseEstimator | None, score: float
 ) -> dict[str, float]:
-    """Return what an unconditional probe scores, and what knowledge of the context alone would."""
-    question = design.question
-    name, values, context = question.score_name, question.target, question.context
-    if not context.any():
-        chance = 0.0 if question.kind == "regression" else 0.5
+    """Return what an unconditional probe scores, and what knowing `given` alone would score."""
+    target = design.target
+    name, values, given = target.score_name, target.coded, target.given
+    if not given.any():
+        chance = 0.0 if target.kind == "regression" else 0.5
         return {f"{name}_plain": score, f"{name}_leak": chance}
 
-    def read(unconditional: Question) -> np.ndarray:
-        targets: Sequence[np.ndarray] = [unconditional.target]
-        return held_out(gram, design.split, unconditional, targets, estimator)[0][0]
+    def read(alone: ProbeTarget) -> np.ndarray:
+        return predict_held_out(gram, design.split, alone, [alone.coded], estimator)[0][0]
 
-    plain = question.without_context()
+    plain = target.unconditional()
     entry = {f"{name}_plain": plain.score(values, read(plain))}
-    if question.kind == "regression":
-        errors = values - means_within(context, context) @ values
+    if target.kind == "regression":
+        errors = values - means_within(given, given) @ values
         return entry | {"r2_leak": 1 - (errors**2).sum() / ((values - values.mean()) ** 2).sum()}
-    if question.kind == "binary" and context.max() == 1:
-        leak = roc_auc_score(values, context)
-        carriers = read(Question("binary", context, np.zeros_like(context)))[:, 0]
-        through = roc_auc_score(values, carriers * (1 if leak >= 0.5 else -1))
-        return entry | {"auroc_leak": max(leak, 1 - leak), "auroc_leak_here": through}
+    if target.kind == "binary" and given.max() == 1:
+        leak = roc_auc_score(values, given)
+        read_given = read(ProbeTarget("binary", given, np.zeros_like(given)))[:, 0]
+        through = roc_auc_score(values, read_given * (1 if leak >= 0.5 else -1))
+        return entry | {"auroc_leak": max(leak, 1 - leak), "auroc_through_given": through}
     return entry

@@ -37,22 +37,22 @@ def labellings_of(
 
 
 def shuffled_within(
-    values: np.ndarray, context: np.ndarray, clusters: np.ndarray, generator: np.random.Generator
+    values: np.ndarray, given: np.ndarray, clusters: np.ndarray, generator: np.random.Generator
 ) -> np.ndarray:
-    """Return the values in another order within each context.
+    """Return the values in another order within each value of `given`.
 
     Volumes of one subject keep together: whole subjects change places if all volumes of each have
     the same value, otherwise volumes change places within their subject.
     """
     first_rows = np.unique(clusters, return_index=True)[1]
-    if all(np.array_equal(column, column[first_rows][clusters]) for column in (values, context)):
-        per_subject, contexts = values[first_rows], context[first_rows]
-        for value in np.unique(contexts):
-            members = contexts == value
+    if all(np.array_equal(column, column[first_rows][clusters]) for column in (values, given)):
+        per_subject, known = values[first_rows], given[first_rows]
+        for value in np.unique(known):
+            members = known == value
             per_subject[members] = generator.permutation(per_subject[members])
         return per_subject[clusters]
     shuffled = values.copy()
-    for value, cluster in np.unique(np.stack([context, clusters]), axis=1).T:
-        members = (context == value) & (clusters == cluster)
+    for value, cluster in np.unique(np.stack([given, clusters]), axis=1).T:
+        members = (given == value) & (clusters == cluster)
         shuffled[members] = generator.permutation(values[members])
     return shuffled

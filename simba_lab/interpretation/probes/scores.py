@@ -9,32 +9,32 @@ import numpy as np
 
 
 @overload
-def conditional_auroc(target: np.ndarray, scores: np.ndarray, context: np.ndarray) -> float: ...
+def conditional_auroc(target: np.ndarray, predictions: np.ndarray, given: np.ndarray) -> float: ...
 
 
 @overload
 def conditional_auroc(
-    target: np.ndarray, scores: np.ndarray, context: np.ndarray, counts: np.ndarray
+    target: np.ndarray, predictions: np.ndarray, given: np.ndarray, counts: np.ndarray
 ) -> np.ndarray: ...
 
 
 def conditional_auroc(
-    target: np.ndarray, scores: np.ndarray, context: np.ndarray, counts: np.ndarray | None = None
+    target: np.ndarray, predictions: np.ndarray, given: np.ndarray, counts: np.ndarray | None = None
 ) -> float | np.ndarray:
-    """Return the area under the ROC curve over pairs of equal context, averaged over contexts.
+    """Return the area under the ROC curve over pairs of equal `given`, averaged over its values.
 
-    NaN if no context has subjects of both groups, or a score is NaN. With `counts`, shape (samples,
-    n), of how often each subject occurs in each of several samples: one area per sample.
+    NaN if no value of `given` has both groups, or a prediction is NaN. With `counts`, shape
+    (samples, n), of how often each subject occurs in each of several samples: one area per sample.
     """
     if counts is None:
-        return float(conditional_auroc(target, scores, context, once(len(target)))[0])
-    if np.isnan(scores).any():  # what has no order has no area
+        return float(conditional_auroc(target, predictions, given, once(len(target)))[0])
+    if np.isnan(predictions).any():  # what has no order has no area
         return np.full(len(counts), np.nan)
     areas = []
-    for value in np.unique(context):
-        rows = np.flatnonzero(context == value)
-        ordered = rows[np.argsort(scores[rows])]
-        ranked, positive = scores[ordered], target[ordered] == 1
+    for value in np.unique(given):
+        rows = np.flatnonzero(given == value)
+        ordered = rows[np.argsort(predictions[rows])]
+        ranked, positive = predictions[ordered], target[ordered] == 1
         ties = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))
         positives, negatives = (
             np.add.reduceat(counts[:, ordered] * members, ties, axis=1)

@@ -117,14 +117,14 @@ class GaussianProcessSubjects:
         coefficients = of_shape("coefficients", coefficients, basis.order.shape).astype(float)
         shift, turn = np.float32(basis.rigid @ coefficients).reshape(2, 3)
         x, y, z = open_mesh(lattice)
-        field = np.empty((*lattice.shape, 3), np.float32)
-        field[..., 0] = turn[2] * y - turn[1] * z - shift[0]
-        field[..., 1] = turn[0] * z - turn[2] * x - shift[1]
-        field[..., 2] = turn[1] * x - turn[0] * y - shift[2]
+        velocity = np.empty((*lattice.shape, 3), np.float32)
+        velocity[..., 0] = turn[2] * y - turn[1] * z - shift[0]
+        velocity[..., 1] = turn[0] * z - turn[2] * x - shift[1]
+        velocity[..., 2] = turn[1] * x - turn[0] * y - shift[2]
         start = 0
         for basis_x, basis_y, basis_z, scale in basis.scales:
             stop = start + 3 * scale.size
             block = np.float32(coefficients[start:stop].reshape(3, *scale.shape) * scale)
-            _kernels.separable_sum(block, basis_x, basis_y, basis_z, field)
+            _kernels.separable_sum(block, basis_x, basis_y, basis_z, velocity)
             start = stop
-        return field
+        return velocity

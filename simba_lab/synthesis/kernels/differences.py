@@ -33,7 +33,7 @@ def least_jacobian(displacement, inverse_spacing):
 
 @compiled
 def largest_gradient(velocity, inverse_spacing):
-    """Largest Frobenius norm of the gradient of a field over all cells, by forward differences."""
+    """Largest Frobenius norm of the gradient of a velocity, over all cells, by forward steps."""
     most = np.float32(0)
     for i in range(velocity.shape[0] - 1):
         for j in range(velocity.shape[1] - 1):
@@ -49,9 +49,9 @@ def largest_gradient(velocity, inverse_spacing):
 
 
 @compiled
-def curvature(field, out):
+def curvature(vectors, out):
     """Half the second difference per axis, to out[..., 3 * axis + component]; 0 at the border."""
-    nx, ny, nz, _ = field.shape
+    nx, ny, nz, _ = vectors.shape
     half, two = np.float32(0.5), np.float32(2)
     for i in range(nx):
         i0, i1 = max(i - 1, 0), min(i + 1, nx - 1)
@@ -60,16 +60,20 @@ def curvature(field, out):
             for k in range(nz):
                 k0, k1 = max(k - 1, 0), min(k + 1, nz - 1)
                 for d in range(3):
-                    twice = two * field[i, j, k, d]
-                    out[i, j, k, d] = half * (field[i0, j, k, d] + field[i1, j, k, d] - twice)
-                    out[i, j, k, 3 + d] = half * (field[i, j0, k, d] + field[i, j1, k, d] - twice)
-                    out[i, j, k, 6 + d] = half * (field[i, j, k0, d] + field[i, j, k1, d] - twice)
+                    twice = two * vectors[i, j, k, d]
+                    out[i, j, k, d] = half * (vectors[i0, j, k, d] + vectors[i1, j, k, d] - twice)
+                    out[i, j, k, 3 + d] = half * (
+                        vectors[i, j0, k, d] + vectors[i, j1, k, d] - twice
+                    )
+                    out[i, j, k, 6 + d] = half * (
+                        vectors[i, j, k0, d] + vectors[i, j, k1, d] - twice
+                    )
 
 
 @compiled
-def chord_corrected(field, out):
+def chord_corrected(vectors, out):
     """Each node less the h^2 v'' / 12 by which a chord lies inside its curve on average."""
-    nx, ny, nz, _ = field.shape
+    nx, ny, nz, _ = vectors.shape
     twelfth, six = np.float32(1 / 12), np.float32(6)
     for i in range(nx):
         i0, i1 = max(i - 1, 0), min(i + 1, nx - 1)
@@ -79,19 +83,19 @@ def chord_corrected(field, out):
                 k0, k1 = max(k - 1, 0), min(k + 1, nz - 1)
                 for d in range(3):
                     around = (
-                        field[i0, j, k, d]
-                        + field[i1, j, k, d]
-                        + field[i, j0, k, d]
-                        + field[i, j1, k, d]
+                        vectors[i0, j, k, d]
+                        + vectors[i1, j, k, d]
+                        + vectors[i, j0, k, d]
+                        + vectors[i, j1, k, d]
                     )
-                    around += field[i, j, k0, d] + field[i, j, k1, d]
-                    here = field[i, j, k, d]
+                    around += vectors[i, j, k0, d] + vectors[i, j, k1, d]
+                    here = vectors[i, j, k, d]
                     out[i, j, k, d] = here - twelfth * (around - six * here)
 
 
 @compiled
-def advected(velocity, field, factor, out):
-    """Set out to factor (v . grad) field: central differences, one-sided at the border."""
+def advected(velocity, vectors, factor, out):
+    """Set out to factor (v . grad) vectors: central differences, one-sided at the border."""
     nx, ny, nz, _ = velocity.shape
     for i in range(nx):
         i0, i1 = max(i - 1, 0), min(i + 1, nx - 1)
@@ -105,7 +109,7 @@ def advected(velocity, field, factor, out):
                 c = velocity[i, j, k, 2] * (factor / np.float32(k1 - k0))
                 for d in range(3):
                     out[i, j, k, d] = (
-                        a * (field[i1, j, k, d] - field[i0, j, k, d])
-                        + b * (field[i, j1, k, d] - field[i, j0, k, d])
-                        + c * (field[i, j, k1, d] - field[i, j, k0, d])
+                        a * (vectors[i1, j, k, d] - vectors[i0, j, k, d])
+                        + b * (vectors[i, j1, k, d] - vectors[i, j0, k, d])
+                        + c * (vectors[i, j, k1, d] - vectors[i, j, k0, d])
                     )

@@ -21,11 +21,11 @@ def _cell(position, size):
 
 
 @inlined
-def _vector_at(field, x, y, z):
+def _vector_at(vectors, x, y, z):
     """Trilinear interpolation of an interleaved vector field at a position in voxels."""
-    i, fx = _cell(x, field.shape[0])
-    j, fy = _cell(y, field.shape[1])
-    k, fz = _cell(z, field.shape[2])
+    i, fx = _cell(x, vectors.shape[0])
+    j, fy = _cell(y, vectors.shape[1])
+    k, fz = _cell(z, vectors.shape[2])
     gx, gy, gz = np.float32(1) - fx, np.float32(1) - fy, np.float32(1) - fz
     w000, w001, w010, w011 = gx * gy * gz, gx * gy * fz, gx * fy * gz, gx * fy * fz
     w100, w101, w110, w111 = fx * gy * gz, fx * gy * fz, fx * fy * gz, fx * fy * fz
@@ -40,19 +40,19 @@ def _vector_at(field, x, y, z):
         (w110, i + 1, j + 1, k),
         (w111, i + 1, j + 1, k + 1),
     ):
-        a += weight * field[p, q, r, 0]
-        b += weight * field[p, q, r, 1]
-        c += weight * field[p, q, r, 2]
+        a += weight * vectors[p, q, r, 0]
+        b += weight * vectors[p, q, r, 1]
+        c += weight * vectors[p, q, r, 2]
     return a, b, c
 
 
 @inlined
-def _curved_at(field, curvature, x, y, z):
+def _curved_at(vectors, curvature, x, y, z):
     """`_vector_at` less its leading error, which is t (1 - t) h^2 v'' / 2 between nodes."""
-    a, b, c = _vector_at(field, x, y, z)
-    i, fx = _cell(x, field.shape[0])
-    j, fy = _cell(y, field.shape[1])
-    k, fz = _cell(z, field.shape[2])
+    a, b, c = _vector_at(vectors, x, y, z)
+    i, fx = _cell(x, vectors.shape[0])
+    j, fy = _cell(y, vectors.shape[1])
+    k, fz = _cell(z, vectors.shape[2])
     half, one = np.float32(0.5), np.float32(1)
     near = curvature[i + (fx > half), j + (fy > half), k + (fz > half)]
     tx, ty, tz = fx * (one - fx), fy * (one - fy), fz * (one - fz)
@@ -134,8 +134,8 @@ def _extent(
     px,
     py,
     oz,
-    coarse_origin_z,
-    coarse_spacing,
+    displacement_origin_z,
+    displacement_spacing,
     near,
     near_origin,
     near_inverse,
@@ -149,7 +149,10 @@ def _extent(
         x = (px + line[0, k] - near_origin[0]) * near_inverse
         y = (py + line[1, k] - near_origin[1]) * near_inverse
         z = (
-            coarse_origin_z + np.float32(k) * coarse_spacing + line[2, k] - near_origin[2]
+            displacement_origin_z
+            + np.float32(k) * displacement_spacing
+            + line[2, k]
+            - near_origin[2]
         ) * near_inverse
         a = min(max(int(x + np.float32(0.5)), 0), near.shape[0] - 1)
         b = min(max(int(y + np.float32(0.5)), 0), near.shape[1] - 1)
@@ -157,8 +160,8 @@ def _extent(
         if near[a, b, c]:
             first = min(first, k)
             last = k
-    low = (coarse_origin_z + np.float32(first - 1) * coarse_spacing - oz) * out_inverse
-    high = (coarse_origin_z + np.float32(last + 1) * coarse_spacing - oz) * out_inverse
+    low = (displacement_origin_z + np.float32(first - 1) * displacement_spacing - oz) * out_inverse
+    high = (displacement_origin_z + np.float32(last + 1) * displacement_spacing - oz) * out_inverse
     if last < 0:
         return 0, 0
     return (
@@ -172,9 +175,9 @@ def sample(
     image,
     image_origin,
     image_inverse,
-    coarse,
-    coarse_origin,
-    coarse_inverse,
+    displacement,
+    displacement_origin,
+    displacement_inverse,
     local,
     local_shape,
     local_origin,
@@ -186,7 +189,7 @@ def sample(
     out_origin,
     out_spacing,
 ):
-    """Sample an image at positions moved by a coarse displacement and then by local ones.
+    """Sample an image at positions moved by one displacement and then by local ones.
 
     Rows are cut to positions near the image: `near` is a mask on a lattice of its own, and empty if
     all of `out` is wanted. Voxels that are cut off keep their value.
@@ -194,7 +197,7 @@ def sample(
     Parameters
     ----------
     image : float32 (X, Y, Z)
-    coarse : float32 (A, B, C, 3)
+    displacement : float32 (A, B, C, 3)
         Displacement of the subject, in mm.
     local : float32 (total,)
         Displacements of the effects, flattened one after the other, in mm; `local_shape`,
@@ -203,25 +206,27 @@ def sample(
         The volume; written. Origins and spacings are in mm; "inverse" is one over the spacing.
     """
     nx, ny, nz = out.shape
-    cz = coarse.shape[2]
+    cz = displacement.shape[2]
     line = np.empty((3, cz), np.float32)
     one = np.float32(1)
-    coarse_spacing, out_inverse = one / coarse_inverse, one / out_spacing
+    displacement_spacing, out_inverse = one / displacement_inverse, one / out_spacing
     for i in range(nx):
         px = out_origin[0] + np.float32(i) * out_spacing
-        ci, wi = _cell((px - coarse_origin[0]) * coarse_inverse, coarse.shape[0])
+        ci, wi = _cell((px - displacement_origin[0]) * displacement_inverse, displacement.shape[0])
         for j in range(ny):
             py = out_origin[1] + np.float32(j) * out_spacing
-            cj, wj = _cell((py - coarse_origin[1]) * coarse_inverse, coarse.shape[1])
+            cj, wj = _cell(
+                (py - displacement_origin[1]) * displacement_inverse, displacement.shape[1]
+            )
             # One bilinear blend per row leaves a linear interpolation per voxel.
             w00, w01, w10, w11 = (one - wi) * (one - wj), (one - wi) * wj, wi * (one - wj), wi * wj
             for k in range(cz):
                 for d in range(3):
                     line[d, k] = (
-                        w00 * coarse[ci, cj, k, d]
-                        + w01 * coarse[ci, cj + 1, k, d]
-                        + w10 * coarse[ci + 1, cj, k, d]
-                        + w11 * coarse[ci + 1, cj + 1, k, d]
+                        w00 * displacement[ci, cj, k, d]
+                        + w01 * displacement[ci, cj + 1, k, d]
+                        + w10 * displacement[ci + 1, cj, k, d]
+                        + w11 * displacement[ci + 1, cj + 1, k, d]
                     )
             begin, end = 0, nz
             if near.size:
@@ -230,8 +235,8 @@ def sample(
                     px,
                     py,
                     out_origin[2],
-                    coarse_origin[2],
-                    coarse_spacing,
+                    displacement_origin[2],
+                    displacement_spacing,
                     near,
                     near_origin,
                     near_inverse,
@@ -240,7 +245,7 @@ def sample(
                 )
             for k in range(begin, end):
                 pz = out_origin[2] + np.float32(k) * out_spacing
-                ck, wk = _cell((pz - coarse_origin[2]) * coarse_inverse, cz)
+                ck, wk = _cell((pz - displacement_origin[2]) * displacement_inverse, cz)
                 x = px + line[0, ck] + wk * (line[0, ck + 1] - line[0, ck])
                 y = py + line[1, ck] + wk * (line[1, ck + 1] - line[1, ck])
                 z = pz + line[2, ck] + wk * (line[2, ck + 1] - line[2, ck])

@@ -21,7 +21,17 @@ def _philox(counter, key_low, key_high):
 
 @compiled
 def to_signal(
-    volume, background, pivot, contrast, gamma, field, origin, spacing, deviation, key_low, key_high
+    volume,
+    background,
+    pivot,
+    contrast,
+    gamma,
+    log_field,
+    origin,
+    spacing,
+    deviation,
+    key_low,
+    key_high,
 ):
     """Turn tissue into signal, in place: contrast, gamma, bias field, Rician noise.
 
@@ -32,7 +42,7 @@ def to_signal(
     shaped = contrast != np.float32(1)
     bent = gamma != np.float32(1)
     fielded = False
-    for value in field:
+    for value in log_field:
         fielded |= value != 0
     noisy = deviation > 0
     unit, two, zero = np.float32(2.0**-32), np.float32(2), np.float32(0)
@@ -43,11 +53,11 @@ def to_signal(
             y = (origin[1] + np.float32(j) * spacing) * np.float32(0.01)
             # Along a row the log of the bias field is a parabola in z.
             constant = (
-                field[0]
-                + x * (field[1] + field[4] * x + field[7] * y)
-                + y * (field[2] + field[5] * y)
+                log_field[0]
+                + x * (log_field[1] + log_field[4] * x + log_field[7] * y)
+                + y * (log_field[2] + log_field[5] * y)
             )
-            linear = field[3] + field[8] * x + field[9] * y
+            linear = log_field[3] + log_field[8] * x + log_field[9] * y
             row = volume[i, j]
             for k in range(nz):
                 signal = row[k]
@@ -59,7 +69,7 @@ def to_signal(
                     signal = signal**gamma
                 if fielded:
                     z = (origin[2] + np.float32(k) * spacing) * np.float32(0.01)
-                    signal *= np.exp(constant + z * (linear + field[6] * z))
+                    signal *= np.exp(constant + z * (linear + log_field[6] * z))
                 if noisy:
                     first, second = _philox((i * ny + j) * nz + k, key_low, key_high)
                     # Box and Muller (1958): a complex Gaussian in polar form; its magnitude on top

@@ -24,7 +24,7 @@ STEEPEST_STEP = 0.15
 # Up to this gradient, `ORDER` terms of the Lie series are as exact as steps; the gradient of
 # healthy anatomy is about 0.4.
 LARGEST_GRADIENT, ORDER = 0.7, 4
-# Two coarse points, 4 mm apart before the deformation, see everything between them from this
+# Two points, 4 mm apart before the deformation, see everything between them from this
 # distance; a nearest node is up to 3.5 mm off.
 SIGHT_MM = 10.0
 
@@ -111,8 +111,8 @@ def jacobian_determinant(displacement: np.ndarray, lattice: Lattice) -> np.ndarr
 
 def least_jacobian(displacement: np.ndarray, lattice: Lattice) -> float:
     """Return the least Jacobian determinant over all cells; at most 0, the map folds."""
-    field = _checked(displacement, lattice, "displacement")
-    return float(differences.least_jacobian(field, np.float32(1 / lattice.spacing_mm)))
+    vectors = _checked(displacement, lattice, "displacement")
+    return float(differences.least_jacobian(vectors, np.float32(1 / lattice.spacing_mm)))
 
 
 def warp(
@@ -136,26 +136,26 @@ def warp(
     -------
     ndarray of float32 on `onto`
     """
-    field = _checked(displacement, lattice, "displacement")
+    vectors = _checked(displacement, lattice, "displacement")
     of_shape("image", image, image_lattice.shape)
     image = np.ascontiguousarray(image, dtype=np.float32)
-    return warp_once(image, image_lattice, field, lattice, [], onto or image_lattice)
+    return warp_once(image, image_lattice, vectors, lattice, [], onto or image_lattice)
 
 
-def _checked(field: np.ndarray, lattice: Lattice, name: str) -> np.ndarray:
+def _checked(vectors: np.ndarray, lattice: Lattice, name: str) -> np.ndarray:
     """Return a field of shape (3, X, Y, Z) interleaved."""
-    of_shape(name, field, (3, *lattice.shape), "Axes are (component, x, y, z).")
-    if not np.isfinite(field).all():
+    of_shape(name, vectors, (3, *lattice.shape), "Axes are (component, x, y, z).")
+    if not np.isfinite(vectors).all():
         raise SimbaError(name, "NaN or infinity", "finite")
-    return interleaved(np.asarray(field))
+    return interleaved(np.asarray(vectors))
 
 
 # -- interleaved fields --
 
 
-def interleaved(field: np.ndarray) -> np.ndarray:
+def interleaved(vectors: np.ndarray) -> np.ndarray:
     """Return a field of shape (3, X, Y, Z) as (X, Y, Z, 3) float32, as the kernels read it."""
-    return np.ascontiguousarray(np.moveaxis(field, 0, -1), dtype=np.float32)
+    return np.ascontiguousarray(np.moveaxis(vectors, 0, -1), dtype=np.float32)
 
 
 def flow(
@@ -201,15 +201,15 @@ def series_flow(velocity: np.ndarray, spacing_mm: float) -> np.ndarray:
     return total
 
 
-def chord_corrected(field: np.ndarray) -> np.ndarray:
+def chord_corrected(vectors: np.ndarray) -> np.ndarray:
     """Return nodal values whose trilinear interpolant is right on average over a cell.
 
     A chord lies inside its curve by ``h^2 v'' / 12`` on average; subtracting that from the nodes
     leaves 2.4 times less error. Interleaved float32, shape (X, Y, Z, 3); for smooth fields that are
     read once, anywhere. Steep fields would overshoot.
     """
-    corrected = np.empty_like(field)
-    differences.chord_corrected(field, corrected)
+    corrected = np.empty_like(vectors)
+    differences.chord_corrected(vectors, corrected)
     return corrected
 
 
@@ -245,19 +245,19 @@ def near_image(
 def warp_once(
     image: np.ndarray,
     image_lattice: Lattice,
-    coarse: np.ndarray,
-    coarse_lattice: Lattice,
+    displacement: np.ndarray,
+    displacement_lattice: Lattice,
     local: list[tuple[np.ndarray, Lattice]],
     onto: Lattice,
     *,
     near: tuple[np.ndarray, Lattice] | None = None,
 ) -> np.ndarray:
-    """Sample an image once, at positions moved by a coarse and then by local displacements.
+    """Sample an image once, at positions moved by one displacement and then by local ones.
 
     Parameters
     ----------
     image : ndarray of float32, shape (X, Y, Z)
-    coarse : ndarray of float32, shape (A, B, C, 3), interleaved
+    displacement : ndarray of float32, shape (A, B, C, 3), interleaved
     local : list of (displacement, lattice)
         Interleaved displacements of the effects, each on the lattice of its own box; zero outside
         it. All boxes have the same spacing.
@@ -271,7 +271,7 @@ def warp_once(
     ndarray of float32 on `onto`
     """
     volume = np.zeros(onto.shape, np.float32)
-    fields = [field.ravel() for field, _ in local] or [np.zeros(0, np.float32)]
+    boxed = [vectors.ravel() for vectors, _ in local] or [np.zeros(0, np.float32)]
     shapes = np.array([box.shape for _, box in local], np.int64).reshape(-1, 3)
     origins = np.array([box.origin_mm for _, box in local], np.float32).reshape(-1, 3)
     spacing = local[0][1].spacing_mm if local else 1.0
@@ -280,10 +280,10 @@ def warp_once(
         image,
         np.array(image_lattice.origin_mm, np.float32),
         np.float32(1 / image_lattice.spacing_mm),
-        coarse,
-        np.array(coarse_lattice.origin_mm, np.float32),
-        np.float32(1 / coarse_lattice.spacing_mm),
-        np.concatenate(fields),
+        displacement,
+        np.array(displacement_lattice.origin_mm, np.float32),
+        np.float32(1 / displacement_lattice.spacing_mm),
+        np.concatenate(boxed),
         shapes,
         origins,
         np.float32(1 / spacing),

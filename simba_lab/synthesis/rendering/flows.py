@@ -98,13 +98,13 @@ def _velocity(shape: _Shape) -> tuple[np.ndarray, Lattice]:
     box = tuple(slice(start, stop) for start, stop in zip(low, high, strict=True))
     padded = np.pad(mask[box].astype(np.float32), margin)
     smooth = gaussian_filter(padded, shape.smoothness_mm / spacing, mode="constant")
-    coarse = (slice(None, None, STRIDE),) * 3
+    every_second = (slice(None, None, STRIDE),) * 3
     x, y, z = map(float, np.asarray(template.lattice.origin_mm) + (low - margin) * spacing)
     if shape.mode is None:
-        velocity = -np.stack(np.gradient(smooth, spacing), axis=-1)[coarse]
+        velocity = -np.stack(np.gradient(smooth, spacing), axis=-1)[every_second]
         lattice = Lattice(velocity.shape[:3], spacing * STRIDE, (x, y, z))
     else:
-        window = smooth[coarse]
+        window = smooth[every_second]
         lattice = Lattice(window.shape, spacing * STRIDE, (x, y, z))
         velocity = window[..., None] * _mode_at(*shape.mode, template, lattice)
     velocity = np.ascontiguousarray(velocity, dtype=np.float32)
@@ -115,16 +115,16 @@ def _mode_at(
     mode: int, variability: Variability, template: Template, lattice: Lattice
 ) -> np.ndarray:
     """Velocity field of one mode of the variability on another lattice, (X, Y, Z, 3)."""
-    coarse = subject_lattice(template)
-    count = variability.coefficient_count(coarse)
+    source = subject_lattice(template)
+    count = variability.coefficient_count(source)
     if mode > count:
         raise SimbaError("mode", mode, f"at most {count}, the number of modes of the variability")
     unit = np.zeros(count)
-    unit[variability.leading(coarse, mode)[-1]] = 1.0
-    field = variability.velocity(unit, coarse)
-    origin = np.reshape(coarse.origin_mm, (3, 1, 1, 1))
-    voxels = (lattice.points_mm() - origin) / coarse.spacing_mm
-    components = np.moveaxis(field, -1, 0)
+    unit[variability.leading(source, mode)[-1]] = 1.0
+    velocity = variability.velocity(unit, source)
+    origin = np.reshape(source.origin_mm, (3, 1, 1, 1))
+    voxels = (lattice.points_mm() - origin) / source.spacing_mm
+    components = np.moveaxis(velocity, -1, 0)
     return np.stack(
         [map_coordinates(component, voxels, order=3, mode="nearest") for component in components],
         axis=-1,

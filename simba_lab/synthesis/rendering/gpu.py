@@ -61,16 +61,16 @@ class GPURenderer:
 
     @torch.inference_mode()
     def volume_from(self, anatomy: np.ndarray, subject: Subject) -> np.ndarray:
-        """Return the volume of a subject whose coarse displacement has been computed."""
-        coarse = self.renderer.subject_lattice
-        points = self.points + _at(self._field(anatomy), self.points, coarse, "border")
+        """Return the volume of a subject whose displacement has been computed."""
+        lattice = self.renderer.subject_lattice
+        points = self.points + _at(self._as_channels(anatomy), self.points, lattice, "border")
         for displacement, box in self.renderer.effect_displacements(subject):
-            points = points + _at(self._field(displacement), points, box, "zeros")
+            points = points + _at(self._as_channels(displacement), points, box, "zeros")
         tissue = _at(self.image, points, self.image_lattice, "border")[0]
         key = noise_key(self.renderer.seed, subject.number)
         return self._signal(tissue, self.renderer.scanner_of(subject), key).cpu().numpy()
 
-    def _field(self, interleaved: np.ndarray) -> torch.Tensor:
+    def _as_channels(self, interleaved: np.ndarray) -> torch.Tensor:
         return _tensor(np.moveaxis(interleaved, -1, 0), self.device)[None]
 
     def _signal(
@@ -81,8 +81,8 @@ class GPURenderer:
             tissue = _blurred(tissue, sigma)
         contrasted = scanner.pivot + scanner.contrast * (tissue - scanner.pivot)
         signal = contrasted.clamp(min=0) ** scanner.gamma
-        field = _tensor(np.array(scanner.field), self.device)
-        signal = signal * torch.tensordot(field, self.terms, dims=1).exp()
+        log_field = _tensor(np.array(scanner.bias_field), self.device)
+        signal = signal * torch.tensordot(log_field, self.terms, dims=1).exp()
         if scanner.noise:
             counter = torch.arange(tissue.numel(), device=self.device)
             first, second = _philox(counter, *(int(word) for word in key))

@@ -194,8 +194,8 @@ class Renderer:
         scanner = self.scanner
         if self.scenario.bias_field:
             weights = stream(self.seed, subject.number, "bias field").standard_normal(9)
-            field = (weights * self.scenario.bias_field / 3) @ field_basis(self.template)
-            scanner = replace(scanner, field=tuple(field.tolist()))
+            log_field = (weights * self.scenario.bias_field / 3) @ field_basis(self.template)
+            scanner = replace(scanner, bias_field=tuple(log_field.tolist()))
         for name, magnitude in subject.magnitudes.items():
             effect = self.scenario.effects[name]
             if magnitude and isinstance(effect, Intensity):
@@ -225,17 +225,17 @@ def renderer_of(scenario: Scenario, seed: int) -> Renderer:
         for name, effect in scenario.effects.items()
         if isinstance(effect, Morphology)
     }
-    coarse = subject_lattice(template)
+    lattice = subject_lattice(template)
     boxes = [effect.lattice for effect in flows.values()]
     return Renderer(
         scenario,
         seed,
         template,
         template.output_lattice(scenario.spacing_mm),
-        coarse,
+        lattice,
         flows,
         Scanner(noise=scenario.noise, pivot=float(template.t1[template.brain].mean())),
-        near_image(*template.antialiased(scenario.spacing_mm), boxes, coarse),
+        near_image(*template.antialiased(scenario.spacing_mm), boxes, lattice),
         VolumeCache(CACHE_BYTES),
     )
 

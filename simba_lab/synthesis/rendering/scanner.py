@@ -40,7 +40,7 @@ class Scanner:
         Exponent of the intensity.
     blur_mm : float
         Full width at half maximum of the point-spread function, over that of the voxel.
-    field : tuple of float
+    bias_field : tuple of float
         Ten coefficients of the log of the bias field (see `TERMS`); all 0 for a flat field.
     pivot : float
         Mean intensity of the template's brain.
@@ -60,7 +60,7 @@ class Scanner:
     contrast: float = 1.0
     gamma: float = 1.0
     blur_mm: float = 0.0
-    field: tuple[float, ...] = (0.0,) * TERMS
+    bias_field: tuple[float, ...] = (0.0,) * TERMS
     pivot: float = 0.5
 
     def with_effect(self, effect: Intensity, magnitude: float, template: Template) -> Scanner:
@@ -77,8 +77,8 @@ class Scanner:
             case "blur":
                 return replace(self, blur_mm=float(np.hypot(self.blur_mm, added)))
             case "bias_field":
-                field = np.asarray(self.field) + amount * COIL @ field_basis(template)
-                return replace(self, field=tuple(field.tolist()))
+                log_field = np.asarray(self.bias_field) + amount * COIL @ field_basis(template)
+                return replace(self, bias_field=tuple(log_field.tolist()))
         raise SimbaError("kind", effect.kind, "an intensity effect")
 
     def signal(
@@ -105,7 +105,7 @@ class Scanner:
             np.float32(self.pivot),
             np.float32(self.contrast),
             np.float32(self.gamma),
-            np.array(self.field, np.float32),
+            np.array(self.bias_field, np.float32),
             np.array(lattice.origin_mm, np.float32),
             np.float32(lattice.spacing_mm),
             np.float32(self.noise),
@@ -130,7 +130,7 @@ class Scanner:
         tissue = np.asarray(tissue, float)
         contrasted = np.maximum(self.pivot + self.contrast * (tissue - self.pivot), 0)
         signal = contrasted**self.gamma
-        signal = signal * np.exp(np.tensordot(self.field, field_terms(points_mm), axes=1))
+        signal = signal * np.exp(np.tensordot(self.bias_field, field_terms(points_mm), axes=1))
         if self.noise:
             real, imaginary = self.noise * generator.standard_normal((2, *tissue.shape))
             signal = np.hypot(signal + real, imaginary)

@@ -118,7 +118,7 @@ class _Unlearning(Reweighed):
         twins: torch.Tensor | None,
         progress: Progress,
     ) -> torch.Tensor:
-        scores, features = network(volumes, features=True)
+        output, features = network(volumes, features=True)
         features = features.float()
         if self.adversary is None:
             self.adversary = self._start(features.shape[1], progress.seed)
@@ -135,7 +135,7 @@ class _Unlearning(Reweighed):
         # Cross-entropy with one half, less its least value.
         confusion = (weights * ((softplus(guess) + softplus(-guess)) / 2 - np.log(2))).mean()
         ramp = 2 / (1 + np.exp(-10 * progress.share)) - 1
-        plain = self.per_subject(logit(scores), rows).mean()
+        plain = self.per_subject(logit(output), rows).mean()
         return plain + self.options.strength * ramp * confusion
 
     def state(self) -> dict[str, torch.Tensor]:

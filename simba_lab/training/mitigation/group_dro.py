@@ -83,8 +83,8 @@ class _Robust(Resampled):
         terms = (self.shares[cell].item() / present * mean for cell, mean in means)
         return sum(terms, start=losses.new_zeros(()))
 
-    def validation_loss(self, scores: torch.Tensor, labels: torch.Tensor) -> float:
-        losses = binary_cross_entropy_with_logits(scores, labels, reduction="none")
+    def validation_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> float:
+        losses = binary_cross_entropy_with_logits(logits, labels, reduction="none")
         cells = self.validation_cells
         return max(losses[cells == cell].mean().item() for cell in cells.unique())
 

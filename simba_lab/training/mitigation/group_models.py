@@ -13,8 +13,8 @@ from simba_lab.core.border import checks_arguments
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.errors import SimbaError
 from simba_lab.training.config import FitConfig
+from simba_lab.training.group_routed import GroupRouted
 from simba_lab.training.mitigation.objective import Mitigation, Objective, Train
-from simba_lab.training.networks import GroupRouted
 from simba_lab.training.run import Fitted
 
 

@@ -88,14 +88,14 @@ class Objective:
         """
         return self.per_subject(logit(network(volumes)), rows).mean()
 
-    def per_subject(self, scores: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def per_subject(self, logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Return the cross-entropy of each row."""
-        labels = self.labels[rows].to(scores.device)
-        return binary_cross_entropy_with_logits(scores.float(), labels, reduction="none")
+        labels = self.labels[rows].to(logits.device)
+        return binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")
 
-    def validation_loss(self, scores: torch.Tensor, labels: torch.Tensor) -> float:
+    def validation_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> float:
         """Return the loss on the validation subjects that chooses the epoch."""
-        return binary_cross_entropy_with_logits(scores, labels).item()
+        return binary_cross_entropy_with_logits(logits, labels).item()
 
     def to(self, device: torch.device) -> None:
         """Move what the objective itself has learnt to a device."""

@@ -58,10 +58,10 @@ class Reweighed(Objective):
         losses = self.per_subject(logit(network(volumes)), rows)
         return (losses * self.weights[self.cells[rows]].to(losses.device)).mean()
 
-    def validation_loss(self, scores: torch.Tensor, labels: torch.Tensor) -> float:
+    def validation_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> float:
         """Return the weighted loss on the validation subjects."""
         weights = self.validation_weights
-        return binary_cross_entropy_with_logits(scores, labels, weight=weights).item()
+        return binary_cross_entropy_with_logits(logits, labels, weight=weights).item()
 
 
 def cell_weights(cells: torch.Tensor, count: int) -> torch.Tensor:

@@ -66,7 +66,7 @@ class _Consistent(Reweighed):
         progress: Progress,
     ) -> torch.Tensor:
         assert twins is not None, "the objective has twins"
-        scores = logit(network(torch.cat([volumes, twins])))
-        factual, counterfactual = scores[: len(rows)], scores[len(rows) :]
+        logits = logit(network(torch.cat([volumes, twins])))
+        factual, counterfactual = logits[: len(rows)], logits[len(rows) :]
         difference = (factual - counterfactual).float().square().mean()
         return self.per_subject(factual, rows).mean() + self.strength * difference

@@ -67,10 +67,10 @@ def test_scores_lie_between_in_a_network_whose_gradients_differ(far):
 @pytest.mark.parametrize("direction", ["pattern", "filter"])
 def test_the_direction_is_that_of_a_planted_difference(direction):
     rng = np.random.default_rng(0)
-    features = np.tile(rng.standard_normal((50, 30)), (2, 1))
-    features[50:, 3] += 2.0
+    activations = np.tile(rng.standard_normal((50, 30)), (2, 1))
+    activations[50:, 3] += 2.0
     target = np.repeat([0.0, 1.0], 50)[:, None]
-    (vector,) = _directions(features @ features.T, features, target, direction).T
+    (vector,) = _directions(activations @ activations.T, activations, target, direction).T
     assert (
         np.abs(vector).argmax() == 3
         and vector[3] > 0.9

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 import simba_lab as sb
 from simba_lab.core import compute, intervals
 from simba_lab.interpretation import Recording
-from simba_lab.interpretation.probes import ProbeSettings, columns, ease, kernel_ridge, questions
+from simba_lab.interpretation.probes import ProbeSettings, columns, designs, ease, kernel_ridge
 from simba_lab.interpretation.probes.folds import folds_of
 from simba_lab.interpretation.probes.scores import conditional_auroc
 
@@ -102,17 +102,17 @@ def test_the_penalty_is_the_one_that_predicts_best():
 
 @pytest.mark.parametrize("folds", [None, 4])
 def test_leaving_out_blocks_equals_fitting_again_without_them(folds):
-    """With the means of the contexts fitted again as well."""
+    """With the means within given fitted again as well."""
     rng = np.random.default_rng(1)
-    n, context = 60, np.arange(60) % 3
+    n, given = 60, np.arange(60) % 3
     features, goal = (
-        rng.standard_normal((n, 20)) + 3.0 * context[:, None],
-        rng.standard_normal((n, 2)) + context[:, None],
+        rng.standard_normal((n, 20)) + 3.0 * given[:, None],
+        rng.standard_normal((n, 2)) + given[:, None],
     )
     numbers = rng.permutation(n) % folds if folds else np.arange(n)
     blocks = None if folds is None else [np.flatnonzero(numbers == k) for k in range(folds)]
     penalty = 7.0
-    means = kernel_ridge.means_within(context, context)
+    means = kernel_ridge.means_within(given, given)
     centred = features - means @ features
     left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
     shrunk = sizes**2 / (sizes**2 + penalty)
@@ -120,8 +120,8 @@ def test_leaving_out_blocks_equals_fitting_again_without_them(folds):
     expected, plain = np.empty_like(goal), np.empty_like(goal)
     for number in np.unique(numbers):
         test, train = np.flatnonzero(numbers == number), np.flatnonzero(numbers != number)
-        within_train = kernel_ridge.means_within(context[train], context[train])
-        across = kernel_ridge.means_within(context[test], context[train])
+        within_train = kernel_ridge.means_within(given[train], given[train])
+        across = kernel_ridge.means_within(given[test], given[train])
         model = Ridge(penalty, fit_intercept=False).fit(
             features[train] - within_train @ features[train],
             goal[train] - within_train @ goal[train],
@@ -136,13 +136,13 @@ def test_leaving_out_blocks_equals_fitting_again_without_them(folds):
     )
 
 
-def test_inner_folds_that_hold_a_whole_context_are_not_used():
-    context = np.array([0, 0, 0, 0, 1, 1])
-    assert kernel_ridge._inner_folds(None, context) is None
-    assert kernel_ridge._inner_folds(np.zeros(6), context) is None
-    assert kernel_ridge._inner_folds(np.array([0, 0, 1, 1, 0, 0]), context) is None
+def test_inner_folds_that_hold_a_whole_value_of_given_are_not_used():
+    given = np.array([0, 0, 0, 0, 1, 1])
+    assert kernel_ridge._inner_folds(None, given) is None
+    assert kernel_ridge._inner_folds(np.zeros(6), given) is None
+    assert kernel_ridge._inner_folds(np.array([0, 0, 1, 1, 0, 0]), given) is None
     assert [
-        fold.tolist() for fold in kernel_ridge._inner_folds(np.array([5, 5, 8, 8, 5, 8]), context)
+        fold.tolist() for fold in kernel_ridge._inner_folds(np.array([5, 5, 8, 8, 5, 8]), given)
     ] == [[0, 1, 4], [2, 3, 5]]
 
 
@@ -217,16 +217,18 @@ def test_given_removes_the_leak_that_fools_the_plain_probe():
     assert min(row["auroc_leak"] for row in rows) > 0.75
     assert abs(scores.mean() - 0.5) < 3 * scores.std() / np.sqrt(8)
     # What the layer knows of the label is all that the plain probe scores with.
-    assert np.mean([row["auroc_plain"] - row["auroc_leak_here"] for row in rows]) == pytest.approx(
-        0, abs=0.03
-    )
+    assert np.mean(
+        [row["auroc_plain"] - row["auroc_through_given"] for row in rows]
+    ) == pytest.approx(0, abs=0.03)
 
 
 def test_what_a_layer_does_not_know_of_the_label_does_not_leak():
     features, target, label = planted(n=400, p=40, strength=0.0, leak=3.0)
     features[:, 1] -= 6 * label  # nothing of the label is left
     row = quick(features, target, given=label)
-    assert row["auroc_leak"] > 0.75 and row["auroc_leak_here"] < 0.65 and row["auroc_plain"] < 0.65
+    assert (
+        row["auroc_leak"] > 0.75 and row["auroc_through_given"] < 0.65 and row["auroc_plain"] < 0.65
+    )
 
 
 def test_given_keeps_what_is_not_a_leak():
@@ -243,7 +245,7 @@ def test_given_may_have_several_values():
     features[np.arange(300), site] += 6
     fooled = quick(features, target, given=np.array(["a", "b", "c"])[site])
     assert fooled["auroc_plain"] > 0.75 and abs(fooled["auroc"] - 0.5) < 0.12
-    assert "auroc_leak_here" not in fooled.index
+    assert "auroc_through_given" not in fooled.index
     features[:, 5] += 4 * target
     assert quick(features, target, given=site)["auroc"] > 0.9
 
@@ -260,8 +262,8 @@ def test_a_target_that_is_known_from_given_is_refused():
         quick(features, target, given=target)
 
 
-def test_a_small_context_does_not_spoil_the_others():
-    """A context of one class, whose training part has a single subject."""
+def test_a_small_value_of_given_does_not_spoil_the_others():
+    """A value of `given` of one class, whose training part has a single subject."""
     features, target, _ = planted(n=200, p=20, strength=3.0)
     given = np.zeros(200, int)
     given[np.flatnonzero(target == 1)[:2]] = 1
@@ -470,38 +472,38 @@ def test_intervals_draw_subjects_not_volumes():
 
 
 def test_conditional_auroc_by_hand():
-    target, scores, context = (
+    target, scores, given = (
         np.array([0, 1, 0, 1]),
         np.array([0.1, 0.2, 5.0, 4.0]),
         np.array([0, 0, 1, 1]),
     )
-    assert conditional_auroc(target, scores, context) == 0.5
+    assert conditional_auroc(target, scores, given) == 0.5
     assert (
-        conditional_auroc(target, np.array([1.0, 1.0, 0.0, 3.0]), context) == 0.75
+        conditional_auroc(target, np.array([1.0, 1.0, 0.0, 3.0]), given) == 0.75
     )  # a tie counts half
     assert conditional_auroc(target, scores, np.zeros(4)) == 0.5
     assert (
         conditional_auroc(target, scores, np.array([0, 0, 1, 2])) == 1
-    )  # contexts of one group say nothing
+    )  # values of one group say nothing
     assert np.isnan(conditional_auroc(target, scores, np.arange(4)))
 
 
 def test_balanced_accuracy_by_hand():
-    question = questions.Question(
+    target = designs.ProbeTarget(
         "binary", np.array([0, 0, 0, 1, 0, 1]), np.array([0, 0, 0, 0, 1, 1])
     )
-    assert question.balanced_accuracy(np.array([0, 0, 1, 1, 1, 1])) == pytest.approx(
+    assert target.balanced_accuracy(np.array([0, 0, 1, 1, 1, 1])) == pytest.approx(
         np.mean([2 / 3, 1, 0, 1])
     )
     once = np.array([[1, 1, 0, 1, 0, 0], [1, 0, 1, 0, 0, 0]])
-    assert question.balanced_accuracy(np.array([0, 0, 1, 1, 1, 1]), once).tolist() == [1, 0.5]
+    assert target.balanced_accuracy(np.array([0, 0, 1, 1, 1, 1]), once).tolist() == [1, 0.5]
 
 
 @pytest.mark.parametrize("kind", ["binary", "classes", "regression"])
 def test_scores_of_samples_are_those_of_their_rows(kind):
     """Fast counting equals scoring the drawn rows of one sample after another, with ties."""
     draws = np.random.default_rng(0)
-    context, takes = draws.integers(0, 3, 60), draws.integers(0, 60, (40, 60))
+    given, takes = draws.integers(0, 3, 60), draws.integers(0, 60, (40, 60))
     target = {
         "binary": draws.integers(0, 2, 60),
         "classes": np.arange(60) % 4,
@@ -509,38 +511,38 @@ def test_scores_of_samples_are_those_of_their_rows(kind):
     }[kind]
     scores = np.round(draws.normal(size=(60, 4 if kind == "classes" else 2)), 1)
     counts = intervals.counts_of(takes, 60)
-    counted = questions.Question(kind, target, context).score(target, scores, counts)
+    counted = designs.ProbeTarget(kind, target, given).score(target, scores, counts)
     expected = [
-        questions.Question(kind, target, context[take]).score(target[take], scores[take])
+        designs.ProbeTarget(kind, target, given[take]).score(target[take], scores[take])
         for take in takes
     ]
     np.testing.assert_allclose(counted, expected, rtol=1e-12)
 
 
 def test_what_has_no_order_or_no_pairs_has_no_area():
-    target, scores, context = (
+    target, scores, given = (
         np.array([0, 1, 0, 1]),
         np.array([0.1, 0.2, 5.0, 4.0]),
         np.zeros(4, int),
     )
     counts = np.array([[1, 1, 1, 1], [2, 0, 2, 0], [0, 2, 1, 0]])
     np.testing.assert_array_equal(
-        conditional_auroc(target, scores, context, counts), [0.5, np.nan, 0]
+        conditional_auroc(target, scores, given, counts), [0.5, np.nan, 0]
     )
     scores[2] = np.nan
-    assert np.isnan(conditional_auroc(target, scores, context))
-    assert np.isnan(conditional_auroc(target, scores, context, counts)).all()
+    assert np.isnan(conditional_auroc(target, scores, given))
+    assert np.isnan(conditional_auroc(target, scores, given, counts)).all()
 
 
 def test_conditional_auroc_is_the_mean_of_those_of_scikit_learn():
     draws = np.random.default_rng(1)
-    target, context, scores = (
+    target, given, scores = (
         draws.integers(0, 2, 90),
         draws.integers(0, 3, 90),
         np.round(draws.normal(size=90), 1),
     )
-    areas = [roc_auc_score(target[context == k], scores[context == k]) for k in range(3)]
-    assert conditional_auroc(target, scores, context) == pytest.approx(np.mean(areas), rel=1e-12)
+    areas = [roc_auc_score(target[given == k], scores[given == k]) for k in range(3)]
+    assert conditional_auroc(target, scores, given) == pytest.approx(np.mean(areas), rel=1e-12)
 
 
 # -- probe: several classes, numbers, other estimators, control task --
@@ -624,7 +626,7 @@ def test_estimators_of_a_library_agree_on_a_strong_target():
         )
         assert ridge["auroc"] > 0.85
         # An estimator of a library decides as it likes; ours balances the groups within each
-        # context.
+        # given.
         for name in ("auroc", "auroc_plain", *(["balanced_accuracy"] if given is None else [])):
             assert ridge[name] == pytest.approx(library[name], abs=0.05)
     balanced = quick(
@@ -682,11 +684,11 @@ def test_octants_are_the_signs_of_components():
 
 def test_ages_in_whole_years_are_numbers_and_few_integers_are_classes():
     ages = np.random.default_rng(0).integers(20, 80, 200)
-    assert questions.question_of(ages, None, "auto").kind == "regression"
-    assert questions.question_of(ages.astype(float), None, "auto").kind == "regression"
-    assert questions.question_of(ages % 5, None, "auto").kind == "classes"
-    assert questions.question_of(ages.astype(str), None, "auto").kind == "classes"
-    assert questions.question_of(ages % 2, None, "auto").kind == "binary"
+    assert designs.probe_target(ages, None, "auto").kind == "regression"
+    assert designs.probe_target(ages.astype(float), None, "auto").kind == "regression"
+    assert designs.probe_target(ages % 5, None, "auto").kind == "classes"
+    assert designs.probe_target(ages.astype(str), None, "auto").kind == "classes"
+    assert designs.probe_target(ages % 2, None, "auto").kind == "binary"
 
 
 # -- probe: what is refused --
@@ -885,7 +887,7 @@ def test_prominence_of_a_planted_direction_is_the_analytic_one(leak):
     row = sb.probes.prominence(
         {"layer": gram(features)}, target, given=label if leak else None
     ).loc["layer"]
-    between = distance**2 * (0.16 if leak else 0.25)  # within contexts of four in five
+    between = distance**2 * (0.16 if leak else 0.25)  # within given: four in five
     assert row["variance_share"] == pytest.approx((1 + between) / (p + between), rel=0.08)
     assert row["group_share"] == pytest.approx(between / (p + between), rel=0.08)
     assert row["typical_share"] == pytest.approx(

@@ -72,7 +72,7 @@ def test_contrast_multiplies_the_spread_and_keeps_the_pivot(template):
 def test_field_has_the_strength_that_was_set(template):
     scanner = Scanner().with_effect(sb.Intensity("bias_field", 0.1), 2.0, template)
     points = np.argwhere(template.brain).T * 1.0 + np.reshape(template.lattice.origin_mm, (3, 1))
-    log_field = np.tensordot(scanner.field, field_terms(points), axes=1)
+    log_field = np.tensordot(scanner.bias_field, field_terms(points), axes=1)
     assert log_field.std() == pytest.approx(0.2, rel=0.03)
     assert log_field.mean() == pytest.approx(0, abs=0.01)
     fields = field_basis(template) @ field_terms(points)

@@ -1,4 +1,4 @@
-"""Methods that need the derivative of the score by the voxels, and nothing else of the network."""
+"""Methods that need the derivative of the output by the voxels, and nothing else of the network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from simba_lab.interpretation.attribution.methods.method import Batch, Method
 @checks_arguments
 @dataclass(frozen=True)
 class Saliency(Method):
-    """The derivative of the score by each voxel, with its sign.
+    """The derivative of the output by each voxel, with its sign.
 
     References
     ----------
@@ -42,7 +42,7 @@ class Saliency(Method):
 @checks_arguments
 @dataclass(frozen=True)
 class InputXGradient(Method):
-    """The derivative of the score by each voxel, times the voxel.
+    """The derivative of the output by each voxel, times the voxel.
 
     References
     ----------
@@ -110,7 +110,7 @@ class IntegratedGradients(Method):
         return self.steps
 
     def maps(self, batch: Batch) -> torch.Tensor:
-        """Return what each voxel contributes to the score, shape (N, 1, X, Y, Z)."""
+        """Return what each voxel contributes to the output, shape (N, 1, X, Y, Z)."""
         points = midpoints(self.steps) if batch.points is None else batch.points
         network, images, baselines = batch.network, batch.images, batch.starts
         positions = torch.from_numpy(points).float().to(images.device)

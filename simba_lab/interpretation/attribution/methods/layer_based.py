@@ -16,8 +16,8 @@ from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import positive
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.network_adapter import layers_by_name
+from simba_lab.interpretation.attribution.explained_network import ExplainedNetwork
 from simba_lab.interpretation.attribution.methods.method import Batch, Method
-from simba_lab.interpretation.attribution.scorer import Scorer
 from simba_lab.interpretation.attribution.separation import (
     graph_of,
     layer_before,
@@ -33,14 +33,14 @@ from simba_lab.interpretation.hooks import hooked, layer_names
 class DeepLift(Method):
     """DeepLIFT's contributions by the rescale rule.
 
-    They add up to the change of the score from the baseline if every non-linear operation is a
+    They add up to the change of the output from the baseline if every non-linear operation is a
     layer that Captum has a rule for (ReLU, ELU, leaky ReLU, sigmoid, tanh, softplus, softmax, max
     pooling whose windows do not overlap). A network with others is refused.
 
     Parameters
     ----------
     tolerance : float, optional
-        Largest completeness error of a subject, as a share of the mean change of the score. None:
+        Largest completeness error of a subject, as a share of the mean change of the output. None:
         any, as the column ``completeness_error`` says.
 
     References
@@ -64,17 +64,19 @@ class DeepLift(Method):
         if self.tolerance is not None:
             positive("tolerance", self.tolerance, remedy="None accepts any.")
 
-    def check(self, scorer: Scorer, volume: torch.Tensor) -> None:
+    def check(self, explained: ExplainedNetwork, volume: torch.Tensor) -> None:
         """Give each call of an activation a module of its own, so that its rule holds."""
-        super().check(scorer, volume)
-        separate(scorer, volume)
+        super().check(explained, volume)
+        separate(explained, volume)
 
-    def check_sums(self, error: np.ndarray, scorer: Scorer, volume: torch.Tensor) -> None:
+    def check_sums(
+        self, error: np.ndarray, explained: ExplainedNetwork, volume: torch.Tensor
+    ) -> None:
         """Refuse maps that do not add up, naming the layer that the rules do not fit."""
         largest = float(np.abs(error).max())
         if self.tolerance is None or largest <= self.tolerance:
             return
-        value = f"{largest:.3g}, with {without_rule(scorer, volume)}"
+        value = f"{largest:.3g}, with {without_rule(explained, volume)}"
         remedy = (
             "DeepLIFT has no rule for it: take integrated_gradients, or give DeepLift a larger "
             "tolerance, and read the maps with it."
@@ -83,10 +85,10 @@ class DeepLift(Method):
         raise SimbaError("completeness error of deep_lift", value, allowed, remedy)
 
     def maps(self, batch: Batch) -> torch.Tensor:
-        """Return what each voxel contributes to the score, shape (N, 1, X, Y, Z)."""
+        """Return what each voxel contributes to the output, shape (N, 1, X, Y, Z)."""
         with warnings.catch_warnings(), _any_operation():
             warnings.simplefilter("ignore")  # Captum warns that it sets hooks; it removes them
-            return attr.DeepLift(batch.scorer).attribute(batch.images, batch.baselines)
+            return attr.DeepLift(batch.explained).attribute(batch.images, batch.baselines)
 
 
 @contextmanager
@@ -104,7 +106,7 @@ def _any_operation() -> Iterator[None]:
 @checks_arguments
 @dataclass(frozen=True)
 class GuidedBackprop(Method):
-    """The derivative of the score by each voxel, with negative derivatives dropped at each ReLU.
+    """The derivative of the output by each voxel, with negative derivatives dropped at each ReLU.
 
     References
     ----------
@@ -121,25 +123,25 @@ class GuidedBackprop(Method):
     hooks = True
     activations = 2
 
-    def check(self, scorer: Scorer, volume: torch.Tensor) -> None:
+    def check(self, explained: ExplainedNetwork, volume: torch.Tensor) -> None:
         """Refuse layers that work in place, and networks without a ReLU that is a layer."""
-        super().check(scorer, volume)
-        _check_relu(scorer, volume, self.name)
+        super().check(explained, volume)
+        _check_relu(explained, volume, self.name)
 
     def maps(self, batch: Batch) -> torch.Tensor:
         """Return guided derivatives, shape (N, 1, X, Y, Z)."""
         return _guided(batch)
 
 
-def _check_relu(scorer: Scorer, volume: torch.Tensor, method: str) -> None:
-    if not any(isinstance(layer, nn.ReLU) for layer in scorer.network.modules()):
+def _check_relu(explained: ExplainedNetwork, volume: torch.Tensor, method: str) -> None:
+    if not any(isinstance(layer, nn.ReLU) for layer in explained.network.modules()):
         raise SimbaError(
             "model",
-            type(scorer.network).__name__,
+            type(explained.network).__name__,
             f"a network with nn.ReLU layers for {method}",
             "Without them guided backpropagation is the plain gradient: use saliency.",
         )
-    ends, operations = graph_of(scorer, volume)
+    ends, operations = graph_of(explained, volume)
     for node in operations:
         if operation(node) == "Relu" and node not in ends:
             value = f"a ReLU as a function, {layer_before(node, ends)}"
@@ -152,7 +154,7 @@ def _check_relu(scorer: Scorer, volume: torch.Tensor, method: str) -> None:
 def _guided(batch: Batch) -> torch.Tensor:
     with warnings.catch_warnings():  # Captum warns that it sets hooks; it removes them
         warnings.simplefilter("ignore")
-        return attr.GuidedBackprop(batch.scorer).attribute(batch.images)
+        return attr.GuidedBackprop(batch.explained).attribute(batch.images)
 
 
 @checks_arguments
@@ -181,15 +183,17 @@ class GradCAM(Method):
     activations = 2
     layer: str | None = None
 
-    def check(self, scorer: Scorer, volume: torch.Tensor) -> None:
+    def check(self, explained: ExplainedNetwork, volume: torch.Tensor) -> None:
         """Refuse layers that work in place, and a layer without maps of at least two voxels."""
-        super().check(scorer, volume)
-        layer, outputs = self._layer(scorer), []
+        super().check(explained, volume)
+        layer, outputs = self._layer(explained), []
         with (
             torch.no_grad(),
-            hooked(scorer.network, [layer], lambda _name, _inputs, output: outputs.append(output)),
+            hooked(
+                explained.network, [layer], lambda _name, _inputs, output: outputs.append(output)
+            ),
         ):
-            scorer(volume)
+            explained(volume)
         shape = tuple(outputs[0].shape) if outputs and isinstance(outputs[0], torch.Tensor) else ()
         if len(shape) != 5 or np.prod(shape[2:]) < 2:
             raise SimbaError(
@@ -199,18 +203,16 @@ class GradCAM(Method):
                 "Name a block before the volume is averaged away.",
             )
 
-    def _layer(self, scorer: Scorer) -> str:
-        return layer_names(scorer.network, None if self.layer is None else [self.layer])[-1]
+    def _layer(self, explained: ExplainedNetwork) -> str:
+        return layer_names(explained.network, None if self.layer is None else [self.layer])[-1]
 
     def maps(self, batch: Batch) -> torch.Tensor:
         """Return the weighted channels, at least 0, shape (N, 1, X, Y, Z)."""
-        module = layers_by_name(batch.scorer.network)[self._layer(batch.scorer)]
+        module = layers_by_name(batch.explained.network)[self._layer(batch.explained)]
         images = batch.images.clone().requires_grad_()
-        coarse = attr.LayerGradCam(batch.scorer, module).attribute(images, relu_attributions=True)
+        cam = attr.LayerGradCam(batch.explained, module).attribute(images, relu_attributions=True)
         shape = tuple(images.shape[2:])
-        return attr.LayerAttribution.interpolate(
-            coarse.detach(), shape, interpolate_mode="trilinear"
-        )
+        return attr.LayerAttribution.interpolate(cam.detach(), shape, interpolate_mode="trilinear")
 
 
 @checks_arguments
@@ -236,11 +238,11 @@ class GuidedGradCAM(GradCAM):
 
     name = "guided_grad_cam"
 
-    def check(self, scorer: Scorer, volume: torch.Tensor) -> None:
+    def check(self, explained: ExplainedNetwork, volume: torch.Tensor) -> None:
         """Refuse what `GuidedBackprop` and `GradCAM` refuse."""
-        Method.check(self, scorer, volume)
-        _check_relu(scorer, volume, self.name)
-        super().check(scorer, volume)
+        Method.check(self, explained, volume)
+        _check_relu(explained, volume, self.name)
+        super().check(explained, volume)
 
     def maps(self, batch: Batch) -> torch.Tensor:
         """Return the product, shape (N, 1, X, Y, Z)."""

@@ -11,7 +11,7 @@ import torch
 
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.errors import SimbaError
-from simba_lab.interpretation.attribution.scorer import Scorer
+from simba_lab.interpretation.attribution.explained_network import ExplainedNetwork
 from simba_lab.interpretation.attribution.separation import without_in_place
 from simba_lab.interpretation.attribution.split_network import SplitNetwork
 
@@ -45,9 +45,9 @@ class Batch:
     regions: list[dict[str, float]] = field(default_factory=list)
 
     @property
-    def scorer(self) -> Scorer:
+    def explained(self) -> ExplainedNetwork:
         """The network that is explained."""
-        return self.network.scorer
+        return self.network.explained
 
     @property
     def starts(self) -> torch.Tensor:
@@ -73,9 +73,9 @@ class Method(ABC):
     has_baseline : bool
         It compares each volume with a baseline.
     complete : bool
-        Its maps add up to the change of the score from the baseline.
+        Its maps add up to the change of the output from the baseline.
     differentiates : bool
-        It needs a derivative of the score by the voxels.
+        It needs a derivative of the output by the voxels.
     splits : bool
         It needs nothing but that derivative, so that the first layer can be split off.
     hooks : bool
@@ -97,18 +97,20 @@ class Method(ABC):
         """Gradients of each volume that go through the network together."""
         return 1
 
-    def check(self, scorer: Scorer, volume: torch.Tensor) -> None:
+    def check(self, explained: ExplainedNetwork, volume: torch.Tensor) -> None:
         """Refuse networks that the method would silently read wrongly, naming the layer.
 
-        The private copy may be changed so that it can be read, with the same score.
+        The private copy may be changed so that it can be read, with the same output.
         """
         if self.hooks:
-            without_in_place(scorer, volume)
+            without_in_place(explained, volume)
 
-    def check_sums(self, error: np.ndarray, scorer: Scorer, volume: torch.Tensor) -> None:
+    def check_sums(
+        self, error: np.ndarray, explained: ExplainedNetwork, volume: torch.Tensor
+    ) -> None:
         """Refuse maps that do not add up, given the completeness error of each subject."""
         return
 
     @abstractmethod
     def maps(self, batch: Batch) -> torch.Tensor:
-        """Return what each voxel contributes to the score, shape (N, 1, X, Y, Z)."""
+        """Return what each voxel contributes to the output, shape (N, 1, X, Y, Z)."""

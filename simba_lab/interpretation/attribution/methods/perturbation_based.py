@@ -1,4 +1,4 @@
-"""Methods that hide parts of a volume and watch the score; they need no derivative."""
+"""Methods that hide parts of a volume and watch the output; they need no derivative."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from captum import attr
 from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import Count, Positive, Seed
 from simba_lab.core.cohort import with_twins
+from simba_lab.interpretation.attribution.explained_network import seeded
 from simba_lab.interpretation.attribution.methods.method import Batch, Method
-from simba_lab.interpretation.attribution.scorer import seeded
 
 
 @checks_arguments
 @dataclass(frozen=True)
 class Occlusion(Method):
-    """By how much the score falls when a cube shows the baseline; mean over the cubes of a voxel.
+    """By how much the output falls when a cube shows the baseline; mean over the cubes of a voxel.
 
     Parameters
     ----------
@@ -42,12 +42,12 @@ class Occlusion(Method):
     window_mm: Positive = 32.0
 
     def maps(self, batch: Batch) -> torch.Tensor:
-        """Return the falls of the score, shape (N, 1, X, Y, Z)."""
+        """Return the falls of the output, shape (N, 1, X, Y, Z)."""
         images = batch.images
         window = max(1, round(self.window_mm / batch.cohort.lattice.spacing_mm))
         window = min(window, *images.shape[2:])
         with torch.no_grad():
-            return attr.Occlusion(batch.scorer).attribute(
+            return attr.Occlusion(batch.explained).attribute(
                 images,
                 (1, window, window, window),
                 strides=(1, *(max(1, window // 2),) * 3),
@@ -62,7 +62,7 @@ class Shapley(Method):
     """Shapley values of the template's regions, spread evenly over their voxels.
 
     The players are the regions, and what lies in none; an absent player shows the baseline. Values
-    add up to the change of the score.
+    add up to the change of the output.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ class Shapley(Method):
             )
             mask = torch.from_numpy(players.reshape(labels.shape)).to(maps.device)[None, None]
             with seeded(self.seed, subject, "shapley"), torch.no_grad():
-                values = attr.ShapleyValueSampling(batch.scorer).attribute(
+                values = attr.ShapleyValueSampling(batch.explained).attribute(
                     batch.images[index : index + 1],
                     batch.starts[index : index + 1],
                     feature_mask=mask,

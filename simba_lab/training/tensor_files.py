@@ -1,4 +1,4 @@
-"""Where a fit stands, on disk: enough to go on with the same bits after a kill."""
+"""Files of tensors with facts about them: weights, snapshots and checkpoints of fits."""
 
 from __future__ import annotations
 
@@ -59,40 +59,3 @@ def read(
         remedy = "Its numbers were changed since. Delete it to start again."
         raise SimbaError(field, str(path), allowed, remedy)
     return tensors, facts
-
-
-def optimiser_state(
-    optimiser: torch.optim.Optimizer,
-) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-    """Return the tensors of an optimiser by name, and its settings as plain values."""
-    state = optimiser.state_dict()
-    tensors = {
-        f"{number}.{name}": torch.as_tensor(value)
-        for number, entries in state["state"].items()
-        for name, value in entries.items()
-    }
-    return tensors, state["param_groups"]
-
-
-def restore_optimiser(
-    optimiser: torch.optim.Optimizer,
-    tensors: Mapping[str, torch.Tensor],
-    groups: list[dict[str, Any]],
-) -> None:
-    """Put back what `optimiser_state` returned."""
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, value in tensors.items():
-        number, key = name.split(".")
-        # Laid out in memory as the parameter is: channels-last, maybe.
-        parameter = parameters[int(number)]
-        value = (
-            torch.empty_like(parameter).copy_(value)
-            if value.shape == parameter.shape and value.dim()
-            else value.clone()
-        )
-        state.setdefault(int(number), {})[key] = value
-    groups = [
-        group | ({"betas": tuple(group["betas"])} if "betas" in group else {}) for group in groups
-    ]
-    optimiser.load_state_dict({"state": state, "param_groups": groups})

@@ -1,4 +1,4 @@
-"""The network that an attribution explains: a private copy with one score per volume."""
+"""The network that an attribution explains: a private copy with one number per volume."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from simba_lab.interpretation.hooks import hooked
 from simba_lab.training.networks import logit
 
 
-class Scorer(nn.Module):
+class ExplainedNetwork(nn.Module):
     """A private copy of a network that gives one number per volume and needs no weight gradients.
 
     Parameters
@@ -41,7 +41,7 @@ class Scorer(nn.Module):
                 layer.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the score of each volume, shape (N,)."""
+        """Return the output for each volume, shape (N,)."""
         for layer in self.repeated:
             layer.next = 0
         output = responded(self.network, x)
@@ -57,7 +57,8 @@ class Scorer(nn.Module):
 class InTurn(nn.Module):
     """Stands for a layer that the network calls several times: each call has a module of its own.
 
-    The hooks of DeepLIFT keep one input for each module. `Scorer` starts with the first again.
+    The hooks of DeepLIFT keep one input for each module. `ExplainedNetwork` starts with the first
+    again.
     """
 
     def __init__(self, layers: list[nn.Module]) -> None:
@@ -100,22 +101,23 @@ def _simplify_norms(parent: nn.Module) -> None:
             _simplify_norms(child)
 
 
-def activation_bytes(scorer: Scorer, volume: torch.Tensor) -> tuple[float, float]:
+def activation_bytes(explained: ExplainedNetwork, volume: torch.Tensor) -> tuple[float, float]:
     """Return the bytes of all activations that a gradient of one volume keeps, and of the largest.
 
     The shapes are worked out without numbers (on PyTorch's device ``meta``), so that nothing large
     is ever allocated; a network whose flow depends on numbers is run.
     """
     try:
-        return _saved_bytes(copied(scorer).to("meta"), volume.to("meta"))
+        return _saved_bytes(copied(explained).to("meta"), volume.to("meta"))
     except (RuntimeError, SimbaError):
-        return _saved_bytes(scorer, volume)
+        return _saved_bytes(explained, volume)
 
 
-def _saved_bytes(scorer: Scorer, volume: torch.Tensor) -> tuple[float, float]:
+def _saved_bytes(explained: ExplainedNetwork, volume: torch.Tensor) -> tuple[float, float]:
     saved: dict[int, torch.UntypedStorage] = {}
     weights = {
-        tensor.untyped_storage()._cdata for tensor in (*scorer.parameters(), *scorer.buffers())
+        tensor.untyped_storage()._cdata
+        for tensor in (*explained.parameters(), *explained.buffers())
     }
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -125,12 +127,12 @@ def _saved_bytes(scorer: Scorer, volume: torch.Tensor) -> tuple[float, float]:
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        scorer(volume.detach().requires_grad_())
+        explained(volume.detach().requires_grad_())
     sizes = [storage.nbytes() for storage in saved.values()]
     return float(sum(sizes)), float(max([*sizes, volume.nbytes]))
 
 
-def check_differentiable(scorer: Scorer, volume: torch.Tensor) -> None:
+def check_differentiable(explained: ExplainedNetwork, volume: torch.Tensor) -> None:
     """Refuse a network through which no derivative reaches the voxels; the error names the layer.
 
     Raises
@@ -139,7 +141,9 @@ def check_differentiable(scorer: Scorer, volume: torch.Tensor) -> None:
         If a layer gives a result without a derivative, or one of zero although its result changes.
     """
     outputs: list[tuple[str, torch.Tensor]] = []
-    leaves = [name for name, module in scorer.named_modules() if name and not [*module.children()]]
+    leaves = [
+        name for name, module in explained.named_modules() if name and not [*module.children()]
+    ]
 
     def note(name: str, _inputs: tuple, output: object) -> None:
         if isinstance(output, torch.Tensor):
@@ -148,16 +152,16 @@ def check_differentiable(scorer: Scorer, volume: torch.Tensor) -> None:
             outputs.append((name.removeprefix("network."), output))
 
     x = volume.detach().requires_grad_()
-    with torch.enable_grad(), hooked(scorer, leaves, note):
-        score = scorer(x.clone())
-    if not score.requires_grad:
+    with torch.enable_grad(), hooked(explained, leaves, note):
+        answer = explained(x.clone())
+    if not answer.requires_grad:
         constants = (name for name, output in outputs if not output.requires_grad)
         _refuse(next(constants, "after the last layer"))
-    score.sum().backward()
+    answer.sum().backward()
     if x.grad is not None and x.grad.abs().max() > 0:
         return
     with torch.no_grad():
-        if torch.equal(scorer(2 * volume + 1), score):
+        if torch.equal(explained(2 * volume + 1), answer):
             return  # the network is a constant
     # The derivative is lost in the layer after the last one whose output no longer matters.
     silent = [
@@ -176,7 +180,7 @@ def _refuse(layer: str) -> NoReturn:
     raise SimbaError(
         "model",
         f"no derivative at layer {layer}",
-        "differentiable from the score to the voxels",
+        "differentiable from the output to the voxels",
         remedy,
     )
 

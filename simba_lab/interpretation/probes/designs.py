@@ -1,4 +1,4 @@
-"""The design of a probing experiment: what is asked, of which subjects, on which folds."""
+"""The design of a probing experiment: which target, of which subjects, on which folds."""
 
 from __future__ import annotations
 
@@ -26,12 +26,21 @@ KINDS = ("auto", "binary", "classes", "regression")
 
 
 @dataclass(frozen=True)
-class Question:
-    """What the probe has to read, and what is known beforehand."""
+class ProbeTarget:
+    """What the probe has to read, and what is known beforehand.
+
+    Parameters
+    ----------
+    kind : {"binary", "classes", "regression"}
+    coded : ndarray, shape (n,)
+        The numbers to read, or a number from 0 for the class of each row.
+    given : ndarray of int, shape (n,)
+        A number from 0 for the value of the known variable in each row; 0 throughout if none is.
+    """
 
     kind: str
-    target: np.ndarray
-    context: np.ndarray
+    coded: np.ndarray
+    given: np.ndarray
 
     @property
     def score_name(self) -> str:
@@ -40,49 +49,51 @@ class Question:
 
     @property
     def cells(self) -> np.ndarray:
-        """A number for each combination of target and context, for stratified folds."""
+        """A number for each combination of target and given, for stratified folds."""
         if self.kind == "regression":
-            return self.context
-        return self.context * (self.target.max() + 1) + self.target
+            return self.given
+        return self.given * (self.coded.max() + 1) + self.coded
 
-    def without_context(self) -> Question:
-        """Return the same question, conditioned on nothing."""
-        return Question(self.kind, self.target, np.zeros_like(self.context))
+    def unconditional(self) -> ProbeTarget:
+        """Return the same target, conditioned on nothing."""
+        return ProbeTarget(self.kind, self.coded, np.zeros_like(self.given))
 
     def columns(self, values: np.ndarray) -> np.ndarray:
         """Return what is regressed: the numbers, the membership, or one column per class."""
         if self.kind == "classes":
-            return (values[:, None] == np.arange(self.target.max() + 1)).astype(float)
+            return (values[:, None] == np.arange(self.coded.max() + 1)).astype(float)
         return values[:, None].astype(float)
 
     @overload
-    def score(self, values: np.ndarray, scores: np.ndarray) -> float: ...
+    def score(self, values: np.ndarray, predictions: np.ndarray) -> float: ...
 
     @overload
-    def score(self, values: np.ndarray, scores: np.ndarray, counts: np.ndarray) -> np.ndarray: ...
+    def score(
+        self, values: np.ndarray, predictions: np.ndarray, counts: np.ndarray
+    ) -> np.ndarray: ...
 
     def score(
-        self, values: np.ndarray, scores: np.ndarray, counts: np.ndarray | None = None
+        self, values: np.ndarray, predictions: np.ndarray, counts: np.ndarray | None = None
     ) -> float | np.ndarray:
         """Return the AUROC or R2.
 
-        Scores have a column per regressand, and for numbers a second one with what the context
-        predicts. With `counts`, shape (samples, n), of how often each row occurs in each of several
-        samples: one score per sample.
+        Predictions have a column per regressand, and for numbers a second one, of those from
+        `given` alone. With `counts`, shape (samples, n), of how often each row occurs in each of
+        several samples: one score per sample.
         """
         if counts is None:
-            return float(self.score(values, scores, once(len(values)))[0])
+            return float(self.score(values, predictions, once(len(values)))[0])
         if self.kind == "binary":
-            return conditional_auroc(values, scores[:, 0], self.context, counts)
+            return conditional_auroc(values, predictions[:, 0], self.given, counts)
         if self.kind == "classes":
-            members = [(values == k).astype(int) for k in range(scores.shape[1])]
+            members = [(values == k).astype(int) for k in range(predictions.shape[1])]
             return mean_of_known(
                 [
-                    conditional_auroc(members[k], scores[:, k], self.context, counts)
-                    for k in range(scores.shape[1])
+                    conditional_auroc(members[k], predictions[:, k], self.given, counts)
+                    for k in range(predictions.shape[1])
                 ]
             )
-        errors, spread = (counts @ (values[:, None] - scores[:, :2]) ** 2).T
+        errors, spread = (counts @ (values[:, None] - predictions[:, :2]) ** 2).T
         return 1 - ratio(errors, spread)
 
     @overload
@@ -94,22 +105,22 @@ class Question:
     def balanced_accuracy(
         self, decided: np.ndarray, counts: np.ndarray | None = None
     ) -> float | np.ndarray:
-        """Return the share of right decisions, averaged over classes, then over contexts.
+        """Return the share of right decisions, averaged over classes and values of `given`.
 
         `counts` is that of `score`.
         """
         if counts is None:
             return float(self.balanced_accuracy(decided, once(len(decided)))[0])
         members = self.cells[:, None] == np.unique(self.cells)
-        right = (decided == self.target)[:, None] & members
+        right = (decided == self.coded)[:, None] & members
         return mean_of_known(ratio(counts @ right, counts @ members).T)
 
 
 @dataclass(frozen=True)
-class Design:
-    """A question, the subjects it is asked of, and the folds in which each of them is held out."""
+class ProbeDesign:
+    """A target, the subject of each row, and the folds in which each of them is held out."""
 
-    question: Question
+    target: ProbeTarget
     clusters: np.ndarray
     split: Split
 
@@ -126,7 +137,7 @@ class Design:
         return gram_of(recording, layer, len(self), field)
 
 
-def design_of(
+def probe_design(
     recording: Grams,
     target: Column,
     given: Column | None,
@@ -134,18 +145,17 @@ def design_of(
     *,
     kind: str = "binary",
     seed: int,
-) -> Design:
+) -> ProbeDesign:
     """Return the design of a probing experiment; an error says what is wrong with its arguments."""
-    target = values_of(recording, target, "target")
-    given = None if given is None else values_of(recording, given, "given")
+    known = None if given is None else values_of(recording, given, "given")
     folds = folds_or_default(recording, folds)
-    question = question_of(target, given, kind)
-    clusters = clusters_of(recording, len(question.target))
-    return Design(question, clusters, folds_of(folds, question.cells, clusters, seed))
+    probed = probe_target(values_of(recording, target, "target"), known, kind)
+    clusters = clusters_of(recording, len(probed.coded))
+    return ProbeDesign(probed, clusters, folds_of(folds, probed.cells, clusters, seed))
 
 
-def question_of(target: np.ndarray, given: np.ndarray | None, kind: str) -> Question:
-    """Return the question with values coded from 0; an error says what is wrong with the target."""
+def probe_target(target: np.ndarray, given: np.ndarray | None, kind: str) -> ProbeTarget:
+    """Return the target with values coded from 0; an error says what is wrong with the target."""
     choice("kind", kind, KINDS)
     if target.ndim != 1:
         raise SimbaError("target", f"shape {target.shape}", "one value per subject")
@@ -171,16 +181,16 @@ def question_of(target: np.ndarray, given: np.ndarray | None, kind: str) -> Ques
     if kind == "regression" and not numeric:
         raise SimbaError("target", levels.tolist()[:3], "numbers")
     values = target.astype(float) if kind == "regression" else coded
-    context = np.zeros(len(target), int)
+    known = np.zeros(len(target), int)
     if given is not None:
-        context = np.unique(of_shape("given", given, target.shape), return_inverse=True)[1]
-    pairs = np.unique(np.stack([context, values]), axis=1).T
-    if kind != "regression" and len(pairs) == len(np.unique(context)):
+        known = np.unique(of_shape("given", given, target.shape), return_inverse=True)[1]
+    pairs = np.unique(np.stack([known, values]), axis=1).T
+    if kind != "regression" and len(pairs) == len(np.unique(known)):
         raise SimbaError.problem(
             "The target follows from given, so nothing is left to read.",
             "Condition on a variable within which the target varies.",
         )
-    return Question(kind, values, context)
+    return ProbeTarget(kind, values, known)
 
 
 def octants(components: np.ndarray) -> np.ndarray:
