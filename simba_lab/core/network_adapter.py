@@ -34,10 +34,9 @@ LOGITS = ("logits", "logit")
 SQUEEZING = ("Sigmoid", "Softmax", "Hardsigmoid", "LogSoftmax", "LogSigmoid", "Reciprocal")
 ARITHMETIC = "Add Clamp Div Exp Mean Mul Rsub Sub Sum"
 CHOICES = "Cat CopySlices Index IndexPut Select Slice Split Stack Unbind"
-SHAPES = (
-    "Alias Clone Expand Permute ReshapeAlias Squeeze T ToCopy Transpose UnsafeView Unsqueeze View"
-)
-PASSING = f"{ARITHMETIC} {CHOICES} {SHAPES}".split()
+SHAPES = "Expand Permute Squeeze T Transpose Unsqueeze"
+COPIES = "Alias Clone ReshapeAlias ToCopy UnsafeView View"
+PASSING = f"{ARITHMETIC} {CHOICES} {SHAPES} {COPIES}".split()
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -57,9 +56,9 @@ def unwrapped(model: nn.Module) -> nn.Module:
             raise _is_program(module)
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(value):
+            problem = f"The model has a layer {name.rpartition('.')[0]}, which has no weights yet."
             remedy = "Let the network see a volume first: model(torch.zeros(1, 1, X, Y, Z))."
-            value_of = f"layer {name.rpartition('.')[0]}, which has no weights yet"
-            raise SimbaError("model", value_of, "a network with all its weights", remedy)
+            raise SimbaError.problem(problem, remedy)
     return model
 
 
@@ -159,8 +158,9 @@ def copied(model: Module) -> Module:
         attributes = _attributes(model)
         name = next((name for name, value in attributes if not _copies(value, memo)), "")
         remedy = "The lab works on a copy. Keep it outside of the network, or define __deepcopy__."
-        value = f"attribute {name or type(model).__name__}: {_first_line(error)}"
-        raise SimbaError("model", value, "a network that can be copied", remedy) from error
+        attribute = f"attribute {name}" if name else type(model).__name__
+        problem = f"The model cannot be copied; {attribute}: {_first_line(error)}."
+        raise SimbaError.problem(problem, remedy) from error
 
 
 def _detach(values: object, memo: dict[int, Any], depth: int = 3) -> None:
@@ -277,15 +277,12 @@ def outcome_of(network: nn.Module, volumes: torch.Tensor, *routes: torch.Tensor)
     except (SimbaError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever a network of others raises
-        value = f"one that fails: {_first_line(error)}"
-        allowed = f"a network that takes volumes of shape {tuple(volumes.shape)}"
-        raise SimbaError("model", value, allowed) from error
+        shape = tuple(volumes.shape)
+        problem = f"The model fails on volumes of shape {shape}: {_first_line(error)}."
+        raise SimbaError.problem(problem) from error
     if not torch.equal(before, torch.get_rng_state()):
-        remedy = (
-            "Leave out what stays random in evaluation mode, such as dropout with training=True."
-        )
-        value = "one that draws random numbers"
-        raise SimbaError("model", value, "a network that answers the same each time", remedy)
+        remedy = "Leave out what stays random, such as dropout with training=True."
+        raise SimbaError.problem("The model draws random numbers in evaluation mode.", remedy)
     return output
 
 

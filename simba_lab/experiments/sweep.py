@@ -94,7 +94,7 @@ class Sweep:
                 if isinstance(levels, str) or not isinstance(levels, Sequence):
                     raise SimbaError(axis, levels, "a list of values, or a mapping of levels")
             if not len(levels):
-                raise SimbaError(axis, levels, "with at least one value")
+                raise SimbaError(axis, levels, "a list of at least one value")
         count = math.prod(len(levels) for levels in self.axes.values()) * len(self.seeds)
         whole_number("the number of cells", count, least=0, most=MOST_CELLS)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):

@@ -155,7 +155,7 @@ def _check_sites(scenario: Scenario, sites: Sequence[Site], **counts: int) -> No
     sizes = np.sum([_class_sizes(site) for site in sites], axis=0)
     if sizes.min() == 0:
         value = f"{sizes[0]} controls and {sizes[1]} patients"
-        raise SimbaError("sites", value, "with both classes among them")
+        raise SimbaError("sites", value, "sites that have both classes among them")
 
 
 def _class_sizes(site: Site) -> tuple[int, int]:

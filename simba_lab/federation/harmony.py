@@ -55,8 +55,8 @@ class Harmonisation:
         scanners = {name: name for name in sites} if self.scanners is None else self.scanners
         missing = [name for name in sites if name not in scanners]
         if missing:
-            allowed = f"a scanner for every site; {missing[0]} has none"
-            raise SimbaError("scanners", sorted(scanners), allowed)
+            allowed, remedy = "a scanner for every site", f"{missing[0]} has none."
+            raise SimbaError("scanners", sorted(scanners), allowed, remedy)
         names = sorted({scanners[name] for name in sites})
         if len(names) < 2:
             remedy = "With one there is nothing to harmonise."

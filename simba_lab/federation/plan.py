@@ -115,8 +115,8 @@ class Plan:
         by_name = {client.name: client for client in clients}
         missing = [name for name in self.sites if name not in by_name]
         if missing:
-            allowed = f"of all sites of the plan; {missing[0]} is missing"
-            raise SimbaError("clients", sorted(by_name), allowed)
+            allowed, remedy = "those of all sites of the plan", f"{missing[0]} is missing."
+            raise SimbaError("clients", sorted(by_name), allowed, remedy)
         ordered = [by_name[name] for name in self.sites]
         start = self.start() if start is None else start
         return STRATEGIES[self.strategy](ordered, start, seed=self.seed, **self._arguments())

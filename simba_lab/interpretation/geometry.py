@@ -211,7 +211,7 @@ def _regressors(
         except (TypeError, ValueError) as error:
             if isinstance(error, SimbaError):
                 raise
-            raise SimbaError("factors", str(error), "numbers") from error
+            raise SimbaError(f"factors[{name!r}]", values, "numbers") from error
     if not all(np.isfinite(column).all() for column in columns):
         remedy = "Leave out subjects without a value."
         raise SimbaError("factors", "NaN or infinity", "finite", remedy)
@@ -221,8 +221,8 @@ def _regressors(
     design = np.column_stack([np.ones(count), *columns])
     least = 2 * JACKKNIFE_PARTS
     if np.linalg.matrix_rank(design) < design.shape[1] or count < least:
-        allowed = f"linearly independent, not constant, of at least {least}"
-        raise SimbaError("factors", f"{count} subjects", allowed)
+        allowed = f"linearly independent, not constant, and over at least {least} subjects"
+        raise SimbaError("factors", f"{list(factors)} of {count} subjects", allowed)
     return list(factors), design
 
 

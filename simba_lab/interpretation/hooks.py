@@ -242,12 +242,12 @@ def _check_heeded(
                 continue  # the run itself says what is wrong, or nobody can
             problem = ""
             if not depends(answer, copies[layer]):
-                problem = "one whose output changes nothing"
+                problem = f"The output of layer {layer} changes nothing."
             elif layer in originals and depends(answer, originals[layer]):
-                problem = "one whose output the network also reads by another path"
+                problem = f"The network also reads the output of layer {layer} by another path."
             if problem:
                 remedy = "An edit would be lost on the way; name a layer after it."
-                raise SimbaError(f"layer {layer}", problem, "one that all paths use", remedy)
+                raise SimbaError.problem(problem, remedy)
 
 
 def largest_call(model: nn.Module, volume: torch.Tensor) -> int:

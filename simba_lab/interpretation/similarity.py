@@ -109,8 +109,8 @@ def cka(
     norms = {key: _criterion(blocks, blocks, debiased) for key, blocks in kernels.items()}
     for (side, layer), norm_squared in norms.items():
         if not norm_squared.value > 0:
-            problem = "the same for all subjects, or noise alone"
-            raise SimbaError(f"{side}[{layer!r}]", problem, "a layer in which subjects differ")
+            problem = f"In {side}[{layer!r}] all subjects are the same, or differ by noise alone."
+            raise SimbaError.problem(problem, "Choose a layer in which subjects differ.")
     orders = [
         [
             stream(seed, number, f"cka/{group}").permutation(len(rows))

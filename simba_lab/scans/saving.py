@@ -210,10 +210,10 @@ class _Writer:
         """Raise if the disk has no room for the missing volumes."""
         room, needed = shutil.disk_usage(self.folder).free, self.size * len(self.missing)
         if room < needed:
-            value = f"{_size(room)} free at {self.folder}"
-            allowed = f"at least {_size(needed)} of free space"
+            free, wanted = _size(room), _size(needed)
+            problem = f"{self.folder} has {free} of free space, and its volumes need {wanted}."
             remedy = "Make room, write elsewhere, or raise spacing_mm."
-            raise SimbaError("folder", value, allowed, remedy)
+            raise SimbaError.problem(problem, remedy)
 
     def write_table(self, content: bytes) -> None:
         """Write the table, unless it is there already; another is not overwritten."""

@@ -128,7 +128,7 @@ def _cells(cohort: Cohort, by: str) -> _Cells:
             subjects = np.flatnonzero((cohort["label"] == label) & (groups == group))
             if len(subjects) == 0:
                 value = f"no members of class {label} in group {names[group]!r}"
-                raise SimbaError("cohort", value, "with both groups in both classes")
+                raise SimbaError("cohort", value, "one with both groups in both classes")
             cells[label, group] = subjects
     return cells
 

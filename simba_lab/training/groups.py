@@ -49,7 +49,7 @@ def groups_of(cohort: Cohort, by: str | Sequence[str] | None) -> tuple[list[str]
             "intersections of biases are always empty."
         )
         value = f"no members of group {empty!r}"
-        raise SimbaError(f"cohort[{by!r}]", value, "with members in all groups", remedy)
+        raise SimbaError(f"cohort[{by!r}]", value, "a column with members in all groups", remedy)
     return names, numbers
 
 

@@ -29,6 +29,6 @@ def check_alone(model: torch.nn.Module, feed: Feed, batch_size: int, subjects: i
         except ValueError as error:
             if isinstance(error, SimbaError):
                 raise
-            allowed = f"one that does not leave a single subject of {subjects} in a batch"
+            allowed = f"a number that leaves no single subject of {subjects} in a batch"
             remedy = f"Normalisation over a batch needs two of them: {error}"
             raise SimbaError("config.batch_size", batch_size, allowed, remedy) from error

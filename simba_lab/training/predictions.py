@@ -99,7 +99,7 @@ def finite(values: np.ndarray) -> np.ndarray:
     """Return logits, or raise an error that counts those that are no numbers."""
     values = np.asarray(values)
     if values.dtype.kind not in "fiub":
-        raise SimbaError("logits", f"of {values.dtype}", "numbers")
+        raise SimbaError("logits", f"values of type {values.dtype}", "numbers")
     wrong = int((~np.isfinite(values)).sum())
     if wrong:
         remedy = "Check the weights of the network, and its input volumes."

@@ -110,8 +110,7 @@ class FitState:
         saved: Mapping[str, Any] = facts.get("identity", {})
         different = [name for name, value in identity.items() if saved.get(name) != value]
         if different:
-            remedy = f"Another {' and another '.join(different)} was being fitted."
-            remedy += " Delete it to start again."
+            remedy = f"It has another {' and another '.join(different)}. Delete it to start again."
             raise SimbaError("checkpoint", str(path), "of this very fit", remedy)
         sections: dict[str, Weights] = {section: {} for section in SECTIONS}
         for name, value in tensors.items():

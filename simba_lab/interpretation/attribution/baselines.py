@@ -53,7 +53,7 @@ def baselines_of(
         return Baselines(baseline)
     if effect is not None:
         remedy = f"Try baseline=cohort.twin(without={effect!r})."
-        raise SimbaError("effect", effect, "left out unless the baseline are twins", remedy)
+        raise SimbaError("effect", effect, "left out unless the baseline is made of twins", remedy)
     if isinstance(baseline, str):
         mean = np.zeros(shape, np.float64)
         if choice("baseline", baseline, ("zero", "mean")) == "mean":

@@ -63,7 +63,7 @@ def split_change(
     length = np.linalg.norm(bias, axis=1)
     if not length.all():
         remedy = "Leave out subjects that the bias does not change."
-        raise SimbaError.problem("direction must be non-zero.", remedy)
+        raise SimbaError.problem("The direction of a subject is zero.", remedy)
     old, new = (np.einsum("ij,ij->i", values, bias) / length for values in (first, last))
     total = np.square(last - first).sum(axis=1)
     aligned = new - old

@@ -68,7 +68,7 @@ def compare(
         raise SimbaError("methods", methods, "at least one")
     if not cohort.effects:
         remedy = "Maps are scored against what is known to differ: put an effect into the scans."
-        raise SimbaError("cohort", "one without known effects", "one with known effects", remedy)
+        raise SimbaError.problem("The cohort has no known effects.", remedy)
     if not isinstance(methods, Mapping):
         methods = {method_of(method).name: method for method in methods}
     rows = bootstrap_rows(

@@ -177,12 +177,8 @@ def _refuse(layer: str) -> NoReturn:
     remedy = (
         "Use a smooth layer (a sigmoid, say), or occlusion or shapley, which need no derivative."
     )
-    raise SimbaError(
-        "model",
-        f"no derivative at layer {layer}",
-        "differentiable from the output to the voxels",
-        remedy,
-    )
+    problem = f"The output has no derivative by the voxels: it is lost at layer {layer}."
+    raise SimbaError.problem(problem, remedy)
 
 
 @contextmanager

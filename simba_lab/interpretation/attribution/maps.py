@@ -294,8 +294,8 @@ def _check_finite(maps: np.ndarray, changes: list[dict[str, float]], batch: Batc
         explainable = torch.isfinite(batch.explained(batch.images)).all()
     if explainable and batch.baselines is not None:
         remedy = "A network that scales its input cannot take a blank one: try baseline='mean'."
-        value = "one for which the network, or its derivative, is NaN or infinite"
-        raise SimbaError("baseline", value, "one that the network can judge", remedy)
+        problem = "At the baseline the network, or its derivative, is NaN or infinite."
+        raise SimbaError.problem(problem, remedy)
     remedy = "Check the weights of the network, and its input volumes."
     raise SimbaError("maps", "NaN or infinity", "finite", remedy)
 

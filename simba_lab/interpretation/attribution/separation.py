@@ -46,9 +46,9 @@ def without_in_place(explained: ExplainedNetwork, volume: torch.Tensor) -> None:
             explained.network.get_submodule(name).inplace = False  # type: ignore[assignment]
         same = torch.allclose(before, explained(volume), rtol=1e-4, atol=1e-5)
     if not same:
-        value = f"layer {working[0]}, which works in place on what others read"
+        problem = f"Layer {working[0]} works in place on what others read."
         remedy = "Write the network without inplace=True, or take another method."
-        raise SimbaError("model", value, "without such layers for this method", remedy)
+        raise SimbaError.problem(problem, remedy)
 
 
 def _in_place(layer: nn.Module) -> bool:

@@ -90,7 +90,7 @@ class Channels(Parts):
         """Refuse a layer without channels."""
         if not shape:
             remedy = 'Use by="block" for it.'
-            raise SimbaError(f"layer {layer}", "one number per volume", "with channels", remedy)
+            raise SimbaError(f"layer {layer}", "one number per volume", "one with channels", remedy)
 
     def masks(self, shape: tuple[int, ...], voxels: Voxels) -> Masks:
         """Return masks of shape (1, C, 1, ...), named after the first and the last channel."""
@@ -139,8 +139,8 @@ class Regions(Parts):
         """Refuse a layer without a lattice."""
         if len(shape) != 4:
             remedy = "It has no lattice for regions: name a layer before it is flattened."
-            value = f"with activations of shape {shape}"
-            raise SimbaError(f"layer {layer}", value, "of shape (channels, x, y, z)", remedy)
+            name, allowed = f"the activations of layer {layer}", "of shape (channels, x, y, z)"
+            raise SimbaError(name, shape, allowed, remedy)
 
     def voxels_of(self, cohort: TwinCohort, effect: str) -> Callable[[slice], Voxels]:
         """Return a function that gives the regions of some subjects."""

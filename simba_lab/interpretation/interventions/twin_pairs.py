@@ -85,8 +85,8 @@ def check_disjoint(train: Cohort, test: Cohort, field: str = "test") -> None:
     shared = train.shared_subjects(test)
     if len(shared):
         remedy = "Take another split, or make subjects with another seed: synthesise(..., seed=1)."
-        value = f"with subject {shared[0]}, which is in both cohorts"
-        raise SimbaError(field, value, "other subjects", remedy)
+        problem = f"The cohort {field} has subject {shared[0]}, which is in both cohorts."
+        raise SimbaError.problem(problem, remedy)
 
 
 def chosen_layers(model: nn.Module, layers: Sequence[str] | None) -> list[str]:

@@ -166,7 +166,8 @@ def probe_target(target: np.ndarray, given: np.ndarray | None, kind: str) -> Pro
     try:
         levels, coded = np.unique(target, return_inverse=True)
     except TypeError as error:
-        raise SimbaError("target", str(error), "of one type", remedy) from error
+        types = sorted({type(value).__name__ for value in target})
+        raise SimbaError("target", types, "of one type", remedy) from error
     if len(levels) < 2:
         value = f"{levels.tolist()} for everybody"
         raise SimbaError("target", value, "of at least two different values")

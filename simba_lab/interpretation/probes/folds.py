@@ -22,12 +22,9 @@ def folds_of(folds: int | np.ndarray, cells: np.ndarray, clusters: np.ndarray, s
         torn = np.intersect1d(clusters[train], clusters[test])
         if len(torn):
             rows = np.flatnonzero(clusters == torn[0]).tolist()
-            raise SimbaError(
-                "folds",
-                f"volumes of one subject in several folds (rows {rows})",
-                "the same for all volumes of a subject",
-                "A probe would be tested on subjects that it has seen.",
-            )
+            problem = f"folds has volumes of one subject in several folds (rows {rows})."
+            remedy = "Give them the same fold: no probe is tested on subjects that it has seen."
+            raise SimbaError.problem(problem, remedy)
         if set(cells[train]) != set(cells):
             raise SimbaError.problem(
                 "Without one of the folds, a group of target within given has no subjects left.",

@@ -324,7 +324,7 @@ def _estimated(
         methods = ("decision_function", "predict_proba")
         method = next((name for name in methods if hasattr(fitted, name)), None)
         if method is None:
-            allowed = "with decision_function or predict_proba"
+            allowed = "one with decision_function or predict_proba"
             raise SimbaError("estimator", type(fitted).__name__, allowed)
         of_train, of_test = (_wide(getattr(fitted, method)(rows), width) for rows in (seen, unseen))
         # By the training rows: a fold may hold a single subject.

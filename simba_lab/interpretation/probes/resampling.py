@@ -30,7 +30,7 @@ def labellings_of(
     if len(coded) != sum(len(test) for _, test in split):
         raise SimbaError("types", f"{len(coded)} values", "one per volume")
     if len(levels) < 4 or any(set(coded[train]) != set(coded) for train, _ in split):
-        allowed = "at least 4 types that occur in every training part"
+        allowed = "at least 4 types that occur in every training fold"
         raise SimbaError("types", f"{len(levels)} types", allowed, "Use fewer components.")
     halves = [generator.permutation(np.arange(len(levels)) % 2) for _ in range(LABELLINGS)]
     return [half[coded] for half in halves]

@@ -111,8 +111,8 @@ def _moved(
         sources.append(placement.voxels(moved[:, far], voxels[:, far]))
     voxels, positions = np.concatenate(moving, axis=1), np.concatenate(sources, axis=1)
     if not placement.covers(voxels).all():
-        allowed = "a field that covers the surroundings of the effects' regions"
-        raise SimbaError("to_template", "a smaller field", allowed)
+        problem = "to_template does not cover the surroundings of the effects' regions."
+        raise SimbaError.problem(problem, "Register over a larger field of view.")
     placement.check_invertible(np.concatenate([voxels, positions], axis=1))
     return voxels, positions
 

@@ -84,9 +84,9 @@ class PlacedScan:
         """
         share = self._visible_share(region, box)
         if share < LEAST_SEEN:
-            value = f"a field of view with {share:.0%} of it"
+            problem = f"The scan's field of view holds {share:.0%} of the region {region!r}."
             remedy = "Choose a region that the scan covers, or check to_template."
-            raise SimbaError("scan", value, f"an image that holds the region {region!r}", remedy)
+            raise SimbaError.problem(problem, remedy)
 
     def _visible_share(self, region: str, box: Lattice) -> float:
         near = self.survey.within(box)
@@ -101,8 +101,8 @@ class PlacedScan:
         shape = np.reshape(self.scan.stored.shape, (3, 1))
         visible = ((voxels > -0.5) & (voxels < shape - 0.5)).all(axis=0)
         if not self.placement.covers(voxels[:, visible]).all():
-            allowed = f"a field that covers the region {region!r} of the scan"
-            raise SimbaError("to_template", "a smaller field", allowed)
+            problem = f"to_template does not cover the region {region!r} of the scan."
+            raise SimbaError.problem(problem, "Register over a larger field of view.")
         return float(visible.mean())
 
 
@@ -131,8 +131,7 @@ def _levels(scan: Scan, survey: Survey, template: Template) -> tuple[float, floa
     brain = expected > 0
     intensities = scan.stored[tuple(survey.voxels[:, brain])].astype(np.float64)
     if len(intensities) < 3:
-        allowed = "an image that overlaps the template's brain"
-        raise SimbaError("scan", "a field of view beside the brain", allowed, REGISTER)
+        raise SimbaError.problem("No part of the scan overlaps the template's brain.", REGISTER)
     intensities = intensities * scan.slope + scan.inter
     white = float(np.percentile(intensities, 99))
     if white <= 0 or intensities.min() == intensities.max():

@@ -146,8 +146,8 @@ class FieldPlacement(Placement):
         """Raise unless the map is one to one around these voxels, (3, N), which it covers."""
         if not voxels.size or (np.isfinite(voxels).all() and self._least_jacobian(voxels) > 0):
             return
-        allowed = "invertible around the effects"
-        raise SimbaError("to_template", "a field that folds", allowed, "Register more smoothly.")
+        problem = "to_template cannot be inverted around the effects: it folds there."
+        raise SimbaError.problem(problem, "Register more smoothly.")
 
     def _least_jacobian(self, voxels: np.ndarray) -> float:
         field_voxels = transformed(self._scan_to_field, voxels)

@@ -53,7 +53,7 @@ def test_a_change_that_points_anywhere_is_at_the_floor():
     [
         ((np.zeros((3, 4)), np.zeros((3, 5)), np.ones(4)), "after"),
         ((np.zeros((3, 4)), np.ones((3, 4)), np.ones(5)), "direction"),
-        ((np.zeros((3, 4)), np.ones((3, 4)), np.zeros(4)), "non-zero"),
+        ((np.zeros((3, 4)), np.ones((3, 4)), np.zeros(4)), "is zero"),
         ((np.full((3, 4), np.nan), np.ones((3, 4)), np.ones(4)), "before"),
     ],
 )

@@ -737,7 +737,7 @@ def test_ages_in_whole_years_are_numbers_and_few_integers_are_classes():
             r"floors\['a'\]\[1\]\['layer'\]",
         ),
         ({"types": np.arange(6) % 3, "folds": 2}, "at least 4 types"),
-        ({"types": np.arange(6), "folds": 2}, "at least 4 types that occur in every training part"),
+        ({"types": np.arange(6), "folds": 2}, "at least 4 types that occur in every training fold"),
         ({"estimator": LinearRegression(), "folds": 2}, "decision_function or predict_proba"),
     ],
 )

@@ -144,11 +144,9 @@ def _check_relu(explained: ExplainedNetwork, volume: torch.Tensor, method: str) 
     ends, operations = graph_of(explained, volume)
     for node in operations:
         if operation(node) == "Relu" and node not in ends:
-            value = f"a ReLU as a function, {layer_before(node, ends)}"
-            remedy = "Write it as a layer, nn.ReLU(): the others would be guided, and this one not."
-            raise SimbaError(
-                "model", value, f"a network whose ReLUs are layers for {method}", remedy
-            )
+            problem = f"The network has a ReLU as a function, {layer_before(node, ends)}."
+            remedy = f"For {method} write it as a layer, nn.ReLU(): others alone would be guided."
+            raise SimbaError.problem(problem, remedy)
 
 
 def _guided(batch: Batch) -> torch.Tensor:
