@@ -310,11 +310,11 @@ def with_twins(cohort: Cohort, field: str = "cohort") -> TwinCohort:
     return cohort
 
 
-def effect_of(cohort: Cohort, effect: str, field: str = "effect") -> TwinCohort:
+def effect_of(cohort: Cohort, effect: str) -> TwinCohort:
     """Return a cohort that has twins with and without this effect, or raise the error."""
     twins = with_twins(cohort)
     if effect not in twins.effects:
-        raise UnknownNameError.among(field, effect, twins.effects)
+        raise UnknownNameError.among("effect", effect, twins.effects)
     return twins
 
 

@@ -137,9 +137,9 @@ def write_new(path: str | Path, content: bytes | str) -> None:
                 unfinished.replace(path)
 
 
-def write_json(path: str | Path, values: Any, *, indent: int | None = 1) -> None:
+def write_json(path: str | Path, values: Any) -> None:
     """Write a JSON file, complete or not at all."""
-    atomic_write(path, json.dumps(values, indent=indent, default=_plain) + "\n")
+    atomic_write(path, json.dumps(values, indent=1, default=_plain) + "\n")
 
 
 def plain_number(value: Any) -> Any:

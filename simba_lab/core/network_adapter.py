@@ -239,18 +239,14 @@ def answer_of(output: object) -> torch.Tensor:
     if isinstance(output, Mapping | list | tuple):
         values = output.values() if isinstance(output, Mapping) else output
         tensors = [value for value in values if isinstance(value, torch.Tensor)]
-        scores = [value for value in tensors if value.ndim == 1 or _one_or_two(value)]
-        if len(tensors) == 1 or len(scores) == 1:
-            output = (scores or tensors)[0]
+        fitting = [value for value in tensors if value.ndim == 1 or value.shape[1:] in ((1,), (2,))]
+        if len(tensors) == 1 or len(fitting) == 1:
+            output = (fitting or tensors)[0]
     if not isinstance(output, torch.Tensor) or not output.is_floating_point():
         remedy = "Wrap the network in one that returns its logits alone."
         allowed = "a tensor of logits, or a tuple or mapping with one ('logits')"
         raise SimbaError("output of the network", _shown(output), allowed, remedy)
     return output
-
-
-def _one_or_two(value: torch.Tensor) -> bool:
-    return value.ndim == 2 and value.shape[1] in (1, 2)
 
 
 def _shown(output: object) -> str:

@@ -210,10 +210,10 @@ class _Writer:
         """Raise if the disk has no room for the missing volumes."""
         room, needed = shutil.disk_usage(self.folder).free, self.size * len(self.missing)
         if room < needed:
-            free, wanted = _size(room), _size(needed)
-            problem = f"{self.folder} has {free} of free space, and its volumes need {wanted}."
+            value = f"{_size(room)} free at {self.folder}"
+            allowed = f"at least {_size(needed)} of free space"
             remedy = "Make room, write elsewhere, or raise spacing_mm."
-            raise SimbaError.problem(problem, remedy)
+            raise SimbaError("folder", value, allowed, remedy)
 
     def write_table(self, content: bytes) -> None:
         """Write the table, unless it is there already; another is not overwritten."""

@@ -117,7 +117,8 @@ def fit(
             cache=cache,
             save=Run.write,
             load=partial(Run.load, model=model),
-            kept=lambda unfinished: _forget([*used, *_family(unfinished)]),
+            # Some mitigations train several networks, each with a checkpoint in the cache.
+            kept=lambda path: _forget([*used, *path.parent.glob(f"{path.name}*")]),
         )
     if cache is False:
         _forget(used)
@@ -130,11 +131,6 @@ def _own(checkpoint: str | Path | None) -> AbstractContextManager[None]:
         return nullcontext()
     problem = f"Another process is fitting with the checkpoint {str(checkpoint)!r}."
     return one_process(Path(checkpoint), problem)
-
-
-def _family(unfinished: Path) -> list[Path]:
-    """Return all checkpoints of a fit in the cache: some mitigations train several networks."""
-    return list(unfinished.parent.glob(f"{unfinished.name}*"))
 
 
 def _forget(checkpoints: list[Path]) -> None:

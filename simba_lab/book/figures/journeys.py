@@ -78,14 +78,7 @@ def strategies(table: pd.DataFrame, *, title: str, names: Mapping[str, str]) -> 
 
 
 def travel(
-    steps: pd.DataFrame,
-    layers: pd.DataFrame,
-    number: int,
-    *,
-    bias: str,
-    layer: str,
-    planter: str,
-    words: str = "visit",
+    steps: pd.DataFrame, layers: pd.DataFrame, number: int, *, bias: str, layer: str, planter: str
 ) -> Figure:
     """Return what a model has come to know and use, up to one step of its training.
 
@@ -101,8 +94,6 @@ def travel(
         Whose probes are drawn.
     planter : str
         The site whose visits are marked.
-    words : str
-        What a step is called.
     """
     figure = new(figsize=(7.2, 4.6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
@@ -115,7 +106,7 @@ def travel(
                 row.number - 0.5, row.number + 0.5, color=COLOURS["orange"], alpha=0.22, linewidth=0
             )
     _draw_effect(top, steps[until_now], steps[f"{bias}.effect"], bias)
-    heading = f"{words.capitalize()} {number}, {now['sites']}"
+    heading = f"Visit {number}, {now['sites']}"
     moved = f"the mark moves the answer by {now[f'{bias}.effect']:+.1f} logit"
     figure.suptitle(f"{heading}: {moved}", fontsize=11)
     shown = steps[until_now]
@@ -144,7 +135,7 @@ def travel(
     bottom.axhline(0.5, color="0.6", linewidth=1)
     first, last = steps["number"].iloc[0], steps["number"].iloc[-1]
     bottom.set(
-        xlabel=words, ylabel="encoded: AUROC", ylim=(0.3, 1.03), xlim=(first - 0.5, last + 0.5)
+        xlabel="visit", ylabel="encoded: AUROC", ylim=(0.3, 1.03), xlim=(first - 0.5, last + 0.5)
     )
     top.fill_between([], [], color=COLOURS["orange"], alpha=0.3, label=f"at {planter}")
     legend(top)

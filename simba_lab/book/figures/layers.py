@@ -245,7 +245,7 @@ def plane(
     return figure
 
 
-def groups_on_axis(table: pd.DataFrame, *, title: str, limit: float = 1.6) -> Figure:
+def groups_on_axis(table: pd.DataFrame, *, title: str) -> Figure:
     """Return where the four groups lie on the disease axis of each layer, from `projections`."""
     layers = table.index.get_level_values("layer").unique()
     figure = new(figsize=(7.2, 0.55 * len(layers) + 1.5), layout="constrained")
@@ -267,7 +267,7 @@ def groups_on_axis(table: pd.DataFrame, *, title: str, limit: float = 1.6) -> Fi
             label=name,
         )
     axes.axvline(0, color="0.6", linewidth=1)
-    axes.set(yticks=range(len(layers)), yticklabels=layers, xlim=(-limit, limit), title=title)
+    axes.set(yticks=range(len(layers)), yticklabels=layers, xlim=(-1.6, 1.6), title=title)
     axes.set_xlabel("position on the disease axis (standard deviations within groups)")
     axes.invert_yaxis()
     legend(axes)

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from simba_lab.experiments.dose_response import Surface
 
 
+# Rise of the share called diseased below which a network counts as fair.
+FAIR = 0.05
+
+
 def rates(table: pd.DataFrame, *, title: str) -> Figure:
     """Return accuracy, TPR and FPR per group from `evaluate`, and the ceiling of the accuracy."""
     figure = new(figsize=(7, 3.6), layout="constrained")
@@ -130,8 +134,6 @@ def responses(
     along: str,
     labels: Mapping[str, str],
     title: str,
-    bound: float = 0.05,
-    limit: float = 1.0,
 ) -> Figure:
     """Return the rise of the share called diseased over prevalence or salience.
 
@@ -148,10 +150,6 @@ def responses(
         Column on the horizontal axis: ``prevalence.bias`` or ``d_prime.bias``.
     labels : mapping of place to legend text
     title : str
-    bound : float
-        Drawn as the line below which a network counts as fair.
-    limit : float
-        Top of the vertical axis.
     """
     fixed, value = at
     figure = new(figsize=(7.2, 3.8), layout="constrained")
@@ -178,7 +176,7 @@ def responses(
             alpha=0.8,
         )
     axes.axhline(
-        bound, color="0.4", linewidth=1, linestyle=(0, (1, 2)), label=f"{bound:.0%} baseline"
+        FAIR, color="0.4", linewidth=1, linestyle=(0, (1, 2)), label=f"{FAIR:.0%} baseline"
     )
     if along.startswith("d_prime"):
         axes.set_xscale("log")
@@ -192,7 +190,7 @@ def responses(
         xlabel=words[along[0]],
         ylabel="rise of the share called diseased",
         title=title,
-        ylim=(-0.08, limit),
+        ylim=(-0.08, 1),
     )
     legend(axes)
     return figure

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from scipy.ndimage import binary_erosion
 
 from simba_lab.book.figures.canvas import COLOURS, new
-from simba_lab.core.checks import choice, of_shape, positive
+from simba_lab.core.checks import of_shape, positive
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.hints import Rule
 
@@ -68,23 +68,20 @@ def montage_marks(
     ]
 
 
-def outlined(picture: np.ndarray, mask: np.ndarray, *, colour: str = "orange") -> np.ndarray:
-    """Return a grey picture with the outline of a mask, as RGB in [0, 1].
+def outlined(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return a grey picture with the outline of a mask in orange, as RGB in [0, 1].
 
     Parameters
     ----------
     picture, mask : ndarray, shape (rows, columns)
-    colour : str
-        Name from `COLOURS`.
     """
-    choice("colour", colour, COLOURS)
     for name, values, kinds in (("picture", picture, "biuf"), ("mask", mask, "b")):
         if values.ndim != 2 or values.dtype.kind not in kinds or values.shape != picture.shape:
             raise SimbaError(
                 name, values, "an array of rows and columns, the mask of True and False"
             )
     rgb = np.repeat(np.clip(picture, 0, 1)[..., None], 3, axis=-1)
-    rgb[mask & ~binary_erosion(mask)] = matplotlib.colors.to_rgb(COLOURS[colour])
+    rgb[mask & ~binary_erosion(mask)] = matplotlib.colors.to_rgb(COLOURS["orange"])
     return rgb
 
 

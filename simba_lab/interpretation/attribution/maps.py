@@ -288,7 +288,8 @@ def _score_changes(batch: Batch) -> list[dict[str, float]]:
 
 def _check_finite(maps: np.ndarray, changes: list[dict[str, float]], batch: Batch) -> None:
     """Refuse maps of NaN, and say whether the baseline or the volumes make them."""
-    if np.isfinite(maps).all() and np.isfinite([*map(_change, changes)]).all():
+    logit_changes = [row.get("logit_change", 0.0) for row in changes]
+    if np.isfinite(maps).all() and np.isfinite(logit_changes).all():
         return
     with torch.no_grad():
         explainable = torch.isfinite(batch.explained(batch.images)).all()
@@ -298,10 +299,6 @@ def _check_finite(maps: np.ndarray, changes: list[dict[str, float]], batch: Batc
         raise SimbaError.problem(problem, remedy)
     remedy = "Check the weights of the network, and its input volumes."
     raise SimbaError("maps", "NaN or infinity", "finite", remedy)
-
-
-def _change(row: dict[str, float]) -> float:
-    return row.get("logit_change", 0.0)
 
 
 def _volumes(cohort: Cohort, keep: bool) -> Iterator[np.ndarray]:

@@ -37,7 +37,8 @@ def without_in_place(explained: ExplainedNetwork, volume: torch.Tensor) -> None:
     SimbaError
         If the output changes with that: the network counts on what a layer wrote.
     """
-    working = [name for name, layer in explained.network.named_modules() if _in_place(layer)]
+    named = explained.network.named_modules()
+    working = [name for name, layer in named if getattr(layer, "inplace", False) is True]
     if not working:
         return
     with torch.no_grad():
@@ -49,10 +50,6 @@ def without_in_place(explained: ExplainedNetwork, volume: torch.Tensor) -> None:
         problem = f"Layer {working[0]} works in place on what others read."
         remedy = "Write the network without inplace=True, or take another method."
         raise SimbaError.problem(problem, remedy)
-
-
-def _in_place(layer: nn.Module) -> bool:
-    return getattr(layer, "inplace", False) is True
 
 
 def separate(explained: ExplainedNetwork, volume: torch.Tensor) -> None:
