@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from simba_lab.core.border import checks_arguments
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WEBP_LIMIT = 16383  # rows that a WebP image may have
@@ -118,7 +118,7 @@ class LabSlider:
         for value, pixels in zip(self.values, frames, strict=True):
             if pixels.shape != frames[0].shape:
                 allowed = f"of the shape of the first, {frames[0].shape}"
-                raise SimbaError(f"draw({value})", f"shape {pixels.shape}", allowed)
+                raise SimbaError(f"draw({value})", Words(f"shape {pixels.shape}"), allowed)
         sprite = Sprite.of(frames)
         identity = hashlib.blake2b((self.label + sprite.uri).encode(), digest_size=6)
         return _template().render(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 
 if TYPE_CHECKING:
     from simba_lab.core.cohort import Cohort
@@ -72,15 +72,17 @@ def _volume(item: Any, field: str) -> np.ndarray:
     except (ValueError, TypeError, OSError) as error:
         raise SimbaError(field, type(item).__name__, allowed, f"{error}.") from error
     if values.dtype.kind not in "biuf":
-        raise SimbaError(field, f"an array of {values.dtype}", allowed)
+        raise SimbaError(field, Words(f"an array of {values.dtype}"), allowed)
     if values.ndim == 4 and 1 in (values.shape[0], values.shape[-1]):
         values = values[0] if values.shape[0] == 1 else values[..., 0]
     if values.ndim != 3:
         remedy = "Put a single volume into a list."
-        raise SimbaError(field, f"an array of shape {values.shape}", allowed, remedy)
+        raise SimbaError(field, Words(f"an array of shape {values.shape}"), allowed, remedy)
     volume = values.astype(np.float32, copy=False)
     if not np.isfinite(volume).all():
-        raise SimbaError(field, "NaN or infinity", "a volume of finite numbers", "Repair it first.")
+        raise SimbaError(
+            field, Words("NaN or infinity"), "a volume of finite numbers", "Repair it first."
+        )
     return volume
 
 

@@ -18,7 +18,7 @@ from joblib import Parallel, delayed
 from simba_lab.core.batches import batches
 from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import workers
-from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.errors import SimbaError, UnknownNameError, Words
 from simba_lab.core.lattice import Lattice
 
 # Volumes that are made before the first of them is handed on: enough to keep workers busy, few
@@ -290,7 +290,7 @@ def _positions(mask: object, count: int) -> np.ndarray:
     if binary and sorted(values.tolist()) != list(range(count)):  # not even a new order
         field, value = "mask", "the integers 0 and 1, one for each subject"
         allowed = "booleans, or integers that are clearly positions"
-        raise SimbaError(field, value, allowed, remedy)
+        raise SimbaError(field, Words(value), allowed, remedy)
     outside = values[(values < -count) | (values >= count)]
     if outside.size:
         allowed = f"positions from {-count} to {count - 1}"

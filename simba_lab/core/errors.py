@@ -60,6 +60,13 @@ def _cut(text: str, most: int) -> str:
     return f"{text[: most - 43]} ... {text[-38:]}"
 
 
+class Words(str):
+    """A value that is a phrase of the lab, not what somebody wrote: errors show it unquoted."""
+
+    def __repr__(self) -> str:
+        return " ".join(self.split())
+
+
 class SimbaError(ValueError):
     """Bad input, described so that it can be mended without reading the code.
 

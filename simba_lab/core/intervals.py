@@ -13,7 +13,7 @@ import numpy as np
 from scipy.stats import binomtest, norm, rankdata, spearmanr
 from scipy.stats import t as student_t
 
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 
 # Bootstrap samples of an interval over people; of probes, which are scored anew in each, fewer.
 BOOTSTRAPS, PROBE_BOOTSTRAPS = 2000, 500
@@ -147,7 +147,7 @@ def over_seeds(values: Iterable[float]) -> Interval:
     """
     values = np.asarray(list(values), float)
     if len(values) < 2:
-        raise SimbaError("values", f"{len(values)} networks", "at least 2 networks")
+        raise SimbaError("values", Words(f"{len(values)} networks"), "at least 2 networks")
     half = student_t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     mean = float(values.mean())
     return Interval(mean, float(values.mean() - half), float(values.mean() + half))
@@ -194,9 +194,13 @@ def rank_correlation(first: Iterable[float], second: Iterable[float]) -> Interva
     first, second = (np.asarray(list(values), float) for values in (first, second))
     if first.shape != second.shape or len(first) < 4:
         counts = f"{len(first)} and {len(second)} networks"
-        raise SimbaError("values", counts, "as many of the first as of the second, at least 4")
+        raise SimbaError(
+            "values", Words(counts), "as many of the first as of the second, at least 4"
+        )
     if min(np.ptp(first), np.ptp(second)) == 0:
-        raise SimbaError("values", "the same for all networks", "of at least two different numbers")
+        raise SimbaError(
+            "values", Words("the same for all networks"), "of at least two different numbers"
+        )
     value = float(spearmanr(first, second).statistic)
     if abs(value) == 1:
         return Interval(value, value, value)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -80,7 +80,7 @@ def _is_program(module: nn.Module) -> SimbaError:
     script = isinstance(module, torch.jit.ScriptModule)
     value = f"a program that {'TorchScript' if script else 'torch.export'} made of one"
     remedy = "Give the network that it was made from."
-    return SimbaError("model", value, "a network whose layers are Python objects", remedy)
+    return SimbaError("model", Words(value), "a network whose layers are Python objects", remedy)
 
 
 def held_by(model: nn.Module) -> nn.Module | None:
@@ -295,7 +295,7 @@ def responded(network: nn.Module, volumes: torch.Tensor, *routes: torch.Tensor) 
         answer = answer[None]  # the network dropped the axis of a batch of one
     if answer.ndim == 0 or len(answer) != len(volumes):
         allowed = f"one row for each of {len(volumes)} volumes"
-        raise SimbaError("output of the network", f"shape {tuple(answer.shape)}", allowed)
+        raise SimbaError("output of the network", Words(f"shape {tuple(answer.shape)}"), allowed)
     return answer
 
 
@@ -319,7 +319,7 @@ def refuse_probabilities(
     if shares or (last is not None and _squeezed(last)):
         raise SimbaError(
             "output of the network",
-            "probabilities",
+            Words("probabilities"),
             "logits, on both sides of 0",
             "Leave out the sigmoid or softmax at its end, or wrap it: torch.logit(model(x)).",
         )

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
-from simba_lab.core.errors import SimbaError, TemplateError
+from simba_lab.core.errors import SimbaError, TemplateError, Words
 from simba_lab.core.files import read_text
 
 # What people write where they have no value; capitals do not matter.
@@ -133,14 +133,7 @@ def check_complete(
     subjects = [str(name) for name in names]
     whose = f" ({', '.join(subjects[row] for row in missing[:5])})" if subjects else ""
     value = f"{missing.size} of {len(values)} missing{whose}, written as {written[:5]}"
-    raise SimbaError(field, _Words(value), "without missing values", "Drop these subjects first.")
-
-
-class _Words(str):
-    """A value that is a phrase: shown without quotes."""
-
-    def __repr__(self) -> str:
-        return str(self)
+    raise SimbaError(field, Words(value), "without missing values", "Drop these subjects first.")
 
 
 # -- tables of ours --

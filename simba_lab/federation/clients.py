@@ -16,7 +16,7 @@ from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import MOST_WORKERS, below_one, built, choice, not_negative, whole_number
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import THREADS, deterministic
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.network_adapter import copied, trainable
 from simba_lab.core.rng import stream
 from simba_lab.federation.harmony import ScannerHead, Weights, divided
@@ -287,7 +287,7 @@ def checked(reply: object, weights: Weights, site: str) -> dict[str, Any]:
         if weight.shape != sent.shape or weight.dtype != sent.dtype:
             allowed = f"of shape {tuple(sent.shape)} and type {sent.dtype}"
             value = f"{tuple(weight.shape)}, {weight.dtype}"
-            raise SiteError(f"{site}: {name}", value, allowed)
+            raise SiteError(f"{site}: {name}", Words(value), allowed)
         if not torch.isfinite(weight).all():
             problem = f"{site} replied with weights that are not finite: {name}."
             raise SiteError.problem(problem, "Look at its data and learning rate.")

@@ -11,7 +11,7 @@ import pandas as pd
 
 from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import whole_number
-from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.errors import SimbaError, UnknownNameError, Words
 from simba_lab.core.rng import stream
 from simba_lab.federation.sites import Site
 from simba_lab.synthesis.effects import CLASSES, Effect, Intensity
@@ -155,7 +155,7 @@ def _check_sites(scenario: Scenario, sites: Sequence[Site], **counts: int) -> No
     sizes = np.sum([_class_sizes(site) for site in sites], axis=0)
     if sizes.min() == 0:
         value = f"{sizes[0]} controls and {sizes[1]} patients"
-        raise SimbaError("sites", value, "sites that have both classes among them")
+        raise SimbaError("sites", Words(value), "sites that have both classes among them")
 
 
 def _class_sizes(site: Site) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 
 
 def replacing(values: np.ndarray | torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -35,7 +35,7 @@ def replacing(values: np.ndarray | torch.Tensor) -> Callable[[torch.Tensor], tor
         if batch.shape != output.shape:
             value = f"shape {tuple(batch.shape)} from row {start} of {len(rows)}"
             remedy = "Each row replaces one volume, once; make the edit anew for another pass."
-            raise SimbaError("values", value, f"of shape {tuple(output.shape)}", remedy)
+            raise SimbaError("values", Words(value), f"of shape {tuple(output.shape)}", remedy)
         start += len(batch)
         return batch.to(output)
 
@@ -85,7 +85,9 @@ def projecting_out(directions: np.ndarray | torch.Tensor) -> Callable[[torch.Ten
     """
     rows = _tensor(directions).double()
     if rows.numel() == 0 or rows.ndim == 0:
-        raise SimbaError("directions", f"shape {tuple(rows.shape)}", "at least one direction")
+        raise SimbaError(
+            "directions", Words(f"shape {tuple(rows.shape)}"), "at least one direction"
+        )
 
     def projected(output: torch.Tensor) -> torch.Tensor:
         shape = output.shape[1:]

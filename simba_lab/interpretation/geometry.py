@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from simba_lab.core.checks import whole_number
 from simba_lab.core.compute import in_threads
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.intervals import central, columns_of_central, counts_of
 from simba_lab.core.rng import stream
 from simba_lab.interpretation.probes.columns import (
@@ -214,7 +214,7 @@ def _regressors(
             raise SimbaError(f"factors[{name!r}]", values, "numbers") from error
     if not all(np.isfinite(column).all() for column in columns):
         remedy = "Leave out subjects without a value."
-        raise SimbaError("factors", "NaN or infinity", "finite", remedy)
+        raise SimbaError("factors", Words("NaN or infinity"), "finite", remedy)
     if not columns or any(column.ndim != 1 or len(column) != len(columns[0]) for column in columns):
         raise SimbaError("factors", [column.shape for column in columns], "of one shape (n,)")
     count = len(columns[0])
@@ -222,7 +222,7 @@ def _regressors(
     least = 2 * JACKKNIFE_PARTS
     if np.linalg.matrix_rank(design) < design.shape[1] or count < least:
         allowed = f"linearly independent, not constant, and over at least {least} subjects"
-        raise SimbaError("factors", f"{list(factors)} of {count} subjects", allowed)
+        raise SimbaError("factors", Words(f"{list(factors)} of {count} subjects"), allowed)
     return list(factors), design
 
 

@@ -19,7 +19,7 @@ from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import whole_number
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import Compute, deterministic, evaluating
-from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.errors import SimbaError, UnknownNameError, Words
 from simba_lab.core.network_adapter import outcome_of
 from simba_lab.interpretation.hooks import hooked, largest_call, layer_names, of_tensors
 from simba_lab.interpretation.spool import Spool
@@ -213,7 +213,7 @@ def _count(sources: list) -> int:
         raise SimbaError("volumes", type(sources[0]).__name__, "of a known length", remedy)
     count = sum(map(len, sources))
     if count < 2:
-        raise SimbaError("volumes", f"{count} volumes", "at least 2 volumes")
+        raise SimbaError("volumes", Words(f"{count} volumes"), "at least 2 volumes")
     return count
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from simba_lab.core.checks import MOST_PERMUTATIONS, choice, of_shape, positive, whole_number
 from simba_lab.core.compute import in_threads
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.intervals import central, jackknife_of_correlation
 from simba_lab.core.rng import stream
 from simba_lab.interpretation.probes.columns import Column, Grams, gram_of, refuse_twins, values_of
@@ -93,7 +93,7 @@ def cka(
     whole_number("permutations", permutations, least=0, most=MOST_PERMUTATIONS)
     networks = {"first": first} if second is None else {"first": first, "second": second}
     if not all(networks.values()):
-        raise SimbaError("recording", "no layers", "at least one layer")
+        raise SimbaError("recording", Words("no layers"), "at least one layer")
     for network in networks.values():
         refuse_twins(network)
     count = len(next(iter(first.values())))
@@ -161,7 +161,7 @@ def _groups(recording: Grams, given: Column | None, count: int) -> list[np.ndarr
     smallest = min(map(len, groups))
     if smallest < 5:
         raise SimbaError(
-            "recording", f"{smallest} subjects", "of at least 5 subjects in each group"
+            "recording", Words(f"{smallest} subjects"), "of at least 5 subjects in each group"
         )
     return groups
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 
 # Features multiplied at a time: large enough for a fast product, small enough for the memory.
 BLOCK_FEATURES, BLOCK_BYTES = 32768, 128 * 2**20
@@ -40,7 +40,7 @@ class Spool:
         # NaN and infinity show in the extremes, which take no memory to find.
         if not (np.isfinite(activations.min()) and np.isfinite(activations.max())):
             remedy = "Check weights and input volumes."
-            raise SimbaError(f"activations of {name}", "NaN or infinity", "finite", remedy)
+            raise SimbaError(f"activations of {name}", Words("NaN or infinity"), "finite", remedy)
         if name not in self.stores:
             self.shapes[name] = tuple(output.shape[1:])
             self.stores[name] = self._new(name, activations.shape[1])
@@ -61,7 +61,9 @@ class Spool:
         if needed > free:
             allowed = f"within the {free / 1e9:.1f} GB that are free"
             remedy = "Record fewer volumes or layers, or point TMPDIR to a larger disk."
-            raise SimbaError(f"activations of {name}", f"{needed / 1e9:.1f} GB", allowed, remedy)
+            raise SimbaError(
+                f"activations of {name}", Words(f"{needed / 1e9:.1f} GB"), allowed, remedy
+            )
         return FeatureMatrix(self.count, size, self.folder / f"{len(self.stores)}.f32")
 
     def _full(self, name: str) -> FeatureMatrix:
@@ -80,7 +82,9 @@ class Spool:
         if needed > self.memory_gb * 1e9:
             allowed = f"at most memory_gb={self.memory_gb}"
             remedy = "Ask for later layers or fewer volumes, or raise memory_gb."
-            raise SimbaError(f"activations of {name}", f"{needed / 1e9:.1f} GB", allowed, remedy)
+            raise SimbaError(
+                f"activations of {name}", Words(f"{needed / 1e9:.1f} GB"), allowed, remedy
+            )
         return np.concatenate(list(rows.blocks()), axis=1).reshape(self.count, *self.shapes[name])
 
     def gram(self, name: str) -> np.ndarray:

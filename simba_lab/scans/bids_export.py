@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from simba_lab.core.checks import choice, workers
 from simba_lab.core.cohort import Cohort
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.files import new_folder
 from simba_lab.scans.bids_description import (
     PIPELINE,
@@ -130,7 +130,7 @@ def _exportable(cohort: Cohort) -> SyntheticCohort:
         raise SimbaError("cohort", type(cohort).__name__, "a synthetic cohort", remedy)
     if not len(cohort) or not cohort.table.index.is_unique:
         allowed = "of at least one subject, none of them twice"
-        raise SimbaError("cohort", f"{len(cohort)} subjects", allowed)
+        raise SimbaError("cohort", Words(f"{len(cohort)} subjects"), allowed)
     labels = [camel(effect).lower() for effect in cohort.effects]
     if "" in labels or len(set(labels)) < len(labels) or "participant_id" in cohort.effects:
         allowed = "of effects whose names differ in the letters a-z and digits"

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedKFold
 
-from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.errors import SimbaError, UnknownNameError, Words
 from simba_lab.core.tables import check_complete, missing_in
 from simba_lab.synthesis.design import FOLDS
 from simba_lab.synthesis.scenario import RESERVED, SPLITS
@@ -71,7 +71,7 @@ def participants_table(rows: pd.DataFrame, path: Path, columns: Columns) -> pd.D
     least = int(table["label"].value_counts().min())
     if least < FOLDS:
         allowed = f"at least {FOLDS} subjects of each class"
-        raise SimbaError(_of(columns.label, path), f"{least} of one class", allowed)
+        raise SimbaError(_of(columns.label, path), Words(f"{least} of one class"), allowed)
     groups = [columns.groups] if isinstance(columns.groups, str) else columns.groups
     members = dict(groups) if isinstance(groups, Mapping) else dict.fromkeys(groups)
     for name, member in members.items():

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from simba_lab.core.checks import workers
 from simba_lab.core.cohort import Cohort, TwinCohort
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.files import atomic_write, strangers, write_json
 from simba_lab.core.fingerprint import code_fingerprint
 from simba_lab.core.tables import column_types, table_text
@@ -213,7 +213,7 @@ class _Writer:
             value = f"{_size(room)} free at {self.folder}"
             allowed = f"at least {_size(needed)} of free space"
             remedy = "Make room, write elsewhere, or raise spacing_mm."
-            raise SimbaError("folder", value, allowed, remedy)
+            raise SimbaError("folder", Words(value), allowed, remedy)
 
     def write_table(self, content: bytes) -> None:
         """Write the table, unless it is there already; another is not overwritten."""

@@ -15,7 +15,7 @@ from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import choice, seed_number
 from simba_lab.core.cohort import Source, TwinCohort
 from simba_lab.core.compute import torch_device
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.lattice import Lattice
 from simba_lab.synthesis.anatomy.template import Template
 from simba_lab.synthesis.design import MODES, design_table
@@ -201,7 +201,7 @@ class SyntheticCohort(TwinCohort):
         splits, design = np.unique(self["split"]), design_table(self.scenario, self.seed)
         if sorted(self.table.index) != sorted(design.index[design["split"].isin(splits)]):
             value, remedy = f"{len(self)} of its subjects", "Call unbiased() first, then where()."
-            raise SimbaError("cohort", value, "whole, or whole splits", remedy)
+            raise SimbaError("cohort", Words(value), "whole, or whole splits", remedy)
         control = synthesise(self.scenario.unbiased(), seed=self.seed)
         return replace(control.where(np.isin(control["split"], splits)), switches=self.switches)
 

@@ -10,7 +10,7 @@ import torch
 
 from simba_lab.core.checks import below_one
 from simba_lab.core.cohort import Cohort
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.intervals import BOOTSTRAPS, central
 from simba_lab.core.rng import stream
 from simba_lab.training.groups import groups_of
@@ -121,14 +121,14 @@ _Cells = dict[tuple[int, int], np.ndarray]
 def _cells(cohort: Cohort, by: str) -> _Cells:
     names, groups = groups_of(cohort, by)
     if len(names) != 2:
-        raise SimbaError(f"cohort[{by!r}]", f"{len(names)} groups", "of two groups")
+        raise SimbaError(f"cohort[{by!r}]", Words(f"{len(names)} groups"), "of two groups")
     cells = {}
     for label in (0, 1):
         for group in (0, 1):
             subjects = np.flatnonzero((cohort["label"] == label) & (groups == group))
             if len(subjects) == 0:
                 value = f"no members of class {label} in group {names[group]!r}"
-                raise SimbaError("cohort", value, "one with both groups in both classes")
+                raise SimbaError("cohort", Words(value), "one with both groups in both classes")
             cells[label, group] = subjects
     return cells
 

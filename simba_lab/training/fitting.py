@@ -16,7 +16,7 @@ import torch
 
 from simba_lab.core.cohort import Cohort, TwinCohort, with_twins
 from simba_lab.core.compute import laid_out
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.fingerprint import fingerprint
 from simba_lab.core.network_adapter import copied, trainable, with_gradients
 from simba_lab.core.remember import remembered
@@ -182,7 +182,9 @@ def fit_pair(
     """
     if not with_twins(cohort).biases:
         remedy = "Give the scenario a bias, or fit the network alone: fit(model, cohort)."
-        raise SimbaError("cohort", "one without a bias", "a cohort that has a control", remedy)
+        raise SimbaError(
+            "cohort", Words("one without a bias"), "a cohort that has a control", remedy
+        )
     control = cohort.unbiased()
     _check_classes(control)
     return Pair(fit(model, cohort, config, **options), fit(model, control, config, **options))
@@ -195,7 +197,7 @@ def _check_classes(cohort: Cohort) -> None:
         if len(set(classes)) < 2:
             value = f"{len(classes)} subjects of classes {sorted(set(classes))}"
             remedy = "Pass a whole cohort, with its train and validation parts."
-            raise SimbaError(f"cohort.{split}", value, "of both classes", remedy)
+            raise SimbaError(f"cohort.{split}", Words(value), "of both classes", remedy)
 
 
 def _fit(

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from simba_lab.core.cohort import Cohort
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.tables import check_complete
 
 
@@ -49,7 +49,9 @@ def groups_of(cohort: Cohort, by: str | Sequence[str] | None) -> tuple[list[str]
             "intersections of biases are always empty."
         )
         value = f"no members of group {empty!r}"
-        raise SimbaError(f"cohort[{by!r}]", value, "a column with members in all groups", remedy)
+        raise SimbaError(
+            f"cohort[{by!r}]", Words(value), "a column with members in all groups", remedy
+        )
     return names, numbers
 
 

@@ -10,7 +10,7 @@ import torch
 from simba_lab.core.batches import batches
 from simba_lab.core.cohort import Cohort, TwinCohort
 from simba_lab.core.compute import Compute, deterministic, evaluating
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.network_adapter import refuse_probabilities, responded
 from simba_lab.training.group_routed import GroupRouted
 from simba_lab.training.networks import logit
@@ -99,12 +99,12 @@ def finite(values: np.ndarray) -> np.ndarray:
     """Return logits, or raise an error that counts those that are no numbers."""
     values = np.asarray(values)
     if values.dtype.kind not in "fiub":
-        raise SimbaError("logits", f"values of type {values.dtype}", "numbers")
+        raise SimbaError("logits", Words(f"values of type {values.dtype}"), "numbers")
     wrong = int((~np.isfinite(values)).sum())
     if wrong:
         remedy = "Check the weights of the network, and its input volumes."
         value = f"{wrong} of {values.size} that are NaN or infinite"
-        raise SimbaError("logits", value, "finite", remedy)
+        raise SimbaError("logits", Words(value), "finite", remedy)
     return values
 
 
@@ -143,4 +143,4 @@ def _rendered_groups(by: str, volumes: object) -> np.ndarray:
 
 
 def _not_one_each(count: int, volumes: str) -> SimbaError:
-    return SimbaError("groups", f"{count} values", f"one for each of {volumes}")
+    return SimbaError("groups", Words(f"{count} values"), f"one for each of {volumes}")

@@ -13,7 +13,7 @@ import torch
 from simba_lab.core.border import checks_arguments
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.digests import damage, write_digests
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.files import new_folder, read_json, write_json
 from simba_lab.core.network_adapter import copied, trainable
 from simba_lab.training import tensor_files
@@ -85,7 +85,7 @@ class Run:
     def at(self, epoch: int) -> torch.nn.Module:
         """Return the network as it was after so many epochs; 0 is before the first."""
         if not self.snapshots:
-            raise SimbaError("run", "no snapshots", "fitted with FitConfig(snapshots=True)")
+            raise SimbaError("run", Words("no snapshots"), "fitted with FitConfig(snapshots=True)")
         if not isinstance(epoch, int) or not 0 <= epoch < len(self.snapshots):
             raise SimbaError("epoch", epoch, f"an integer from 0 to {len(self.snapshots) - 1}")
         model = copied(self.model)

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from simba_lab.core.batches import Feed
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import deterministic, laid_out
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.network_adapter import copied
 from simba_lab.training.config import FitConfig
 from simba_lab.training.identity import identity_of
@@ -71,7 +71,7 @@ def train(
         settings = f"{config.accelerator}, {config.devices} x, {config.precision}"
         allowed = "an accelerator and precision that exist here"
         remedy = f"Fabric says: {str(error).splitlines()[0]}"
-        raise SimbaError("config", settings, allowed, remedy) from error
+        raise SimbaError("config", Words(settings), allowed, remedy) from error
     # As one function: Fabric looks into arguments, and frozen dataclasses do not let it.
     call = partial(
         _trained,
@@ -273,7 +273,7 @@ class Trainer:
         )
         if not torch.isfinite(logits).all():
             remedy = "Look for NaN in the validation volumes, and lower the learning rate."
-            raise SimbaError("validation logits", "NaN or infinite", "finite", remedy)
+            raise SimbaError("validation logits", Words("NaN or infinite"), "finite", remedy)
         correct = ((logits > 0) == (self.labels > 0)).float()
         loss = self.objective.validation_loss(logits, self.labels)
         return {"validation_loss": loss, "validation_accuracy": correct.mean().item()}

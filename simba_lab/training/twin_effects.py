@@ -8,7 +8,7 @@ import torch
 
 from simba_lab.core.checks import Numbers
 from simba_lab.core.cohort import TwinCohort, effect_of
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.intervals import bootstrap_rows, columns_of_mean, paired_share, wilson
 from simba_lab.core.rng import stream
 from simba_lab.training.predictions import finite, logits
@@ -67,7 +67,7 @@ def twin_effect(
     (['logit', 'logit_low', 'logit_high', 'rate'], 1)
     """
     if len(cohort) < 2:
-        raise SimbaError("cohort", f"{len(cohort)} subjects", "at least 2 subjects")
+        raise SimbaError("cohort", Words(f"{len(cohort)} subjects"), "at least 2 subjects")
     off, on = twin_logits(model, cohort, effect=effect)
     control_logits = None if control is None else twin_logits(control, cohort, effect=effect)
     return twin_table(off, on, cohort, effect=effect, control=control_logits, seed=seed)

@@ -148,7 +148,7 @@ PROBABILITIES = {
 @pytest.mark.parametrize("end", PROBABILITIES)
 def test_probabilities_are_refused(end):
     model, x = Prepared(PROBABILITIES[end]).eval(), torch.rand(3, 1, 8, 8, 8)
-    with torch.no_grad(), pytest.raises(sb.SimbaError, match=r"logits.*got 'probabilities'.*logit"):
+    with torch.no_grad(), pytest.raises(sb.SimbaError, match=r"logits.*got probabilities.*logit"):
         refuse_probabilities(model, x, answer_of(model(x)))
 
 

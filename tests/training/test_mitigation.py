@@ -585,10 +585,10 @@ def test_mitigations_that_cannot_be_made_are_refused(make, says):
 def test_groups_that_lack_a_class_are_refused_by_name(cohort, name):
     for split in ("train", "validation"):
         gone = (cohort["split"] == split) & (cohort["bias"] == 1) & (cohort["label"] == 0)
-        says = rf"cohort\.{split}\['bias'\], group 1 must be .* got 'no members of class 0'"
+        says = rf"cohort\.{split}\['bias'\], group 1 must be .* got no members of class 0"
         with pytest.raises(sb.SimbaError, match=says):
             sb.fit(net(), cohort.where(~gone), SMALL, mitigation=name, cache=False)
-    with pytest.raises(sb.SimbaError, match=r"of at least two groups .* got '1 group'"):
+    with pytest.raises(sb.SimbaError, match=r"of at least two groups .* got 1 group"):
         sb.fit(net(), cohort.where(cohort["bias"] == 1), SMALL, mitigation=name, cache=False)
 
 

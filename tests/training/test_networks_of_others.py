@@ -19,14 +19,14 @@ def broken():
 
 @pytest.mark.parametrize("verb", [sb.disparity, sb.twin_effect, sb.evaluate, sb.interchange])
 def test_logits_of_nan_are_no_gap_of_zero(cohort, broken, verb):
-    with pytest.raises(sb.SimbaError, match=r"logits must be finite, got '\d+ of \d+ that are NaN"):
+    with pytest.raises(sb.SimbaError, match=r"logits must be finite, got \d+ of \d+ that are NaN"):
         verb(broken, cohort.test)
 
 
 def test_given_logits_of_nan_are_refused(cohort):
     scores = np.zeros(len(cohort.test))
     scores[3] = np.nan
-    with pytest.raises(sb.SimbaError, match=f"got '1 of {len(scores)} that are NaN"):
+    with pytest.raises(sb.SimbaError, match=f"got 1 of {len(scores)} that are NaN"):
         sb.disparity(scores, cohort.test)
     with pytest.raises(sb.SimbaError, match="logits must be finite"):
         sb.training.twin_table(np.zeros(len(scores)), scores, cohort.test)
@@ -35,7 +35,7 @@ def test_given_logits_of_nan_are_refused(cohort):
 @pytest.mark.parametrize("verb", [sb.evaluate, sb.twin_effect, sb.interchange])
 def test_probabilities_are_not_taken_for_logits(cohort, verb):
     model = nn.Sequential(sb.SimBANet((2, 4)), nn.Sigmoid())
-    with pytest.raises(sb.SimbaError, match="got 'probabilities'"):
+    with pytest.raises(sb.SimbaError, match="got probabilities"):
         verb(model, cohort.test)
 
 
@@ -64,7 +64,7 @@ def program(cohort, make):
 def test_a_program_of_torchscript_is_called_so(cohort, name, verb):
     model = program(cohort, PROGRAMS[name])
     assert np.isfinite(sb.logits(model, cohort.test)).all()  # all that it can be asked
-    with pytest.raises(sb.SimbaError, match="got 'a program that TorchScript made of one'"):
+    with pytest.raises(sb.SimbaError, match="got a program that TorchScript made of one"):
         VERBS[verb](model, cohort.test)
 
 
@@ -91,14 +91,14 @@ def test_one_of_several_routed_networks_may_not_give_probabilities(cohort, end):
     )
     networks = [sb.SimBANet((2, 4)), of_probabilities]
     model = sb.training.GroupRouted(networks, "bias", [0, 1])
-    with pytest.raises(sb.SimbaError, match="got 'probabilities'"):
+    with pytest.raises(sb.SimbaError, match="got probabilities"):
         sb.logits(model, cohort.test, batch_size=2)
     sb.logits(model, cohort.test.where(cohort.test["bias"] == 0))  # the network is not asked
 
 
 def test_a_network_of_probabilities_is_not_trained(cohort):
     model = nn.Sequential(sb.SimBANet((2, 4)), nn.Sigmoid())
-    with pytest.raises(sb.SimbaError, match="got 'probabilities'"):
+    with pytest.raises(sb.SimbaError, match="got probabilities"):
         sb.fit(model, cohort, CONFIG, cache=False)
 
 

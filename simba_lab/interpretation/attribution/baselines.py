@@ -9,7 +9,7 @@ import numpy as np
 
 from simba_lab.core.checks import choice
 from simba_lab.core.cohort import Cohort, TwinCohort, effect_of
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ def baselines_of(
     if isinstance(baseline, Cohort):
         if len(baseline) != len(cohort) or baseline.lattice.shape != shape:
             given = f"{len(baseline)} volumes of shape {baseline.lattice.shape}"
-            raise SimbaError("baseline", given, f"{len(cohort)} volumes of shape {shape}")
+            raise SimbaError("baseline", Words(given), f"{len(cohort)} volumes of shape {shape}")
         check_twins(cohort, baseline, effect)
         return Baselines(baseline)
     if effect is not None:
@@ -64,7 +64,7 @@ def baselines_of(
     if values.shape not in ((), shape):
         raise SimbaError("baseline", values.shape, f"a number, a cohort, or of shape {shape}")
     if not np.isfinite(values).all():
-        raise SimbaError("baseline", "NaN or infinity", "finite")
+        raise SimbaError("baseline", Words("NaN or infinity"), "finite")
     return Baselines(np.ascontiguousarray(np.broadcast_to(values, shape)))
 
 
@@ -82,7 +82,7 @@ def check_twins(cohort: Cohort, twins: Cohort, effect: str | None) -> None:
     if twins.identity != cohort.identity or not np.array_equal(*subjects):
         raise SimbaError(
             "baseline",
-            "other subjects",
+            Words("other subjects"),
             "the twins of the cohort, in its order",
             "Take cohort.twin(without=...), or one volume for all subjects, such as 'mean'.",
         )
@@ -97,7 +97,7 @@ def check_twins(cohort: Cohort, twins: Cohort, effect: str | None) -> None:
     if set(differing) - set([effect] if effect else differing[:1]):
         raise SimbaError(
             "baseline",
-            f"twins that differ in {' and '.join(differing)}",
+            Words(f"twins that differ in {' and '.join(differing)}"),
             f"twins that differ in {effect or 'one effect'} alone",
             "Switch one effect at a time: a sum over two says nothing about either.",
         )

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from simba_lab.core.checks import Numbers
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.intervals import ENDS, PROBE_BOOTSTRAPS, bootstrap_rows
 from simba_lab.core.rng import stream
 
@@ -106,6 +106,6 @@ def _checked(
     for name, values in (("before", first), ("after", last), ("direction", bias)):
         if not np.isfinite(values).all():
             remedy = "Leave out subjects without a value."
-            raise SimbaError(name, "NaN or infinity", "finite", remedy)
+            raise SimbaError(name, Words("NaN or infinity"), "finite", remedy)
     first, last = first.reshape(len(first), -1), last.reshape(len(first), -1)
     return first, last, np.broadcast_to(bias.reshape(-1, first.shape[1]), first.shape)

@@ -18,7 +18,7 @@ from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import whole_number
 from simba_lab.core.cohort import Cohort, with_twins
 from simba_lab.core.compute import Compute, deterministic
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.files import atomic_write, new_folder
 from simba_lab.core.lattice import Lattice
 from simba_lab.core.network_adapter import with_gradients
@@ -182,7 +182,7 @@ def attribute(
     if target is not None:
         whole_number("target", target, least=0, remedy="It is the position of an output.")
     if not len(cohort):
-        raise SimbaError("cohort", "0 subjects", "not empty")
+        raise SimbaError("cohort", Words("0 subjects"), "not empty")
     baselines = baselines_of(baseline, cohort, effect=effect)
     with deterministic(compute.threads):
         plan = plan_of(model, cohort, method, target=target, compute=compute)
@@ -298,7 +298,7 @@ def _check_finite(maps: np.ndarray, changes: list[dict[str, float]], batch: Batc
         problem = "At the baseline the network, or its derivative, is NaN or infinite."
         raise SimbaError.problem(problem, remedy)
     remedy = "Check the weights of the network, and its input volumes."
-    raise SimbaError("maps", "NaN or infinity", "finite", remedy)
+    raise SimbaError("maps", Words("NaN or infinity"), "finite", remedy)
 
 
 def _volumes(cohort: Cohort, keep: bool) -> Iterator[np.ndarray]:

@@ -9,7 +9,7 @@ import torch
 
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import Compute
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.network_adapter import refuse_probabilities, responded
 from simba_lab.interpretation.attribution.explained_network import (
     ExplainedNetwork,
@@ -109,7 +109,7 @@ def plan_of(
         answer = responded(explained.network, volume)
     if not torch.isfinite(answer).all():
         remedy = "Check the weights of the network, and its input volumes."
-        raise SimbaError("logits", "NaN or infinite", "finite", remedy)
+        raise SimbaError("logits", Words("NaN or infinite"), "finite", remedy)
     if target is None:
         refuse_probabilities(explained.network, volume, answer)
     method.check(explained, volume)

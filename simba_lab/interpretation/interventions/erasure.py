@@ -14,7 +14,7 @@ from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import Numbers
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import Compute
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.rng import stream
 from simba_lab.interpretation.hooks import edit
 from simba_lab.interpretation.interventions.twin_pairs import chosen_layers, twins_of
@@ -61,7 +61,7 @@ class Erasure:
         if flat.shape[1] != len(self.mean):
             given, allowed = f"{flat.shape[1]} per volume", f"{len(self.mean)} per volume"
             remedy = "The concept was erased from another layer, or volumes had another size."
-            raise SimbaError("activations", given, allowed, remedy)
+            raise SimbaError("activations", Words(given), allowed, remedy)
         left, right, mean = (
             values.to(output.device, torch.float64) for values in (self.left, self.right, self.mean)
         )
@@ -144,9 +144,9 @@ def leaces(
     for target in targets:
         if len(flat) != len(target):
             allowed = f"one for each of the {len(flat)} volumes"
-            raise SimbaError("concept", f"{len(target)} values", allowed)
+            raise SimbaError("concept", Words(f"{len(target)} values"), allowed)
         if not np.isfinite(target).all():
-            raise SimbaError("concept", "NaN or infinity", "finite")
+            raise SimbaError("concept", Words("NaN or infinity"), "finite")
     mean = torch.from_numpy(flat.mean(axis=0))
     centred, *targets = _centred(given, flat, *targets)
     for target in targets:
@@ -206,7 +206,7 @@ def _centred(given: np.ndarray | None, *values: np.ndarray) -> tuple[np.ndarray,
         known = np.unique(np.asarray(given), return_inverse=True)[1]
     if len(known) != count:
         allowed = f"one for each of the {count} volumes"
-        raise SimbaError("given", f"{len(known)} values", allowed)
+        raise SimbaError("given", Words(f"{len(known)} values"), allowed)
     means = means_within(known, known)
     return tuple(value - means @ value for value in values)
 
@@ -307,7 +307,7 @@ def _concept(
         return [cohort], cohort["label" if concept == "disease" else concept], known
     if given is not None:
         remedy = "Twins differ in nothing else. To erase differences of groups pass the column."
-        raise SimbaError("given", "a variable", f"None with concept={concept!r}", remedy)
+        raise SimbaError("given", Words("a variable"), f"None with concept={concept!r}", remedy)
     bias = next(iter(cohort.biases), None) if concept == "random" else concept
     if bias is None:
         return [cohort], random_concept(len(cohort), seed), None

@@ -15,7 +15,7 @@ from torch.nn.functional import adaptive_max_pool3d, max_pool3d
 from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import choice, whole_number
 from simba_lab.core.cohort import TwinCohort
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 
 REST = "rest"
 
@@ -90,7 +90,9 @@ class Channels(Parts):
         """Refuse a layer without channels."""
         if not shape:
             remedy = 'Use by="block" for it.'
-            raise SimbaError(f"layer {layer}", "one number per volume", "one with channels", remedy)
+            raise SimbaError(
+                f"layer {layer}", Words("one number per volume"), "one with channels", remedy
+            )
 
     def masks(self, shape: tuple[int, ...], voxels: Voxels) -> Masks:
         """Return masks of shape (1, C, 1, ...), named after the first and the last channel."""
@@ -171,7 +173,7 @@ class Regions(Parts):
                 mask = np.asarray(mask)
                 if mask.dtype != bool or mask.shape not in (shape, (len(cohort), *shape)):
                     value, allowed = f"{mask.dtype} of shape {mask.shape}", f"bool of shape {shape}"
-                    raise SimbaError(f"regions[{name!r}]", value, f"{allowed} or (n, ...)")
+                    raise SimbaError(f"regions[{name!r}]", Words(value), f"{allowed} or (n, ...)")
                 makers[name] = partial(_mask_of, mask)
             return makers
         names = [self.regions] if isinstance(self.regions, str) else list(self.regions)

@@ -12,7 +12,7 @@ from torch import nn
 
 from simba_lab.core.cohort import Cohort, TwinCohort, effect_of, with_twins
 from simba_lab.core.compute import Compute, deterministic, evaluating
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.network_adapter import refuse_probabilities, responded, unwrapped
 from simba_lab.interpretation.hooks import check_heeded, editing, largest_call, layer_names
 from simba_lab.training.group_routed import GroupRouted
@@ -46,12 +46,12 @@ def twins_of(cohort: Cohort | Sequence[Cohort], effect: str) -> tuple[TwinCohort
     if not isinstance(cohort, Cohort):
         if len(cohort) != 2:
             allowed = "two: without the effect, and with it"
-            raise SimbaError("twins", f"{len(cohort)} cohorts", allowed)
+            raise SimbaError("twins", Words(f"{len(cohort)} cohorts"), allowed)
         off, on = (with_twins(twins, "twins") for twins in cohort)
         _check_twins(off, on, effect)
         return off, on
     if len(cohort) < 2:
-        raise SimbaError("cohort", f"{len(cohort)} subjects", "at least 2 subjects")
+        raise SimbaError("cohort", Words(f"{len(cohort)} subjects"), "at least 2 subjects")
     twins = effect_of(cohort, effect)
     return twins.twin(without=effect), twins.twin(carrying=effect)
 
@@ -63,21 +63,21 @@ def _check_twins(off: TwinCohort, on: TwinCohort, effect: str) -> None:
     )
     effect_of(off, effect)
     if len(off) < 2:
-        raise SimbaError("twins", f"{len(off)} subjects", "at least 2 subjects")
+        raise SimbaError("twins", Words(f"{len(off)} subjects"), "at least 2 subjects")
     if off.identity != on.identity or not off.table.equals(on.table):
         allowed = "the same subjects in the same order"
-        raise SimbaError("twins", "different subjects", allowed, remedy)
+        raise SimbaError("twins", Words("different subjects"), allowed, remedy)
     for index, subject in enumerate(off.table.index):
         before, after = off.magnitudes(index), on.magnitudes(index)
         if before[effect] != 0 or after[effect] == 0:
             magnitudes = f"{before[effect]:.3g} and at {after[effect]:.3g}"
             value = f"subject {subject} with {effect} at {magnitudes}"
             allowed = f"without {effect} in the first cohort and with it in the second"
-            raise SimbaError("twins", value, allowed, remedy)
+            raise SimbaError("twins", Words(value), allowed, remedy)
         differing = [name for name in before if name != effect and before[name] != after[name]]
         if differing:
             value = f"subject {subject}, which differs in {', '.join(differing)} too"
-            raise SimbaError("twins", value, f"different in {effect} only", remedy)
+            raise SimbaError("twins", Words(value), f"different in {effect} only", remedy)
 
 
 def check_disjoint(train: Cohort, test: Cohort, field: str = "test") -> None:
@@ -158,7 +158,7 @@ def running(model: nn.Module, compute: Compute | None) -> Iterator[Network]:
     if isinstance(model, GroupRouted):
         raise SimbaError(
             "model",
-            "GroupRouted",
+            Words("GroupRouted"),
             "one network for all subjects",
             f"It has one for each value of {model.by}: look at model.networks one by one.",
         )

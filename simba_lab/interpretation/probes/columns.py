@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from simba_lab.core.checks import of_shape
-from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.errors import SimbaError, UnknownNameError, Words
 from simba_lab.core.tables import check_complete
 
 Grams = Mapping[str, np.ndarray]
@@ -109,5 +109,5 @@ def gram_of(recording: Grams, layer: str, count: int, field: str = "recording") 
     name = f"{field}[{layer!r}]"
     gram = of_shape(name, np.asarray(recording[layer], np.float64), (count, count))
     if not np.isfinite(gram).all():
-        raise SimbaError(name, "NaN or infinity", "finite")
+        raise SimbaError(name, Words("NaN or infinity"), "finite")
     return gram

@@ -9,7 +9,7 @@ from typing import overload
 import numpy as np
 
 from simba_lab.core.checks import choice, of_shape
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 from simba_lab.interpretation.probes.columns import (
     Column,
     Grams,
@@ -158,11 +158,11 @@ def probe_target(target: np.ndarray, given: np.ndarray | None, kind: str) -> Pro
     """Return the target with values coded from 0; an error says what is wrong with the target."""
     choice("kind", kind, KINDS)
     if target.ndim != 1:
-        raise SimbaError("target", f"shape {target.shape}", "one value per subject")
+        raise SimbaError("target", Words(f"shape {target.shape}"), "one value per subject")
     remedy = "Leave out subjects without a value."
     numeric = np.issubdtype(target.dtype, np.number)
     if numeric and not np.isfinite(target).all():
-        raise SimbaError("target", "NaN or infinity", "finite", remedy)
+        raise SimbaError("target", Words("NaN or infinity"), "finite", remedy)
     try:
         levels, coded = np.unique(target, return_inverse=True)
     except TypeError as error:
@@ -170,7 +170,7 @@ def probe_target(target: np.ndarray, given: np.ndarray | None, kind: str) -> Pro
         raise SimbaError("target", types, "of one type", remedy) from error
     if len(levels) < 2:
         value = f"{levels.tolist()} for everybody"
-        raise SimbaError("target", value, "of at least two different values")
+        raise SimbaError("target", Words(value), "of at least two different values")
     if kind == "auto":
         # Ages in whole years are measured; a few whole numbers are names of classes.
         measured = numeric and (
@@ -219,6 +219,6 @@ def octants(components: np.ndarray) -> np.ndarray:
     if components.dtype.kind not in "biuf":
         raise SimbaError("components", components, "numbers")
     if components.ndim != 2:
-        raise SimbaError("components", f"shape {components.shape}", "of shape (n, k)")
+        raise SimbaError("components", Words(f"shape {components.shape}"), "of shape (n, k)")
     signs = components > np.median(components, axis=0)
     return signs @ (1 << np.arange(signs.shape[1]))

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import MOST_PERMUTATIONS, choice, whole_number
 from simba_lab.core.compute import in_threads
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.intervals import columns_of_central, counts_of
 from simba_lab.core.rng import stream
 from simba_lab.interpretation.probes.columns import Column, Floors, Grams, floors_by_name, values_of
@@ -133,7 +133,7 @@ def probe(
     ['pixels', 'block1', 'block2']
     """
     if not recording:
-        raise SimbaError("recording", "no layers", "at least one layer")
+        raise SimbaError("recording", Words("no layers"), "at least one layer")
     settings = settings or ProbeSettings()
     whole_number("permutations", permutations, least=0, most=MOST_PERMUTATIONS)
     design = probe_design(recording, target, given, folds, kind=settings.kind, seed=settings.seed)

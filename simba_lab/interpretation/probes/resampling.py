@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.intervals import PROBE_BOOTSTRAPS
 from simba_lab.interpretation.probes.folds import Split
 
@@ -28,10 +28,10 @@ def labellings_of(
     """Return random labels, equal within a type, for half of the types each."""
     levels, coded = np.unique(types, return_inverse=True)
     if len(coded) != sum(len(test) for _, test in split):
-        raise SimbaError("types", f"{len(coded)} values", "one per volume")
+        raise SimbaError("types", Words(f"{len(coded)} values"), "one per volume")
     if len(levels) < 4 or any(set(coded[train]) != set(coded) for train, _ in split):
         allowed = "at least 4 types that occur in every training fold"
-        raise SimbaError("types", f"{len(levels)} types", allowed, "Use fewer components.")
+        raise SimbaError("types", Words(f"{len(levels)} types"), allowed, "Use fewer components.")
     halves = [generator.permutation(np.arange(len(levels)) % 2) for _ in range(LABELLINGS)]
     return [half[coded] for half in halves]
 

@@ -9,7 +9,7 @@ from nibabel.affines import apply_affine, voxel_sizes
 from scipy.ndimage import map_coordinates
 from scipy.spatial import cKDTree
 
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.lattice import Lattice
 from simba_lab.scans.planting.placement import Placement, Registration, placement_of
 from simba_lab.scans.planting.scan import Scan
@@ -136,11 +136,11 @@ def _levels(scan: Scan, survey: Survey, template: Template) -> tuple[float, floa
     white = float(np.percentile(intensities, 99))
     if white <= 0 or intensities.min() == intensities.max():
         allowed = "an image with signal in the template's brain"
-        raise SimbaError("scan", f"a white level of {white:g}", allowed, REGISTER)
+        raise SimbaError("scan", Words(f"a white level of {white:g}"), allowed, REGISTER)
     likeness = float(np.corrcoef(intensities / white, expected[brain])[0, 1])
     if abs(likeness) < LEAST_LIKENESS:
         value = f"an image with a correlation of {likeness:.2f}"
         allowed = f"like the template in its brain (a correlation of at least {LEAST_LIKENESS})"
         remedy = f"Its orientation or position is wrong. {REGISTER}"
-        raise SimbaError("scan", value, allowed, remedy)
+        raise SimbaError("scan", Words(value), allowed, remedy)
     return white, float(np.mean(intensities / white))

@@ -16,7 +16,7 @@ from sklearn.decomposition import PCA
 
 from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import is_number, of_shape
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.lattice import Lattice
 from simba_lab.synthesis.anatomy.modes import subject_lattice
 from simba_lab.synthesis.anatomy.template import Template, load_template
@@ -89,7 +89,7 @@ class PCASubjects:
         for name, dtype in types.items():
             array = np.array(getattr(self, name), dtype=dtype, order="C")
             if not np.isfinite(array).all():
-                raise SimbaError(f"variability.{name}", "NaN or infinity", "finite")
+                raise SimbaError(f"variability.{name}", Words("NaN or infinity"), "finite")
             array.setflags(write=False)
             object.__setattr__(self, name, array)
         shape, count = (*self.lattice.shape, 3), len(self.variance_mm2)
@@ -141,7 +141,7 @@ class PCASubjects:
         most = len(matrix) - 1
         if most < 1:
             value, remedy = f"{len(matrix)} fields", "A hundred are better."
-            raise SimbaError("fields", value, "at least two fields", remedy)
+            raise SimbaError("fields", Words(value), "at least two fields", remedy)
         if components is not None and not (
             isinstance(components, int | np.integer) and 0 <= components <= most
         ):

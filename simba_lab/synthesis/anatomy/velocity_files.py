@@ -14,7 +14,7 @@ from scipy.ndimage import map_coordinates
 from tqdm.auto import tqdm
 
 from simba_lab.core.checks import choice
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.files import read_json, write_new
 from simba_lab.core.lattice import Lattice
 from simba_lab.core.unfinished import disk_errors
@@ -119,7 +119,9 @@ def _vectors(image: nib.Nifti1Image, field: str, value: str) -> tuple[np.ndarray
         allowed = "of shape (X, Y, Z, 3) or (X, Y, Z, 1, 3)"
         raise SimbaError(field, image.shape, allowed, "Vectors come last.")
     if np.prod(shape, dtype=object) > 3 * MOST_VOXELS or dtype.kind not in "iuf":
-        raise SimbaError(field, f"{shape} {dtype}", f"of at most {MOST_VOXELS:,} real vectors")
+        raise SimbaError(
+            field, Words(f"{shape} {dtype}"), f"of at most {MOST_VOXELS:,} real vectors"
+        )
     affine = np.asarray(image.affine, float)
     coded = int(image.header["sform_code"]) > 0 or int(image.header["qform_code"]) > 0
     if not coded or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:

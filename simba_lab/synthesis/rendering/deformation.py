@@ -14,7 +14,7 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from simba_lab.core.checks import of_shape
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.lattice import Lattice
 from simba_lab.synthesis.kernels import differences, interpolation
 
@@ -146,7 +146,7 @@ def _checked(vectors: np.ndarray, lattice: Lattice, name: str) -> np.ndarray:
     """Return a field of shape (3, X, Y, Z) interleaved."""
     of_shape(name, vectors, (3, *lattice.shape), "Axes are (component, x, y, z).")
     if not np.isfinite(vectors).all():
-        raise SimbaError(name, "NaN or infinity", "finite")
+        raise SimbaError(name, Words("NaN or infinity"), "finite")
     return interleaved(np.asarray(vectors))
 
 

@@ -15,7 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import Count, Positive
 from simba_lab.core.cohort import Cohort
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 from simba_lab.training.mitigation.objective import Forward, Mitigation, Objective, Progress
 from simba_lab.training.mitigation.reweighing import Reweighed
 from simba_lab.training.networks import logit
@@ -73,7 +73,7 @@ class _Unlearning(Reweighed):
         super().__init__(train, validation, options.by)
         if len(self.values) != 2:
             field, value = f"cohort[{options.by!r}]", f"{len(self.values)} groups"
-            raise SimbaError(field, value, "of two groups for unlearning")
+            raise SimbaError(field, Words(value), "of two groups for unlearning")
         self.options = options
         # Both groups count the same within each class (or overall): otherwise the larger group is
         # always a good guess.

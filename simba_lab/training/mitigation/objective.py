@@ -15,7 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from simba_lab.core.border import checks_arguments
 from simba_lab.core.cohort import Cohort
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.network_adapter import copied
 from simba_lab.core.rng import stream
 from simba_lab.training.config import FitConfig
@@ -146,12 +146,12 @@ class Mitigation(metaclass=ABCMeta):
         groups, allowed = np.unique(cohort[self.by]), "of at least two groups with both classes"
         remedy = "Raise the number of subjects, or choose a prevalence between 0 and 1."
         if len(groups) < 2:
-            raise SimbaError(f"cohort[{self.by!r}]", f"{len(groups)} group", allowed, remedy)
+            raise SimbaError(f"cohort[{self.by!r}]", Words(f"{len(groups)} group"), allowed, remedy)
         for split, group, label in product(("train", "validation"), groups.tolist(), (0, 1)):
             members = (cohort["split"] == split) & (cohort[self.by] == group)
             if not (members & (cohort["label"] == label)).any():
                 field = f"cohort.{split}[{self.by!r}], group {group}"
-                raise SimbaError(field, f"no members of class {label}", allowed, remedy)
+                raise SimbaError(field, Words(f"no members of class {label}"), allowed, remedy)
         if config.devices > 1 and self.one_device:
             remedy = "Devices do not share what it learns about the groups."
             raise SimbaError("config.devices", config.devices, f"1 for {self.name}", remedy)

@@ -102,7 +102,7 @@ def test_a_baseline_that_gives_nan_is_refused(subjects, method):
 
 
 def test_networks_without_logits_are_not_explained(subjects):
-    with pytest.raises(sb.SimbaError, match="got 'probabilities'"):
+    with pytest.raises(sb.SimbaError, match="got probabilities"):
         sb.attribute(nn.Sequential(sb.SimBANet((2, 4)), nn.Sigmoid()), subjects)
     broken = sb.SimBANet((2, 4))
     broken.readout.bias.data.fill_(float("nan"))

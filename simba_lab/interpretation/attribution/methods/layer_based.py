@@ -14,7 +14,7 @@ from torch import nn
 
 from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import positive
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.network_adapter import layers_by_name
 from simba_lab.interpretation.attribution.explained_network import ExplainedNetwork
 from simba_lab.interpretation.attribution.methods.method import Batch, Method
@@ -82,7 +82,7 @@ class DeepLift(Method):
             "tolerance, and read the maps with it."
         )
         allowed = f"at most the tolerance of {self.tolerance}"
-        raise SimbaError("completeness error of deep_lift", value, allowed, remedy)
+        raise SimbaError("completeness error of deep_lift", Words(value), allowed, remedy)
 
     def maps(self, batch: Batch) -> torch.Tensor:
         """Return what each voxel contributes to the output, shape (N, 1, X, Y, Z)."""
@@ -196,7 +196,7 @@ class GradCAM(Method):
         if len(shape) != 5 or np.prod(shape[2:]) < 2:
             raise SimbaError(
                 "layer",
-                f"{layer}, whose output has the shape {shape}",
+                Words(f"{layer}, whose output has the shape {shape}"),
                 "a layer with a spatial extent: (N, channels, X, Y, Z)",
                 "Name a block before the volume is averaged away.",
             )
