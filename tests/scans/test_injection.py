@@ -627,7 +627,7 @@ def creased(image):
             lambda scan: nib.Nifti1Image(
                 np.zeros((*scan.shape, 3), np.float32)[:, :48], scan.affine
             ),
-            "covers the region",
+            "does not cover the region",
         ),
         (
             lambda scan: nib.Nifti1Image(

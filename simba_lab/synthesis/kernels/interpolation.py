@@ -134,8 +134,8 @@ def _extent(
     px,
     py,
     oz,
-    displacement_origin_z,
-    displacement_spacing,
+    shift_origin_z,
+    shift_spacing,
     near,
     near_origin,
     near_inverse,
@@ -149,10 +149,7 @@ def _extent(
         x = (px + line[0, k] - near_origin[0]) * near_inverse
         y = (py + line[1, k] - near_origin[1]) * near_inverse
         z = (
-            displacement_origin_z
-            + np.float32(k) * displacement_spacing
-            + line[2, k]
-            - near_origin[2]
+            shift_origin_z + np.float32(k) * shift_spacing + line[2, k] - near_origin[2]
         ) * near_inverse
         a = min(max(int(x + np.float32(0.5)), 0), near.shape[0] - 1)
         b = min(max(int(y + np.float32(0.5)), 0), near.shape[1] - 1)
@@ -160,8 +157,8 @@ def _extent(
         if near[a, b, c]:
             first = min(first, k)
             last = k
-    low = (displacement_origin_z + np.float32(first - 1) * displacement_spacing - oz) * out_inverse
-    high = (displacement_origin_z + np.float32(last + 1) * displacement_spacing - oz) * out_inverse
+    low = (shift_origin_z + np.float32(first - 1) * shift_spacing - oz) * out_inverse
+    high = (shift_origin_z + np.float32(last + 1) * shift_spacing - oz) * out_inverse
     if last < 0:
         return 0, 0
     return (
@@ -175,9 +172,9 @@ def sample(
     image,
     image_origin,
     image_inverse,
-    displacement,
-    displacement_origin,
-    displacement_inverse,
+    shift,
+    shift_origin,
+    shift_inverse,
     local,
     local_shape,
     local_origin,
@@ -197,7 +194,7 @@ def sample(
     Parameters
     ----------
     image : float32 (X, Y, Z)
-    displacement : float32 (A, B, C, 3)
+    shift : float32 (A, B, C, 3)
         Displacement of the subject, in mm.
     local : float32 (total,)
         Displacements of the effects, flattened one after the other, in mm; `local_shape`,
@@ -206,27 +203,25 @@ def sample(
         The volume; written. Origins and spacings are in mm; "inverse" is one over the spacing.
     """
     nx, ny, nz = out.shape
-    cz = displacement.shape[2]
+    cz = shift.shape[2]
     line = np.empty((3, cz), np.float32)
     one = np.float32(1)
-    displacement_spacing, out_inverse = one / displacement_inverse, one / out_spacing
+    shift_spacing, out_inverse = one / shift_inverse, one / out_spacing
     for i in range(nx):
         px = out_origin[0] + np.float32(i) * out_spacing
-        ci, wi = _cell((px - displacement_origin[0]) * displacement_inverse, displacement.shape[0])
+        ci, wi = _cell((px - shift_origin[0]) * shift_inverse, shift.shape[0])
         for j in range(ny):
             py = out_origin[1] + np.float32(j) * out_spacing
-            cj, wj = _cell(
-                (py - displacement_origin[1]) * displacement_inverse, displacement.shape[1]
-            )
+            cj, wj = _cell((py - shift_origin[1]) * shift_inverse, shift.shape[1])
             # One bilinear blend per row leaves a linear interpolation per voxel.
             w00, w01, w10, w11 = (one - wi) * (one - wj), (one - wi) * wj, wi * (one - wj), wi * wj
             for k in range(cz):
                 for d in range(3):
                     line[d, k] = (
-                        w00 * displacement[ci, cj, k, d]
-                        + w01 * displacement[ci, cj + 1, k, d]
-                        + w10 * displacement[ci + 1, cj, k, d]
-                        + w11 * displacement[ci + 1, cj + 1, k, d]
+                        w00 * shift[ci, cj, k, d]
+                        + w01 * shift[ci, cj + 1, k, d]
+                        + w10 * shift[ci + 1, cj, k, d]
+                        + w11 * shift[ci + 1, cj + 1, k, d]
                     )
             begin, end = 0, nz
             if near.size:
@@ -235,8 +230,8 @@ def sample(
                     px,
                     py,
                     out_origin[2],
-                    displacement_origin[2],
-                    displacement_spacing,
+                    shift_origin[2],
+                    shift_spacing,
                     near,
                     near_origin,
                     near_inverse,
@@ -245,7 +240,7 @@ def sample(
                 )
             for k in range(begin, end):
                 pz = out_origin[2] + np.float32(k) * out_spacing
-                ck, wk = _cell((pz - displacement_origin[2]) * displacement_inverse, cz)
+                ck, wk = _cell((pz - shift_origin[2]) * shift_inverse, cz)
                 x = px + line[0, ck] + wk * (line[0, ck + 1] - line[0, ck])
                 y = py + line[1, ck] + wk * (line[1, ck + 1] - line[1, ck])
                 z = pz + line[2, ck] + wk * (line[2, ck + 1] - line[2, ck])
