@@ -108,7 +108,7 @@ def twin_table(
     for values in (off, on, *(control or ())):
         if finite(values).shape != (len(cohort),):
             allowed = f"one for each of the {len(cohort)} subjects"
-            raise SimbaError("logits", f"an array of shape {values.shape}", allowed)
+            raise SimbaError("logits", Words(f"an array of shape {values.shape}"), allowed)
     magnitude, change, turned = cohort[f"{effect}_magnitude"], on - off, _turned(off, on)
     count = len(change)
     rows = bootstrap_rows(stream(seed, "evaluation", f"twin effect/{effect}"), count)
