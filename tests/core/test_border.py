@@ -9,7 +9,8 @@ import pytest
 
 import simba_lab as sb
 from simba_lab.core.border import checks_arguments
-from simba_lab.core.hints import Mismatch, kind_of
+from simba_lab.core.hints import kind_of
+from simba_lab.core.kinds import Mismatch
 
 TEXT = "subjects: x\ndisease: {region: Insula_L, amplitude_mm: 2}"
 

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from simba_lab.core.hints import Rule
+from simba_lab.core.kinds import Rule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,7 @@ from scipy.ndimage import binary_erosion
 from simba_lab.book.figures.canvas import COLOURS, new
 from simba_lab.core.checks import of_shape, positive
 from simba_lab.core.errors import SimbaError
-from simba_lab.core.hints import Rule
+from simba_lab.core.kinds import Rule
 
 
 def montage(volume: np.ndarray, affine: np.ndarray, at_mm: Sequence[float]) -> np.ndarray:
