@@ -15,6 +15,7 @@ from .interpretation.probes.probing import probe
 from .interpretation.recording import record
 from .interpretation.similarity import cka
 from .scans.bids_export import export_bids
+from .scans.planting.verb import plant
 from .scans.readers import read_bids
 from .scans.saving import save_cohort
 from .scans.stores import open_cohort
@@ -69,6 +70,7 @@ __all__ = [
     "logits",
     "matched",
     "open_cohort",
+    "plant",
     "probe",
     "probes",
     "read_bids",

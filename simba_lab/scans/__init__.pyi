@@ -2,6 +2,8 @@ from .bids_export import export_bids
 from .datasets import CohortDataset
 from .planting.injection import Injected, inject
 from .planting.placement import DisplacementField
+from .planting.planted_cohort import PlantedCohort
+from .planting.verb import plant
 from .preparation import Preparation
 from .readers import NameColumns, read_bids, read_simba, read_table
 from .saving import save_cohort
@@ -13,12 +15,14 @@ __all__ = [
     "DisplacementField",
     "Injected",
     "NameColumns",
+    "PlantedCohort",
     "Preparation",
     "ScanCohort",
     "Store",
     "export_bids",
     "inject",
     "open_cohort",
+    "plant",
     "read_bids",
     "read_simba",
     "read_table",

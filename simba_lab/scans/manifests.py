@@ -46,6 +46,8 @@ class Manifest(BaseModel):
     # Stores of earlier versions have neither.
     columns: dict[str, Annotated[str, Field(pattern=TYPES)]] = Field(default_factory=dict)
     digest: Sha256 | None = None
+    # Where the scans of a planted cohort are.
+    sources: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _agreeing(self) -> Manifest:

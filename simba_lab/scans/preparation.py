@@ -84,10 +84,7 @@ class Preparation:
         TemplateError
             If a file is missing, is damaged, or lies elsewhere than the template.
         """
-        template = self.template
-        template = load_template(template) if isinstance(template, str) else template
-        lattice = template.output_lattice(check_spacing(self.spacing_mm))
-        reference = _reference(template, lattice)
+        template, lattice, reference = self._target()
         brain_mm = nib.affines.apply_affine(lattice.affine, np.argwhere(reference > BACKGROUND))
         text = "" if table is None else table.to_csv(lineterminator="\n")
         digest = blake2b(text.encode(), digest_size=16)
@@ -109,11 +106,48 @@ class Preparation:
             "align": self.align,
             "rescale": bool(self.rescale),
         }
+        return self.reopened(paths, identity)
+
+    def reopened(self, paths: Mapping[int, Path], identity: dict[str, Any]) -> PreparedImages:
+        """Return the volumes to come of files that `images` looked at before.
+
+        Parameters
+        ----------
+        paths : mapping of int to path
+        identity : dict
+            That they had then.
+        """
+        template, lattice, reference = self._target()
         centre = None
         if self.align == "centre":
             centre = _centre_mm(template.image(), template.name, "template")
         rescale = bool(self.rescale)
-        return PreparedImages(dict(paths), lattice, reference, centre, rescale, identity)
+        return PreparedImages(
+            dict(paths), lattice, reference, centre, rescale, identity, self.template
+        )
+
+    def _target(self) -> tuple[Template, Lattice, np.ndarray]:
+        """Return the template, the lattice, and the template's T1 on it."""
+        template = self.template
+        template = load_template(template) if isinstance(template, str) else template
+        lattice = template.output_lattice(check_spacing(self.spacing_mm))
+        return template, lattice, _reference(template, lattice)
+
+
+@dataclass(frozen=True, eq=False)
+class Adjustment:
+    """How one image was brought to the lattice, so that another version of it can be, alike.
+
+    Parameters
+    ----------
+    offset_mm : ndarray, shape (3,), optional
+        By how much it was moved; None if its affine was taken as it is.
+    factor : float, optional
+        By how much it was scaled; None if it was not.
+    """
+
+    offset_mm: np.ndarray | None = None
+    factor: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +169,8 @@ class PreparedImages:
         Whether each image's 99th percentile in the brain is scaled to that of the reference.
     identity : dict
         What the volumes follow from.
+    template : str or Template
+        The template of the preparation.
     """
 
     paths: Mapping[int, Path]
@@ -143,6 +179,7 @@ class PreparedImages:
     centre_mm: np.ndarray | None
     rescale: bool
     identity: dict[str, Any]
+    template: str | Template = "icbm2009c"
 
     def array(self, subject: int) -> np.ndarray:
         """Return the volume of one subject: float32, shape (X, Y, Z).
@@ -152,13 +189,15 @@ class PreparedImages:
         TemplateError
             If the file is damaged or shows nothing where the template has its brain.
         """
+        return self.adjusted(subject)[0]
+
+    def adjusted(self, subject: int) -> tuple[np.ndarray, Adjustment]:
+        """Return the volume of one subject, and how its image was moved and scaled."""
         path, name = self.paths[int(subject)], f"image of subject {subject}"
-        image = read_nifti(path, name)
+        image, offset, factor = read_nifti(path, name), None, None
         if self.centre_mm is not None:
             offset = self.centre_mm - _centre_mm(image, path, name)
-            affine = nib.affines.from_matvec(np.eye(3), offset) @ image.affine
-            image = nib.Nifti1Image(image.dataobj, affine)
-        volume = np.maximum(_on_lattice(image, self.lattice), 0)
+        volume = self.sampled(image, offset)
         brain = self.reference > BACKGROUND
         bright = brain & (volume > 0)
         if not bright.any():
@@ -166,8 +205,16 @@ class PreparedImages:
             remedy = "It is empty or in another space; align='centre' moves it to the template."
             raise TemplateError(name, str(path), allowed, remedy)
         if self.rescale:
-            volume *= np.percentile(self.reference[brain], 99) / np.percentile(volume[bright], 99)
-        return volume
+            factor = np.percentile(self.reference[brain], 99) / np.percentile(volume[bright], 99)
+            volume *= factor
+        return volume, Adjustment(offset, factor)
+
+    def sampled(self, image: nib.Nifti1Image, offset_mm: np.ndarray | None) -> np.ndarray:
+        """Return a moved image at the points of the lattice, not scaled: float32, (X, Y, Z)."""
+        if offset_mm is not None:
+            affine = nib.affines.from_matvec(np.eye(3), offset_mm) @ image.affine
+            image = nib.Nifti1Image(image.dataobj, affine)
+        return np.maximum(_on_lattice(image, self.lattice), 0)
 
 
 @lru_cache(maxsize=4)

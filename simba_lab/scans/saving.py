@@ -26,6 +26,8 @@ from simba_lab.core.fingerprint import code_fingerprint
 from simba_lab.core.tables import column_types, table_text
 from simba_lab.core.unfinished import disk_errors, is_unfinished
 from simba_lab.scans.manifests import FORMAT, digest_of
+from simba_lab.scans.planting.planted_cohort import PlantedCohort
+from simba_lab.scans.planting.sources import sources_of
 from simba_lab.scans.stores import (
     LOCK,
     MANIFEST,
@@ -111,7 +113,7 @@ def save_cohort(
 
 
 def _stored(cohort: AnyCohort, folder: Path) -> AnyCohort:
-    field = "store" if isinstance(cohort, SyntheticCohort) else "source"
+    field = "store" if isinstance(cohort, TwinCohort) else "source"
     return replace(cohort, **{field: read_store(folder)})  # type: ignore[type-var]
 
 
@@ -134,16 +136,19 @@ def _head(cohort: Cohort) -> dict[str, Any]:
         "dtype": "<f4",
         "spacing_mm": cohort.lattice.spacing_mm,
         "origin_mm": list(cohort.lattice.origin_mm),
-        "versions": versions(),
+        "versions": versions(cohort),
         "subjects": cohort.table.index.tolist(),
         "table_sha256": hashlib.sha256(table).hexdigest(),
     }
 
 
-def versions() -> dict[str, str]:
+def versions(cohort: Cohort) -> dict[str, str]:
     """Return what the bytes of a volume depend on beside its cohort: libraries, and the code."""
     libraries = {name: version(name) for name in ("numpy", "numba", "scipy")}
-    return libraries | {"rendering": code_fingerprint(SyntheticCohort)}
+    code = {"rendering": code_fingerprint(SyntheticCohort)}
+    if isinstance(cohort, PlantedCohort):
+        code["planting"] = code_fingerprint(PlantedCohort)
+    return libraries | code
 
 
 @contextmanager
@@ -256,6 +261,8 @@ class _Writer:
     def manifest(self, checksums: list[str], cohort: Cohort) -> dict[str, Any]:
         """Return what the manifest of a complete store holds."""
         values = self.head | {"sha256": checksums, "columns": column_types(cohort.table)}
+        if isinstance(cohort, PlantedCohort):
+            values["sources"] = sources_of(cohort.source)
         values = json.loads(json.dumps(values))
         return values | {"digest": digest_of(values)}
 

@@ -25,6 +25,8 @@ from simba_lab.core.files import read_json
 from simba_lab.core.lattice import Lattice
 from simba_lab.core.tables import parse_table
 from simba_lab.scans.manifests import broken, check_people, manifest_of
+from simba_lab.scans.planting.planted_cohort import PlantedCohort
+from simba_lab.scans.planting.sources import source_of
 from simba_lab.scans.scan_cohort import ScanCohort
 from simba_lab.synthesis.scenario import Scenario
 from simba_lab.synthesis.synthetic_cohort import SyntheticCohort
@@ -129,7 +131,8 @@ def open_cohort(folder: str | Path, *, verify: bool = False) -> Cohort:
     """Return the cohort of a store.
 
     Volumes are read when they are asked for, and compared with their checksums. Twins of a
-    synthetic cohort are rendered from its scenario.
+    synthetic cohort are rendered from its scenario, those of a planted cohort from the files of the
+    scans, which have to be where they were.
 
     Parameters
     ----------
@@ -139,7 +142,7 @@ def open_cohort(folder: str | Path, *, verify: bool = False) -> Cohort:
 
     Returns
     -------
-    SyntheticCohort or ScanCohort
+    SyntheticCohort, PlantedCohort or ScanCohort
         As it was saved.
 
     Raises
@@ -162,6 +165,8 @@ def open_cohort(folder: str | Path, *, verify: bool = False) -> Cohort:
         store.verify()
     table = _table_of(store)
     origin = store.identity["cohort"]
+    if "planted" in origin:
+        return _planted(store, table)
     if "scenario" not in origin:
         return ScanCohort(table, store)
     try:
@@ -169,6 +174,18 @@ def open_cohort(folder: str | Path, *, verify: bool = False) -> Cohort:
         return SyntheticCohort(scenario, int(origin["seed"]), table, store.switches, store)
     except (KeyError, TypeError, ValueError) as error:
         raise broken(store.folder / MANIFEST, f"Its cohort cannot be used: {error}.") from error
+
+
+def _planted(store: Store, table: pd.DataFrame) -> PlantedCohort:
+    path = store.folder / MANIFEST
+    manifest = manifest_of(read_manifest(store.folder), path)
+    try:
+        source = source_of(manifest.cohort, manifest.sources, table)
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        if isinstance(error, SimbaError):
+            raise
+        raise broken(path, f"Its cohort cannot be used: {error}.") from error
+    return PlantedCohort(table, source, store.switches, store)
 
 
 def _table_of(store: Store) -> pd.DataFrame:

@@ -77,7 +77,8 @@ def encoding_and_use(
         how much it falls when the bias is erased in this layer, with a 95 % interval over subjects,
         and ``removed_random``, the same for a random direction; ``disease``, the change of the
         logit that the disease makes between the mean control and the mean patient, for scale;
-        ``use``, removed / disease, with interval (NaN if the network ignores the disease).
+        ``use``, removed / disease, with interval (NaN if the network ignores the disease). These
+        are NaN for scans whose disease has no twins: nobody planted it.
 
     Raises
     ------
@@ -111,7 +112,8 @@ def encoding_and_use(
         floors=[layers_of(network, audience) for network in untrained],
         permutations=0,
     )
-    pairs = {name: [twin.arrays() for twin in twins_of(test, name)] for name in (effect, "disease")}
+    known = [name for name in (effect, "disease") if name in test.effects]
+    pairs = {name: [twin.arrays() for twin in twins_of(test, name)] for name in known}
 
     def response(name: str) -> np.ndarray:
         off, on = pairs[name]
@@ -119,7 +121,9 @@ def encoding_and_use(
 
     total = response(effect)
     bootstrap = bootstrap_rows(stream(seed, "encoding and use", effect), len(test))
-    disease, disease_draws = _class_difference(test, response("disease"), bootstrap)
+    disease, disease_draws = np.nan, np.full(len(bootstrap), np.nan)
+    if "disease" in known:
+        disease, disease_draws = _class_difference(test, response("disease"), bootstrap)
     concepts = {name: twin_concept(audience, name, seed) for name in (effect, "random")}
     twins, rows = list(twins_of(audience, effect)), []
     for layer in names:

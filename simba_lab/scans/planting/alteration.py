@@ -9,7 +9,7 @@ from nibabel.affines import voxel_sizes
 from scipy.ndimage import gaussian_filter, map_coordinates, maximum_filter, minimum_filter
 
 from simba_lab.core.errors import SimbaError
-from simba_lab.core.lattice import FWHM_PER_SIGMA
+from simba_lab.core.lattice import FWHM_PER_SIGMA, Lattice
 from simba_lab.core.rng import stream
 from simba_lab.scans.planting.placed_scan import PlacedScan
 from simba_lab.synthesis.rendering.flows import LocalFlow
@@ -91,21 +91,11 @@ def _moved(
     reach = 2 * survey.strides
     low = np.maximum(near.min(axis=1) - reach, 0)
     high = np.minimum(near.max(axis=1) + reach + 1, placed.scan.stored.shape)
-    # Sampling undoes first the effect that was applied last.
-    displacements = [
-        (np.moveaxis(flow.at(magnitude), -1, 0), flow.lattice)
-        for flow, magnitude in reversed(flows)
-    ]
+    displacements = displacements_of(flows)
     moving, sources = [], []
     for voxels in _slabs(low, high):
         points = placement.template_mm(voxels)
-        moved = points.copy()
-        for displacement, lattice in displacements:
-            index = (moved - np.reshape(lattice.origin_mm, (3, 1))) / lattice.spacing_mm
-            moved += [
-                map_coordinates(component, index, order=1, mode="constant")
-                for component in displacement
-            ]
+        moved = followed(points, displacements)
         far = np.linalg.norm(moved - points, axis=0) > LEAST_MOVE_MM
         moving.append(voxels[:, far])
         sources.append(placement.voxels(moved[:, far], voxels[:, far]))
@@ -115,6 +105,29 @@ def _moved(
         raise SimbaError.problem(problem, "Register over a larger field of view.")
     placement.check_invertible(np.concatenate([voxels, positions], axis=1))
     return voxels, positions
+
+
+def displacements_of(flows: Sequence[tuple[LocalFlow, float]]) -> list[tuple[np.ndarray, Lattice]]:
+    """Return the displacements of deformations, (3, A, B, C) in mm, in the order of sampling."""
+    # Sampling undoes first the effect that was applied last.
+    return [
+        (np.moveaxis(flow.at(magnitude), -1, 0), flow.lattice)
+        for flow, magnitude in reversed(flows)
+    ]
+
+
+def followed(
+    points_mm: np.ndarray, displacements: Sequence[tuple[np.ndarray, Lattice]]
+) -> np.ndarray:
+    """Return where the tissue at points of the template, (3, N), comes from, (3, N), in mm."""
+    moved = points_mm.copy()
+    for displacement, lattice in displacements:
+        index = (moved - np.reshape(lattice.origin_mm, (3, 1))) / lattice.spacing_mm
+        moved += [
+            map_coordinates(component, index, order=1, mode="constant")
+            for component in displacement
+        ]
+    return moved
 
 
 def _slabs(low: np.ndarray, high: np.ndarray) -> Iterator[np.ndarray]:

@@ -13,13 +13,13 @@ from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import choice, is_number, seed_number
 from simba_lab.core.errors import SimbaError
 from simba_lab.scans.planting.alteration import deformed, exposed
-from simba_lab.scans.planting.placed_scan import place
+from simba_lab.scans.planting.placed_scan import PlacedScan, place
 from simba_lab.scans.planting.placement import Registration
 from simba_lab.scans.planting.scan import open_scan, save_as_stored
 from simba_lab.synthesis.anatomy.template import Template, load_template
 from simba_lab.synthesis.anatomy.variability import Variability
 from simba_lab.synthesis.effects import EXAMPLE, Effect, Intensity, Morphology, magnitude_in
-from simba_lab.synthesis.rendering.flows import local_flow
+from simba_lab.synthesis.rendering.flows import LocalFlow, local_flow
 from simba_lab.synthesis.rendering.scanner import Scanner
 
 # Beyond this magnitude an effect should have another amplitude or strength.
@@ -165,17 +165,9 @@ def inject(
     }
     original = open_scan(scan)
     placed = place(original, to_template, template)
-    stored = original.stored.copy()
-    if flows:
-        for name, flow in flows.items():
-            placed.check_region(shapes[name].region, flow.lattice)
-        stored = deformed(placed, [(flow, amounts[name]) for name, flow in flows.items()])
-    scanner = usual = Scanner(pivot=placed.brain_mean)
-    for name, effect in named.items():
-        if isinstance(effect, Intensity):
-            scanner = scanner.with_effect(effect, amounts[name], template)
-    if scanner != usual:
-        stored = exposed(placed, stored, scanner, seed)
+    for name, flow in flows.items():
+        placed.check_region(shapes[name].region, flow.lattice)
+    stored = altered(placed, named, amounts, flows, seed)
     # In float64: differences of unsigned integers would wrap around.
     difference = np.subtract(stored, original.stored, dtype=np.float64)
     changed = np.abs(difference) * abs(original.slope) > threshold * placed.white
@@ -184,6 +176,36 @@ def inject(
         original.with_stored(original.stored),
         original.mask_image(changed),
     )
+
+
+def altered(
+    placed: PlacedScan,
+    effects: Mapping[str, Effect],
+    magnitudes: Mapping[str, float],
+    flows: Mapping[str, LocalFlow],
+    seed: int,
+) -> np.ndarray:
+    """Return the stored numbers of a scan with effects in it: of its type, shape (X, Y, Z).
+
+    Parameters
+    ----------
+    placed : PlacedScan
+    effects : mapping of name to effect
+        In the order in which they are applied.
+    magnitudes : mapping of name to float
+    flows : mapping of name to LocalFlow
+        Those of the `Morphology` effects.
+    seed : int
+        Of the noise of an ``Intensity("noise", ...)``.
+    """
+    stored = placed.scan.stored.copy()
+    if flows:
+        stored = deformed(placed, [(flow, magnitudes[name]) for name, flow in flows.items()])
+    scanner = usual = Scanner(pivot=placed.brain_mean)
+    for name, effect in effects.items():
+        if isinstance(effect, Intensity):
+            scanner = scanner.with_effect(effect, magnitudes[name], placed.template)
+    return stored if scanner == usual else exposed(placed, stored, scanner, seed)
 
 
 def _named(effects: object) -> dict[str, Effect]:
