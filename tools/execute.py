@@ -112,6 +112,11 @@ class Chapter:
         """Where its process writes the executed notebook."""
         return self.folder / "executed.ipynb"
 
+    @property
+    def log(self) -> Path:
+        """Where its whole message is, if it failed."""
+        return FAILURES / f"{self.name}.txt"
+
     def start(self) -> None:
         """Start its process."""
         self.folder = Path(tempfile.mkdtemp(prefix="simba-lab-"))
@@ -161,6 +166,8 @@ class Chapter:
         if self.result.is_file():
             notebook, total = nbformat.read(self.result, as_version=4), self.elapsed()
             self.seconds = {"total": round(total, 1)} | cell_seconds(notebook)
+            for cell in notebook.cells:  # a cell with other metadata is another to the cache
+                cell.metadata.pop("execution", None)
             bundle = CacheBundleIn(notebook, str(self.path), data={"execution_seconds": total})
             cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
         elif self.result.with_suffix(".json").is_file():
@@ -231,6 +238,7 @@ def run_all(chapters: list[Chapter], cache, workers: int) -> None:
                 seconds = chapter.elapsed()
                 chapter.finish(cache)
                 keep_times(chapter)
+                keep_error(chapter)
                 running.remove(chapter)
                 finished += 1
                 seconds_left = sum(map(expected, queue))
@@ -273,17 +281,21 @@ def read_times() -> dict[str, dict[str, float]]:
         return {}
 
 
+def keep_error(chapter: Chapter) -> None:
+    """Write down the whole message of a chapter that failed, before the others have ended."""
+    if chapter.error:
+        chapter.error = re.sub(r"\x1b\[[0-9;]*m", "", chapter.error)  # colours of a terminal
+        chapter.log.parent.mkdir(parents=True, exist_ok=True)
+        chapter.log.write_text(chapter.error, encoding="utf-8")
+
+
 def explain(chapter: Chapter) -> str:
-    """Return what failed, where, and what to do, in five lines; the whole is in a file."""
-    FAILURES.mkdir(parents=True, exist_ok=True)
-    log = FAILURES / f"{chapter.name}.txt"
-    chapter.error = re.sub(r"\x1b\[[0-9;]*m", "", chapter.error)  # colours of a terminal
-    log.write_text(chapter.error, encoding="utf-8")
+    """Return what failed, where, and what to do, in five lines."""
     lines = [line for line in chapter.error.splitlines() if line.strip()]
     return (
         f"\nChapter {chapter.name} failed in cell {chapter.cell}:\n"
         f"  {lines[-1][:300] if lines else 'no message'}\n"
-        f"  The whole message is in {os.path.relpath(log)}; the other chapters are kept.\n"
+        f"  The whole message is in {os.path.relpath(chapter.log)}; the other chapters are kept.\n"
         f"  To look: jupyter lab {os.path.relpath(chapter.path)}\n"
         "  To go on when it is mended: make book"
     )

@@ -114,7 +114,7 @@ def test_volumes_by_hand_are_taken_in_every_form(volumes):
 @pytest.mark.parametrize(
     ("volumes", "says"),
     [
-        (VOLUMES[0], r"volumes\[0\] .*shape \(3, 4\)'\. Put a single volume into a list"),
+        (VOLUMES[0], r"volumes\[0\] .*shape \(3, 4\)\. Put a single volume into a list"),
         (np.stack([VOLUMES] * 2, axis=1), r"shape \(2, 2, 3, 4\)"),
         ([VOLUMES[0], VOLUMES[1, 1:]], r"volumes\[1\] must be of shape \(2, 3, 4\)"),
         (

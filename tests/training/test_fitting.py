@@ -168,14 +168,14 @@ def checkpoint(cohort, tmp_path, monkeypatch):
 def test_checkpoints_of_another_fit_are_refused_and_say_what_differs(cohort, checkpoint, scenario):
     noisier = sb.synthesise(scenario.replace(noise=0.02), seed=0)
     for arguments, message in (
-        ((sb.SimBANet((4, 16)), cohort, SMALL), "Another network"),
-        ((net(1), cohort, SMALL), "Another network"),
-        ((net(), noisier, SMALL), "Another cohort"),
-        ((net(), cohort, SMALL.replace(learning_rate=1e-3)), "Another config"),
+        ((sb.SimBANet((4, 16)), cohort, SMALL), "another network"),
+        ((net(1), cohort, SMALL), "another network"),
+        ((net(), noisier, SMALL), "another cohort"),
+        ((net(), cohort, SMALL.replace(learning_rate=1e-3)), "another config"),
     ):
         with pytest.raises(sb.SimbaError, match=message):
             sb.fit(*arguments, cache=False, checkpoint=checkpoint)
-    with pytest.raises(sb.SimbaError, match="Another mitigation"):
+    with pytest.raises(sb.SimbaError, match="another mitigation"):
         sb.fit(net(), cohort, SMALL, cache=False, checkpoint=checkpoint, mitigation="reweighing")
 
 
