@@ -41,6 +41,12 @@ Share = Annotated[float, Rule("a number from 0 to 1", lambda value: 0 <= value <
 Positive = Annotated[float, Rule("a finite number above 0", lambda value: 0 < value < np.inf)]
 
 
+def columns(*names: str) -> Rule:
+    """Return the rule for a table that must have certain columns, or levels of its index."""
+    words = f"a table with {', '.join(names)}"
+    return Rule(words, lambda table: {*names} <= {*table.columns, *table.index.names})
+
+
 def whole_number(
     field: str, value: object, *, least: int = 1, most: int = MOST, remedy: str = ""
 ) -> int:

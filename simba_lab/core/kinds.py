@@ -69,6 +69,8 @@ def any_number(value: Any, path: str) -> float:
     value = plain_number(value)
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise Mismatch(path, value, "a finite number")
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        raise Mismatch(path, value, "a number of at most 308 digits")
     return value
 
 

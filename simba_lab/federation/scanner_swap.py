@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import torch
 
-from simba_lab.core.checks import of_shape
+from simba_lab.core.checks import columns, of_shape
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.core.intervals import bootstrap_rows, central
@@ -143,7 +144,7 @@ def site_effects(
     return pd.DataFrame(columns, index=pd.Index(names, name="site"))
 
 
-def site_uptake(effects: pd.DataFrame) -> float:
+def site_uptake(effects: Annotated[pd.DataFrame, columns("ideal", "logit")]) -> float:
     """Return the share of the ideal shifts that a network takes: slope of ``logit`` on ``ideal``.
 
     It is 0 for a network that ignores the site, and 1 for one that uses the site as an ideal reader

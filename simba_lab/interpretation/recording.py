@@ -16,7 +16,7 @@ from torch import nn
 
 from simba_lab.core.batches import batches
 from simba_lab.core.border import checks_arguments
-from simba_lab.core.checks import whole_number
+from simba_lab.core.checks import Count, whole_number
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import Compute, deterministic, evaluating
 from simba_lab.core.errors import SimbaError, UnknownNameError, Words
@@ -107,7 +107,7 @@ def record(
     layers: Sequence[str] | None = None,
     pixels: bool = True,
     activations: Sequence[str] = (),
-    batch_size: int = 16,
+    batch_size: Count = 16,
     compute: Compute | None = None,
 ) -> Recording:
     """Return the Gram matrix of every layer's full, unpooled activations, from one pass.

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from simba_lab.core.checks import MOST_PERMUTATIONS, choice, of_shape, positive, whole_number
+from simba_lab.core.checks import (
+    MOST_PERMUTATIONS,
+    choice,
+    columns,
+    of_shape,
+    positive,
+    whole_number,
+)
 from simba_lab.core.compute import in_threads
 from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.intervals import central, jackknife_of_correlation
@@ -258,7 +265,9 @@ def _shuffled(
     return total
 
 
-def cka_matrix(table: pd.DataFrame, column: str = "cka") -> pd.DataFrame:
+def cka_matrix(
+    table: Annotated[pd.DataFrame, columns("first", "second")], column: str = "cka"
+) -> pd.DataFrame:
     """Return a column of the table of `cka` as a matrix: first network by second network.
 
     Examples
@@ -270,6 +279,6 @@ def cka_matrix(table: pd.DataFrame, column: str = "cka") -> pd.DataFrame:
     >>> sb.interpretation.cka_matrix(sb.cka(grams)).shape
     (2, 2)
     """
-    wide = table[column].unstack("second")
+    wide = table[choice("column", column, table.columns)].unstack("second")
     rows = table.index.get_level_values("first").unique()
     return wide.loc[rows, table.index.get_level_values("second").unique()]

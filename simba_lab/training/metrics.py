@@ -13,6 +13,7 @@ from fairlearn.metrics import MetricFrame
 from scipy.special import expit
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
+from simba_lab.core.checks import Count
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.intervals import delong, wilson
 from simba_lab.training.groups import groups_of
@@ -117,7 +118,7 @@ def calibration(
     cohort: Cohort,
     *,
     by: str | Sequence[str] | None = "bias",
-    bins: int = BINS,
+    bins: Count = BINS,
 ) -> pd.DataFrame:
     """Return predicted and observed frequency of the disease, in bins of equal size, per group.
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from simba_lab.core.border import checks_arguments
-from simba_lab.core.checks import Share, choice, mapping
+from simba_lab.core.checks import Seed, Share, choice, mapping
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.network_adapter import answer_of
 
@@ -114,7 +114,7 @@ class SimBANet(BlockNetwork):
         stem: str = "stride",
         pool: str = "early",
         dropout: Share = 0.0,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         choice("activation", activation, ACTIVATIONS)
@@ -217,7 +217,7 @@ class ResNet3D(BlockNetwork):
         *,
         norm: str = "batch",
         dropout: Share = 0.0,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         choice("norm", norm, NORMS)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from simba_lab.core.batches import batches
+from simba_lab.core.checks import Count
 from simba_lab.core.cohort import Cohort, TwinCohort
 from simba_lab.core.compute import Compute, deterministic, evaluating
 from simba_lab.core.errors import SimbaError, Words
@@ -21,7 +22,7 @@ def logits(
     volumes: Cohort | Iterable[np.ndarray],
     *,
     groups: np.ndarray | None = None,
-    batch_size: int = 16,
+    batch_size: Count = 16,
     compute: Compute | None = None,
 ) -> np.ndarray:
     """Return the logit of the disease for each volume, float64, shape (n,).

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from simba_lab.book.figures.canvas import COLOURS, GROUP_COLOURS, Tables, legend, new
+from simba_lab.core.checks import columns
 
 # Of several kinds of network in one chart.
 STYLES = (("vermilion", "o-"), ("blue", "s--"), ("green", "^:"), ("purple", "D-."))
@@ -245,7 +247,11 @@ def plane(
     return figure
 
 
-def groups_on_axis(table: pd.DataFrame, *, title: str) -> Figure:
+def groups_on_axis(
+    table: Annotated[pd.DataFrame, columns("layer", "group", "position", "low", "high")],
+    *,
+    title: str,
+) -> Figure:
     """Return where the four groups lie on the disease axis of each layer, from `projections`."""
     layers = table.index.get_level_values("layer").unique()
     figure = new(figsize=(7.2, 0.55 * len(layers) + 1.5), layout="constrained")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from simba_lab.book.figures.canvas import COLOURS, GROUP_COLOURS, Tables, legend, new
+from simba_lab.core.checks import choice, columns
 
 if TYPE_CHECKING:
     from simba_lab.experiments.dose_response import Surface
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 FAIR = 0.05
 
 
-def rates(table: pd.DataFrame, *, title: str) -> Figure:
+def rates(
+    table: Annotated[pd.DataFrame, columns("accuracy", "tpr", "fpr", "n", "ceiling")], *, title: str
+) -> Figure:
     """Return accuracy, TPR and FPR per group from `evaluate`, and the ceiling of the accuracy."""
     figure = new(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
@@ -72,6 +75,8 @@ def intervals(
     reference : float, optional
         Drawn as a line, such as the value of no effect.
     """
+    for name in (value, f"{value}_low", f"{value}_high"):
+        choice("value", name, table.columns)
     figure = new(figsize=(7, 0.38 * len(table) + 1.4), layout="constrained")
     axes = figure.subplots()
     groups = table["kind"] if "kind" in table else pd.Series("", index=table.index)
@@ -105,7 +110,11 @@ def intervals(
     return figure
 
 
-def learning(history: pd.DataFrame, *, title: str) -> Figure:
+def learning(
+    history: Annotated[pd.DataFrame, columns("train_loss", "validation_loss", "kept")],
+    *,
+    title: str,
+) -> Figure:
     """Return training and validation loss over the epochs of a run, and the epoch that was kept."""
     figure = new(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()

@@ -140,6 +140,7 @@ def leaces(
 ) -> list[Erasure]:
     """Return the erasure of each of several concepts alone; parameters are those of `leace`."""
     flat = np.asarray(activations, np.float64).reshape(len(activations), -1)
+    concepts = [np.atleast_1d(concept) for concept in concepts]
     targets = [np.asarray(concept, np.float64).reshape(len(concept), -1) for concept in concepts]
     for target in targets:
         if len(flat) != len(target):

@@ -26,7 +26,7 @@ def labellings_of(
     types: np.ndarray, split: Split, generator: np.random.Generator
 ) -> list[np.ndarray]:
     """Return random labels, equal within a type, for half of the types each."""
-    levels, coded = np.unique(types, return_inverse=True)
+    levels, coded = np.unique(np.atleast_1d(types), return_inverse=True)
     if len(coded) != sum(len(test) for _, test in split):
         raise SimbaError("types", Words(f"{len(coded)} values"), "one per volume")
     if len(levels) < 4 or any(set(coded[train]) != set(coded) for train, _ in split):
