@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -131,6 +132,12 @@ def leace(
     return leaces(activations, [concept], given=given, shrinkage=shrinkage)[0]
 
 
+def _rows(values: np.ndarray) -> np.ndarray:
+    """Return values as float64, one row for each volume."""
+    rows = np.atleast_1d(np.asarray(values, np.float64))
+    return rows.reshape(len(rows), math.prod(rows.shape[1:]))
+
+
 def leaces(
     activations: np.ndarray,
     concepts: Sequence[np.ndarray],
@@ -139,9 +146,8 @@ def leaces(
     shrinkage: bool = True,
 ) -> list[Erasure]:
     """Return the erasure of each of several concepts alone; parameters are those of `leace`."""
-    flat = np.asarray(activations, np.float64).reshape(len(activations), -1)
-    concepts = [np.atleast_1d(concept) for concept in concepts]
-    targets = [np.asarray(concept, np.float64).reshape(len(concept), -1) for concept in concepts]
+    flat = _rows(activations)
+    targets = [_rows(concept) for concept in concepts]
     for target in targets:
         if len(flat) != len(target):
             allowed = f"one for each of the {len(flat)} volumes"
