@@ -46,7 +46,8 @@ types:
 	@echo "Types"
 	@mypy
 
-# These run two at a time: threads that wait leave the core to the other. Alone, waiting busily is faster.
+# These run side by side: threads that wait leave the core to the others. Alone, waiting busily is faster.
+# Unit tests run three at a time: those of the federation wait most of their time.
 doctests unit chapters: export OMP_WAIT_POLICY := passive
 
 doctests:
@@ -55,7 +56,7 @@ doctests:
 
 unit:
 	@echo "Unit tests"
-	@pytest -n 2 --dist loadfile -q
+	@pytest -n 3 --dist loadfile -q
 
 chapters:
 	@echo "Chapters"
