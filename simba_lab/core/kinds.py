@@ -70,7 +70,7 @@ def any_number(value: Any, path: str) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise Mismatch(path, value, "a finite number")
     if isinstance(value, int) and abs(value) > sys.float_info.max:
-        raise Mismatch(path, value, "a number of at most 308 digits")
+        raise Mismatch(path, value, "a finite number")
     return float(value) if abs(value) >= 2**63 else value  # NumPy takes no integer that long
 
 

@@ -197,11 +197,13 @@ class PlantedScans:
             yield
         except SimbaError as error:
             names = {"scan": "scan", "to_template": "transform"}
+            owner = f"of subject {subject} ({self.images.paths[subject].name})"
+            remedy = error.remedy.replace("give the transform as to_template", "give transforms")
+            if not error.allowed:  # a problem in a sentence
+                raise type(error).problem(f"The scan {owner}: {error.field}", remedy) from error
             if error.field not in names:
                 raise
-            path = self.images.paths[subject]
-            field = f"{names[error.field]} of subject {subject} ({path.name})"
-            remedy = error.remedy.replace("give the transform as to_template", "give transforms")
+            field = f"{names[error.field]} {owner}"
             raise type(error)(field, error.value, error.allowed, remedy) from error
 
     # -- places --
