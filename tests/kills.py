@@ -68,7 +68,17 @@ def comparison(place: Path) -> None:
     (place / "result").write_text(table.to_csv())
 
 
-WRITERS = {function.__name__: function for function in (store, export, fit, sweep, comparison)}
+def ledger(place: Path) -> None:
+    sites = tuple(sb.federation.Site(name, 8) for name in ("north", "south"))
+    names, network = tuple(site.name for site in sites), NETWORK | {"norm": "group"}
+    plan = sb.federation.Plan("travelling", names, {"cycles": 6}, network)
+    study = sb.federation.Study(SCENARIO.replace(bias=None), sites, plan, validation=8, test=8)
+    study.run(place / "ledger")
+
+
+WRITERS = {
+    function.__name__: function for function in (store, export, fit, sweep, ledger, comparison)
+}
 
 
 def started(work: Callable[[Path], None], place: Path) -> int:
@@ -124,31 +134,32 @@ def kill(writer: str, kills: int, *, seed: int = 0, in_a_row: int = 3) -> dict[s
         whole.mkdir()
         assert os.waitpid(started(work, whole), 0)[1] == 0
         lasts, expected = time.monotonic() - start, content(whole)
-        for attempt in range(4 * kills):
-            place = Path(folder) / str(attempt // in_a_row)
+        place, rows = Path(folder) / "0", 0
+        while counts["kills"] < kills:
             place.mkdir(exist_ok=True)
             child = started(work, place)
             time.sleep(moments.uniform(0, lasts))
             os.kill(child, signal.SIGKILL)
-            counts["kills"] += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+            killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
+            counts["kills"], rows = counts["kills"] + killed, rows + killed
             deadline = time.monotonic() + 10
             while living(child) and time.monotonic() < deadline:
                 time.sleep(0.05)
             counts["orphans"] += len(living(child))
-            enough = counts["kills"] == kills
-            if enough or attempt % in_a_row == in_a_row - 1:
+            if not killed or rows == in_a_row or counts["kills"] == kills:
                 status = os.waitpid(started(work, place), 0)[1]
                 counts["lost"] += status != 0 or content(place) != expected
                 counts["left"] += len(left(place))
-            if enough:
-                break
+                place, rows = place.with_name(str(int(place.name) + 1)), 0
     return counts
 
 
 if __name__ == "__main__":
     # Imported here once, and not in each fork.
     _ = sb.synthesise, sb.export_bids, sb.fit, sb.Sweep, sb.experiments.Comparison
+    _ = sb.federation.Study, sb.federation.Site, sb.federation.Plan
     import lightning_fabric  # noqa: F401
+    import torch._dynamo  # noqa: F401
 
     for name in sys.argv[2:] or WRITERS:
         print(json.dumps({name: kill(name, int(sys.argv[1]))}), flush=True)

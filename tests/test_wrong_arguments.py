@@ -120,6 +120,12 @@ def calls(draw, value):
         for parameter in parameters
         if parameter.default is parameter.empty
     }
+    # So many as to be done in a second, where the usual number is not.
+    arguments |= {
+        parameter.name: 100
+        for parameter in parameters
+        if parameter.name == "subjects" and parameter.default is not parameter.empty
+    }
     if parameters:
         names = [parameter.name for parameter in parameters]
         for name in draw(st.lists(st.sampled_from(names), min_size=1, max_size=2)):

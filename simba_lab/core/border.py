@@ -117,6 +117,7 @@ class _Arguments:
         import inspect
         from typing import get_type_hints
 
+        from simba_lab.core.checks import Seed
         from simba_lab.core.hints import kind_of
         from simba_lab.core.kinds import ANYTHING
 
@@ -128,7 +129,11 @@ class _Arguments:
         )
         module = sys.modules[written.__module__]
         known = get_type_hints(hints, vars(module), _NamesForCheckers(module), include_extras=True)
-        kinds = {name: kind_of(hint) for name, hint in known.items()}
+        # What is called seed starts generators, those of torch too, which take 63 bits.
+        kinds = {
+            name: kind_of(Seed if (name, hint) == ("seed", int) else hint)
+            for name, hint in known.items()
+        }
         for parameter in parameters:
             if parameter.kind is parameter.VAR_POSITIONAL:
                 self._rest = parameter.name

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
 
-from simba_lab.core.checks import whole_number
+from simba_lab.core.checks import Count, columns, whole_number
 from simba_lab.core.compute import in_threads
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.intervals import columns_of_central, counts_of
@@ -83,12 +84,12 @@ def learning_curve(
         gram, table = design.gram(recording, layer), []
         for share in shares:
             predictions, bits, known, size = _learnt_from(gram, design, share, repeats, seed)
-            columns = [repeat[:, None] for repeat in predictions]
-            drawn = [probed.score(values, column, counts) for column in columns]
+            held_out = [repeat[:, None] for repeat in predictions]
+            drawn = [probed.score(values, column, counts) for column in held_out]
             per_subject = bits.mean(axis=0)
             means = [per_subject[sample].mean() for sample in samples]
             entry: dict[str, object] = {"layer": layer, "n": size}
-            entry["auroc"] = np.mean([probed.score(values, column) for column in columns])
+            entry["auroc"] = np.mean([probed.score(values, column) for column in held_out])
             entry |= columns_of_central("auroc", np.mean(drawn, axis=0))
             entry["bits"] = per_subject.mean()
             entry |= columns_of_central("bits", means)
@@ -124,7 +125,9 @@ def _learnt_from(
     return predictions, bits, known, round(np.mean(sizes))
 
 
-def code_length(curve: pd.DataFrame) -> pd.DataFrame:
+def code_length(
+    curve: Annotated[pd.DataFrame, columns("layer", "n", "bits", "bits_known")],
+) -> pd.DataFrame:
     """Return the online code length of a target per layer, from its learning curve.
 
     Subjects are sent one block after another; what is known of those already sent shortens the code
@@ -178,7 +181,7 @@ def prominence(
     *,
     given: Column | None = None,
     folds: int | Column | None = None,
-    components: int = 5,
+    components: Count = 5,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Return how much of a layer's variation is about a two-group target, held out.
