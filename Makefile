@@ -56,7 +56,7 @@ doctests:
 
 unit:
 	@echo "Unit tests"
-	@pytest -n 3 --dist loadfile -q
+	@pytest -n 3 --dist loadfile --no-loadscope-reorder -q
 
 chapters:
 	@echo "Chapters"

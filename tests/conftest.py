@@ -1,8 +1,27 @@
 """Small cohorts that the tests share: 8 mm voxels, a few dozen subjects."""
 
+from pathlib import Path
+
 import pytest
 
 import simba_lab as sb
+
+# Files of tests that take longest, or wait: begun last, one of them would keep the others waiting.
+FIRST = (
+    "federation/test_engine.py",
+    "experiments/test_stored_tables.py",
+    "experiments/test_cluster.py",
+    "experiments/test_kills.py",
+    "experiments/test_sweep.py",
+    "synthesis/test_observer.py",
+    "synthesis/test_synthetic_cohort.py",
+    "training/test_fitting.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    places = {Path(__file__).parent / name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")

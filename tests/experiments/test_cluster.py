@@ -1,9 +1,10 @@
-"""Synthesis on another joblib backend: a real Ray cluster of two nodes on this machine."""
+"""Cohorts and sweeps on another joblib backend: a real Ray cluster of two nodes here."""
 
 import os
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 
 import simba_lab as sb
@@ -39,3 +40,19 @@ def test_two_nodes_give_the_same_bytes(cluster, cohort, tmp_path):
         assert (tmp_path / "cluster" / name).read_bytes() == (
             tmp_path / "alone" / name
         ).read_bytes()
+
+
+def test_a_sweep_gives_the_same_rows(cluster, scenario, tmp_path):
+    sweep = sb.Sweep(
+        scenario,
+        {"prevalence.bias": [0.5, 0.9]},
+        seeds=(0, 1),
+        config=sb.FitConfig(epochs=1, threads=1),
+        network={"name": "SimBANet", "widths": [4, 8]},
+    )
+    local = sweep.run(n_jobs=1, cache=tmp_path / "here")
+    with joblib.parallel_backend("ray", n_jobs=2):
+        distributed = sweep.run(n_jobs=2, cache=tmp_path / "there")
+    pd.testing.assert_frame_equal(
+        local.drop(columns="seconds"), distributed.drop(columns="seconds")
+    )

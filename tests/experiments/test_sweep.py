@@ -1,13 +1,11 @@
 import dataclasses
 import json
-import random
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,8 +15,6 @@ from simba_lab.cli import main
 from simba_lab.experiments import cells, dose_response
 
 ROOT = Path(__file__).parents[2]
-MANIFESTS = sorted((ROOT / "data" / "results").glob("*/manifest.json"))
-RESULTS = [path.parent for path in MANIFESTS if "sweep" in json.loads(path.read_text())]
 CONFIG = sb.FitConfig(epochs=1, threads=1)
 NETWORK = {"name": "SimBANet", "widths": [4, 8]}
 PREVALENCES = {"prevalence.bias": [0.5, 0.9]}
@@ -306,67 +302,6 @@ def test_the_command_line_runs_a_sweep(small, tmp_path, capsys):
     (tmp_path / "sweep.yaml").write_text(json.dumps(small.to_dict() | {"seeds": []}))
     assert main(["sweep", str(tmp_path / "sweep.yaml"), str(tmp_path / "other")]) == 2
     assert "sweep.seeds" in capsys.readouterr().err
-
-
-def test_a_ray_cluster_gives_the_same_rows(small, tmp_path):
-    ray = pytest.importorskip("ray")
-    from ray.util.joblib import register_ray
-
-    local = small.run(n_jobs=1, cache=tmp_path / "here")
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="error")
-    try:
-        register_ray()
-        with joblib.parallel_backend("ray", n_jobs=2):
-            distributed = small.run(n_jobs=2, cache=tmp_path / "there")
-    finally:
-        ray.shutdown()
-    pd.testing.assert_frame_equal(
-        local.drop(columns="seconds"), distributed.drop(columns="seconds")
-    )
-
-
-@pytest.mark.parametrize("folder", RESULTS, ids=lambda folder: folder.name)
-def test_the_stored_tables_are_whole_and_of_their_sweep(folder):
-    table, manifest = sb.experiments.read_results(folder)
-    sweep = sb.Sweep.from_yaml(ROOT / "data" / "sweeps" / f"{folder.name}.yaml")
-    # Read back, so that settings which came later have their defaults.
-    assert sb.Sweep.from_dict(manifest["sweep"]).to_dict() == sweep.to_dict()
-    assert len(table) == manifest["cells"] == len(sweep.cells())
-    assert not table.isna().any(axis=None)
-
-
-@pytest.mark.parametrize("folder", RESULTS, ids=lambda folder: folder.name)
-def test_a_random_cell_of_the_stored_tables_comes_out_again(folder):
-    """Processors round differently, and training magnifies it: hence the margins.
-
-    Sizes are matched again: those of the table have six digits, and a millionth of a millimetre
-    gives another network.
-    """
-    table, manifest = sb.experiments.read_results(folder)
-    number = random.SystemRandom().randrange(len(table))
-    row, cell = table.iloc[number], sb.Sweep.from_dict(manifest["sweep"]).cells()[number]
-    biases = cell.scenario.biases
-    prefix = {name: "" if list(biases) == ["bias"] else f"{name}." for name in biases}
-    factors = {name: cells.scale_of(match, None) for name, match in cells.matches_of(cell).items()}
-    repeated = cells.row_of(cell, factors, None)
-    description = f"cell {number} of {folder.name}: {cell}"
-    for name in factors:
-        assert repeated[f"{prefix[name]}size"] == pytest.approx(
-            row[f"{prefix[name]}size"], rel=1e-5
-        ), description
-    for start in prefix.values():
-        effect = row[f"{start}twin_logit"]
-        assert repeated[f"{start}twin_logit"] == pytest.approx(
-            effect, abs=max(0.5, 0.5 * abs(effect))
-        ), description
-        assert repeated[f"{start}fair_accuracy"] == pytest.approx(
-            row[f"{start}fair_accuracy"], abs=0.12
-        ), description
-    assert repeated["auroc"] == pytest.approx(row["auroc"], abs=0.08), description
-    for name in [name for name in row.index if name.endswith(".removed")]:
-        assert repeated[name] == pytest.approx(row[name], abs=max(0.5, 0.5 * abs(row[name]))), (
-            description
-        )
 
 
 def test_the_ideal_shift_is_what_a_simulated_reader_finds():
