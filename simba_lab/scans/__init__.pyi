@@ -3,6 +3,7 @@ from .datasets import CohortDataset
 from .planting.injection import Injected, inject
 from .planting.placement import DisplacementField
 from .planting.planted_cohort import PlantedCohort
+from .planting.planted_images import export_planted
 from .planting.verb import plant
 from .preparation import Preparation
 from .readers import NameColumns, read_bids, read_simba, read_table
@@ -20,6 +21,7 @@ __all__ = [
     "ScanCohort",
     "Store",
     "export_bids",
+    "export_planted",
     "inject",
     "open_cohort",
     "plant",
