@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeGuard, TypeVar
 
 import numpy as np
 
-from simba_lab.core.errors import SimbaError, UnknownNameError
+from simba_lab.core.errors import SimbaError, UnknownNameError, Words
 from simba_lab.core.files import plain_number
 from simba_lab.core.kinds import Rule
 
@@ -190,3 +190,27 @@ def of_shape(
 def is_number(value: object) -> TypeGuard[float]:
     """Tell whether a value is a number, plain or of NumPy; True and False are none."""
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def positions(mask: object, count: int) -> np.ndarray:
+    """Return the positions that a mask, or an array of positions, of `count` subjects means."""
+    values = np.asarray(mask)
+    remedy = "Compare for a mask: cohort['bias'] == 1."
+    if values.ndim != 1 or (values.dtype.kind not in "biu" and values.size):
+        allowed = "booleans, one for each subject, or integers that are positions"
+        raise SimbaError("mask", values, allowed, remedy)
+    if values.dtype == bool:
+        if values.shape != (count,):
+            raise SimbaError("mask", values.shape, f"of shape ({count},)")
+        return np.flatnonzero(values)
+    values = values.astype(int)
+    binary = len(values) == count > 0 and values.min() >= 0 and values.max() <= 1
+    if binary and sorted(values.tolist()) != list(range(count)):  # not even a new order
+        field, value = "mask", "the integers 0 and 1, one for each subject"
+        allowed = "booleans, or integers that are clearly positions"
+        raise SimbaError(field, Words(value), allowed, remedy)
+    outside = values[(values < -count) | (values >= count)]
+    if outside.size:
+        allowed = f"positions from {-count} to {count - 1}"
+        raise SimbaError("mask", int(outside[0]), allowed, f"There are {count} subjects.")
+    return values

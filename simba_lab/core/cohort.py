@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol, Self
 
 import nibabel as nib
@@ -17,13 +17,15 @@ from joblib import Parallel, delayed
 
 from simba_lab.core.batches import batches
 from simba_lab.core.border import checks_arguments
-from simba_lab.core.checks import workers
-from simba_lab.core.errors import SimbaError, UnknownNameError, Words
+from simba_lab.core.checks import choice, positions, workers
+from simba_lab.core.errors import SimbaError, UnknownNameError
 from simba_lab.core.lattice import Lattice
 
 # Volumes that are made before the first of them is handed on: enough to keep workers busy, few
 # enough for memory.
 AHEAD, AHEAD_BYTES = 16, 128 * 2**20
+# The state of an effect that is shown outside its group instead of in it.
+OTHER = "other"
 
 
 class Source(Protocol):
@@ -88,7 +90,7 @@ class Cohort(ABC):
             If there are not as many booleans as subjects, if a position does not exist, or if 0 and
             1 for each subject leave open whether they are a mask or positions.
         """
-        return self.at(_positions(mask, len(self)))
+        return self.at(positions(mask, len(self)))
 
     def at(self, rows: np.ndarray) -> Self:
         """Return the subjects at these positions, which exist."""
@@ -215,7 +217,14 @@ class TwinCohort(Cohort):
 
     switches: dict[str, bool | str]
 
-    @abstractmethod
+    def __getstate__(self) -> dict[str, Any]:
+        # What is remembered may be large or hold a lock; another process makes its own.
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if not isinstance(getattr(type(self), name, None), cached_property)
+        }
+
     def twin(
         self,
         *,
@@ -223,19 +232,54 @@ class TwinCohort(Cohort):
         carrying: str | Iterable[str] = (),
         flipped: str | Iterable[str] = (),
     ) -> Self:
-        """Return the same subjects with effects switched off, on, or to those outside the group."""
+        """Return the same subjects with effects switched off, or on.
+
+        Anatomy, noise and all other effects are equal, and the table keeps its groups: only the
+        volumes change.
+
+        Parameters
+        ----------
+        without : str or several
+            Effects that nobody shows in the twins.
+        carrying : str or several
+            Effects that everybody shows, in the group or not, with the magnitude of the table.
+        flipped : str or several
+            Biases that are shown outside the group instead of in it.
+        """
+        switches = dict(self.switches)
+        for names, state in ((without, False), (carrying, True), (flipped, OTHER)):
+            effects = self.biases if state == OTHER else self.effects
+            for name in [names] if isinstance(names, str) else names:
+                switches[choice("twin effect", name, effects)] = state
+        return replace(self, switches=switches)  # type: ignore[type-var]
 
     @abstractmethod
     def unbiased(self) -> Self:
         """Return the control cohort: the same effects, as common in one class as in the other."""
 
-    @abstractmethod
     def magnitudes(self, index: int) -> dict[str, float]:
         """Return the magnitude at which each effect shows in a subject: 0 if it does not."""
+        columns = self._columns
+        return {
+            name: float(columns[f"{name}_magnitude"][index]) if self._shows(name, index) else 0.0
+            for name in self.effects
+        }
 
-    @abstractmethod
     def carriers(self, bias: str) -> np.ndarray:
         """Return who shows a bias in these volumes, bool, shape (n,)."""
+        choice("bias", bias, self.biases)
+        return np.array([self._shows(bias, index) for index in range(len(self))], bool)
+
+    def _shows(self, effect: str, index: int) -> bool:
+        """Tell whether a subject shows an effect; all have what has no group, as the disease."""
+        member = effect not in self.biases or bool(self._columns[effect][index])
+        state = self.switches.get(effect, member)
+        return not member if state == OTHER else bool(state)
+
+    @cached_property
+    def _columns(self) -> dict[str, np.ndarray]:
+        """The table as arrays, which are faster to read one row at a time."""
+        return {name: self.table[name].to_numpy() for name in self.table.columns}
 
     @abstractmethod
     def difference(self, index: int, effect: str, *, keep: bool = False) -> np.ndarray:
@@ -258,9 +302,10 @@ class TwinCohort(Cohort):
     def region(self, index: int, name: str) -> np.ndarray:
         """Return a region of the atlas as it lies in one subject, bool, shape (X, Y, Z)."""
 
-    @abstractmethod
     def region_of(self, index: int, effect: str) -> np.ndarray | None:
-        """Return the region of an effect in one subject; None for effects of the whole image."""
+        """Return the region of an effect in one subject, bool; None if it is the whole image."""
+        name = getattr(self.effects[effect], "region", None)
+        return None if name is None else self.region(index, name)
 
     @abstractmethod
     def parcellation(self, index: int) -> tuple[np.ndarray, dict[int, str]]:
@@ -272,30 +317,6 @@ class TwinCohort(Cohort):
     @abstractmethod
     def positions_mm(self, index: int) -> np.ndarray:
         """Return where in the template each voxel's tissue comes from: (3, X, Y, Z), mm."""
-
-
-def _positions(mask: object, count: int) -> np.ndarray:
-    """Return the positions that a mask, or an array of positions, of `count` subjects means."""
-    values = np.asarray(mask)
-    remedy = "Compare for a mask: cohort['bias'] == 1."
-    if values.ndim != 1 or (values.dtype.kind not in "biu" and values.size):
-        allowed = "booleans, one for each subject, or integers that are positions"
-        raise SimbaError("mask", values, allowed, remedy)
-    if values.dtype == bool:
-        if values.shape != (count,):
-            raise SimbaError("mask", values.shape, f"of shape ({count},)")
-        return np.flatnonzero(values)
-    values = values.astype(int)
-    binary = len(values) == count > 0 and values.min() >= 0 and values.max() <= 1
-    if binary and sorted(values.tolist()) != list(range(count)):  # not even a new order
-        field, value = "mask", "the integers 0 and 1, one for each subject"
-        allowed = "booleans, or integers that are clearly positions"
-        raise SimbaError(field, Words(value), allowed, remedy)
-    outside = values[(values < -count) | (values >= count)]
-    if outside.size:
-        allowed = f"positions from {-count} to {count - 1}"
-        raise SimbaError("mask", int(outside[0]), allowed, f"There are {count} subjects.")
-    return values
 
 
 def with_twins(cohort: Cohort, field: str = "cohort") -> TwinCohort:

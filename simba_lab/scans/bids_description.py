@@ -8,9 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from simba_lab.core.cohort import OTHER
 from simba_lab.core.tables import table_text
 from simba_lab.synthesis.effects import CLASSES, Effect
-from simba_lab.synthesis.synthetic_cohort import OTHER, SyntheticCohort
+from simba_lab.synthesis.synthetic_cohort import SyntheticCohort
 
 BIDS_VERSION = "1.10.0"
 # The folder under derivatives/ and the name of the pipeline in it.

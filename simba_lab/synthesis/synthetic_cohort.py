@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from simba_lab.core.border import checks_arguments
-from simba_lab.core.checks import choice, seed_number
+from simba_lab.core.checks import seed_number
 from simba_lab.core.cohort import Source, TwinCohort
 from simba_lab.core.compute import torch_device
 from simba_lab.core.errors import SimbaError, Words
@@ -23,9 +23,6 @@ from simba_lab.synthesis.effects import Effect
 from simba_lab.synthesis.rendering.renderer import CACHE_BYTES, Renderer, Subject, renderer_of
 from simba_lab.synthesis.rendering.scanner import BACKGROUND
 from simba_lab.synthesis.scenario import Scenario
-
-# The switch of a bias that is rendered in those outside its group.
-OTHER = "other"
 
 
 class StoredVolumes(Source, Protocol):
@@ -118,14 +115,6 @@ class SyntheticCohort(TwinCohort):
     switches: dict[str, bool | str] = field(default_factory=dict)
     store: StoredVolumes | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A renderer is large and holds a lock; another process makes its own.
-        return {
-            name: value
-            for name, value in self.__dict__.items()
-            if name not in ("renderer", "_columns")
-        }
-
     # -- what is known --
 
     @property
@@ -165,33 +154,6 @@ class SyntheticCohort(TwinCohort):
 
     # -- twins --
 
-    def twin(
-        self,
-        *,
-        without: str | Iterable[str] = (),
-        carrying: str | Iterable[str] = (),
-        flipped: str | Iterable[str] = (),
-    ) -> SyntheticCohort:
-        """Return the same subjects (anatomy, noise) with effects switched off, or on.
-
-        The twins keep their group membership in the table: only the rendering changes.
-
-        Parameters
-        ----------
-        without : str or several
-            Effects that no subject shows in the twins.
-        carrying : str or several
-            Effects that every subject shows, in the group or not, with the magnitude of the table.
-        flipped : str or several
-            Biases that are shown outside the group instead of in it.
-        """
-        switches = dict(self.switches)
-        for names, state in ((without, False), (carrying, True), (flipped, OTHER)):
-            effects = self.scenario.biases if state == OTHER else self.scenario.effects
-            for name in [names] if isinstance(names, str) else names:
-                switches[choice("twin effect", name, effects)] = state
-        return replace(self, switches=switches)
-
     def unbiased(self) -> SyntheticCohort:
         """Return the control cohort: the same effects, as common in one class as in the other.
 
@@ -205,24 +167,6 @@ class SyntheticCohort(TwinCohort):
         control = synthesise(self.scenario.unbiased(), seed=self.seed)
         return replace(control.where(np.isin(control["split"], splits)), switches=self.switches)
 
-    def magnitudes(self, index: int) -> dict[str, float]:
-        """Return the magnitude at which each effect shows in a subject: 0 if it does not."""
-        columns = self._columns
-        return {
-            name: float(columns[f"{name}_magnitude"][index]) if self._shows(name, index) else 0.0
-            for name in self.scenario.effects
-        }
-
-    def _shows(self, effect: str, index: int) -> bool:
-        member = effect == "disease" or bool(self._columns[effect][index])
-        state = self.switches.get(effect, member)
-        return not member if state == OTHER else bool(state)
-
-    def carriers(self, bias: str) -> np.ndarray:
-        """Return which subjects show a bias in these volumes, bool, shape (n,)."""
-        choice("bias", bias, self.biases)
-        return np.array([self._shows(bias, index) for index in range(len(self))])
-
     # -- volumes --
 
     @cached_property
@@ -231,20 +175,14 @@ class SyntheticCohort(TwinCohort):
         return renderer_of(self.scenario, self.seed)
 
     @cached_property
-    def _columns(self) -> dict[str, np.ndarray]:
-        """The table as arrays, which are faster to read one row at a time."""
-        modes = [name for name in MODES if name in self.table.columns]
-        columns = {
-            name: self.table[name].to_numpy() for name in self.table.columns if name not in modes
-        }
-        numbers = self.table.index.to_numpy()
-        return columns | {"modes": self.table[modes].to_numpy(float), "subject": numbers}
+    def _modes(self) -> np.ndarray:
+        """The matched modes of anatomy: float, shape (n, modes)."""
+        return self.table[[name for name in MODES if name in self.table.columns]].to_numpy(float)
 
     def subject(self, index: int) -> Subject:
         """Return one subject for the renderer: number, matched modes, magnitudes that show."""
-        columns = self._columns
-        number, modes = int(columns["subject"][index]), columns["modes"][index]
-        return Subject(number, modes, self.magnitudes(index))
+        number = int(self.table.index[index])
+        return Subject(number, self._modes[index], self.magnitudes(index))
 
     def coefficients(self, index: int) -> np.ndarray:
         """Return the coefficients of one subject's anatomy: standard normal over the population."""
@@ -297,11 +235,6 @@ class SyntheticCohort(TwinCohort):
         """Return what an effect does to the image of one subject, without noise: (X, Y, Z)."""
         on, off = self.twin(carrying=effect), self.twin(without=effect)
         return on.clean(index, keep=keep) - off.clean(index, keep=keep)
-
-    def region_of(self, index: int, effect: str) -> np.ndarray | None:
-        """Return the region of an effect in one subject, bool, (X, Y, Z); None if it has none."""
-        name = getattr(self.effects[effect], "region", None)
-        return None if name is None else self.region(index, name)
 
     def parcellation(self, index: int) -> tuple[np.ndarray, dict[int, str]]:
         """Return the region number of each voxel (0: none), int, (X, Y, Z), and their names.

@@ -261,11 +261,10 @@ def groups_on_axis(
     ):
         rows = table.xs(name, level="group").loc[layers]
         colour = GROUP_COLOURS["B" if group else "NB"]
-        errors = [rows["position"] - rows["low"], rows["high"] - rows["position"]]
         axes.errorbar(
             rows["position"],
             np.arange(len(layers)) + offset,
-            xerr=errors,
+            xerr=[rows["position"] - rows["low"], rows["high"] - rows["position"]],
             fmt=marker,
             color=colour,
             markerfacecolor=colour if sick else "white",
@@ -291,9 +290,8 @@ def encoding_and_use(
     Parameters
     ----------
     tables : mapping of legend text to DataFrame
-        Up to four kinds, such as marks that training made useful and marks that it did not. Indexed
-        by condition, whose name stands beside the point, with columns ``above_floor`` and
-        ``removed`` and both with ``_low`` and ``_high``.
+        Up to four kinds, such as useful marks and useless ones. Indexed by condition, which stands
+        beside the point; ``above_floor`` and ``removed``, both with ``_low`` and ``_high``.
     title : str
     limits : pair of (low, high), optional
         Ends of the horizontal and the vertical axis.
@@ -310,18 +308,16 @@ def encoding_and_use(
         axes.errorbar(
             table["above_floor"],
             table["removed"],
-            xerr=errors["xerr"],
-            yerr=errors["yerr"],
+            **errors,
             fmt=style[0],
             color=COLOURS[colour],
             elinewidth=0.9,
             label=text,
         )
         for name, row in table.iterrows():
-            position = (row["above_floor"], row["removed"])
             axes.annotate(
                 str(name),
-                position,
+                (row["above_floor"], row["removed"]),
                 (5, 4),
                 textcoords="offset points",
                 fontsize=8,

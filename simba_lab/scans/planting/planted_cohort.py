@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from simba_lab.core.border import checks_arguments
-from simba_lab.core.checks import choice
 from simba_lab.core.cohort import TwinCohort
 from simba_lab.core.lattice import Lattice
 from simba_lab.scans.planting.draws import drawn
@@ -21,7 +20,7 @@ from simba_lab.synthesis.anatomy.template import Template
 from simba_lab.synthesis.effects import CLASSES, Effect, prevalence_in
 from simba_lab.synthesis.rendering.renderer import CACHE_BYTES
 from simba_lab.synthesis.rendering.scanner import BACKGROUND
-from simba_lab.synthesis.synthetic_cohort import OTHER, StoredVolumes
+from simba_lab.synthesis.synthetic_cohort import StoredVolumes
 
 
 @checks_arguments
@@ -64,9 +63,6 @@ class PlantedCohort(TwinCohort):
     switches: dict[str, bool | str] = field(default_factory=dict)
     store: StoredVolumes | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_columns"}
-
     # -- what is known --
 
     @property
@@ -101,32 +97,6 @@ class PlantedCohort(TwinCohort):
 
     # -- twins --
 
-    def twin(
-        self,
-        *,
-        without: str | Iterable[str] = (),
-        carrying: str | Iterable[str] = (),
-        flipped: str | Iterable[str] = (),
-    ) -> PlantedCohort:
-        """Return the same scans with effects switched off, or on.
-
-        The twins keep their groups in the table: only the volumes change.
-
-        Parameters
-        ----------
-        without : str or several
-            Effects that nobody shows in the twins.
-        carrying : str or several
-            Effects that everybody shows, in the group or not, with the magnitude of the table.
-        flipped : str or several
-            Effects that are shown outside the group instead of in it.
-        """
-        switches = dict(self.switches)
-        for names, state in ((without, False), (carrying, True), (flipped, OTHER)):
-            for name in [names] if isinstance(names, str) else names:
-                switches[choice("twin effect", name, self.effects)] = state
-        return replace(self, switches=switches)
-
     def unbiased(self) -> PlantedCohort:
         """Return the control cohort: the same effects, as common in one class as in the other.
 
@@ -144,34 +114,10 @@ class PlantedCohort(TwinCohort):
         table = drawn(self.table.drop(columns=new), fair, self.source.seed)
         return replace(self, table=table, source=replace(self.source, effects=fair), store=None)
 
-    def magnitudes(self, index: int) -> dict[str, float]:
-        """Return the magnitude at which each effect shows in a scan: 0 if it does not."""
-        columns = self._columns
-        return {
-            name: float(columns[f"{name}_magnitude"][index]) if self._shows(name, index) else 0.0
-            for name in self.source.effects
-        }
-
-    def _shows(self, effect: str, index: int) -> bool:
-        member = bool(self._columns[effect][index])
-        state = self.switches.get(effect, member)
-        return not member if state == OTHER else bool(state)
-
-    def carriers(self, bias: str) -> np.ndarray:
-        """Return which scans show an effect in these volumes, bool, shape (n,)."""
-        choice("bias", bias, self.biases)
-        return np.array([self._shows(bias, index) for index in range(len(self))], bool)
-
     # -- volumes --
 
-    @cached_property
-    def _columns(self) -> dict[str, np.ndarray]:
-        """The table as arrays, which are faster to read one row at a time."""
-        numbers = self.table.index.to_numpy()
-        return {name: self.table[name].to_numpy() for name in self.table} | {"": numbers}
-
     def _subject(self, index: int) -> int:
-        return int(self._columns[""][index])
+        return int(self.table.index[index])
 
     def _amounts(self, index: int) -> Amounts:
         return tuple((name, amount) for name, amount in self.magnitudes(index).items() if amount)
@@ -220,11 +166,6 @@ class PlantedCohort(TwinCohort):
     def _noiseless(self, index: int, keep: bool) -> np.ndarray:
         amounts = self.source.noiseless(self._amounts(index))
         return self.source.volume(self._subject(index), amounts, keep=keep)
-
-    def region_of(self, index: int, effect: str) -> np.ndarray | None:
-        """Return the region of an effect in one scan, bool, (X, Y, Z); None if it has none."""
-        name = getattr(self.effects[effect], "region", None)
-        return None if name is None else self.region(index, name)
 
     def parcellation(self, index: int) -> tuple[np.ndarray, dict[int, str]]:
         """Return the region number of each voxel (0: none), int, (X, Y, Z), and their names."""
