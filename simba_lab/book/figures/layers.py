@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -301,7 +301,7 @@ def encoding_and_use(
     axes.axhline(0, color="0.6", linewidth=1)
     axes.axvline(0, color="0.6", linewidth=1)
     for (text, table), (colour, style) in zip(tables.items(), STYLES, strict=False):
-        errors = {
+        errors: dict[str, Any] = {
             axis: [table[column] - table[f"{column}_low"], table[f"{column}_high"] - table[column]]
             for axis, column in (("xerr", "above_floor"), ("yerr", "removed"))
         }
