@@ -1,4 +1,14 @@
-from . import book, core, experiments, federation, interpretation, scans, synthesis, training
+from . import (
+    auditing,
+    book,
+    core,
+    experiments,
+    federation,
+    interpretation,
+    scans,
+    synthesis,
+    training,
+)
 from .core.cohort import Cohort
 from .core.compute import Compute
 from .core.errors import SimbaError
@@ -48,6 +58,7 @@ __all__ = [
     "Sweep",
     "attribute",
     "attribution",
+    "auditing",
     "book",
     "cka",
     "components",

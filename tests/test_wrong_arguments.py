@@ -26,7 +26,8 @@ import simba_lab as sb
 EXAMPLES = int(os.environ.get("SIMBA_LAB_EXAMPLES", "2"))
 SECONDS = 20
 ROOMS = """simba_lab core synthesis scans training interpretation interpretation.attribution
-    interpretation.interventions interpretation.probes federation experiments book book.figures"""
+    interpretation.interventions interpretation.probes auditing federation experiments book
+    book.figures"""
 # Errors are raised, not called; these need minutes, a network of computers, or a screen.
 LEFT_OUT = ("SimbaError", "FoldingError", "TemplateError", "UnknownNameError", "SiteError")
 LEFT_OUT += ("provision", "submit", "start", "fastest")

@@ -19,6 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     The exit status is 2 for bad input, and 130 after Ctrl-C or a signal to end.
     """
     options = _parser().parse_args(arguments)
+    options.written = sys.argv[1:] if arguments is None else arguments
     try:
         with _ended_by_signals():
             options.command(options)

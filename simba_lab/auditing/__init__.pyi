@@ -1,0 +1,4 @@
+from .black_boxes import audit_answers
+from .results import Audit
+
+__all__ = ["Audit", "audit_answers"]
