@@ -20,6 +20,7 @@ from .interpretation.hooks import edit
 from .interpretation.interventions.encoding_against_use import encoding_and_use
 from .interpretation.interventions.erasure import erase
 from .interpretation.interventions.interchanges import interchange
+from .interpretation.layer_table import layers
 from .interpretation.probes.ease import learning_curve
 from .interpretation.probes.probing import probe
 from .interpretation.recording import record
@@ -34,6 +35,7 @@ from .synthesis.effects import Intensity, Morphology, Normal
 from .synthesis.observer import matched, salience
 from .synthesis.scenario import Scenario
 from .synthesis.synthetic_cohort import synthesise
+from .training.adapted_network import adapt
 from .training.config import FitConfig
 from .training.disparities import disparity
 from .training.fitting import fit, fit_pair
@@ -56,6 +58,7 @@ __all__ = [
     "SimBANet",
     "SimbaError",
     "Sweep",
+    "adapt",
     "attribute",
     "attribution",
     "auditing",
@@ -76,6 +79,7 @@ __all__ = [
     "interchange",
     "interpretation",
     "interventions",
+    "layers",
     "learning_curve",
     "load_template",
     "logits",

@@ -39,6 +39,32 @@ COPIES = "Alias Clone ReshapeAlias ToCopy UnsafeView View"
 PASSING = f"{ARITHMETIC} {CHOICES} {SHAPES} {COPIES}".split()
 
 
+class Adapter(nn.Module):
+    """What the lab puts around a network of others, whose layers keep the names that they have.
+
+    Attributes
+    ----------
+    network : torch.nn.Module
+        The network of others.
+    root : str
+        The submodule of it whose layers are named; empty for the network itself.
+    gives_numbers : bool
+        Whether it gives numbers, such as ages, for which no rate of decisions is defined.
+    """
+
+    network: nn.Module
+    root: str = ""
+    gives_numbers: bool = False
+
+    def as_seen(self, volumes: torch.Tensor, *, nearest: bool = False) -> torch.Tensor:
+        """Return volumes (N, C, X, Y, Z) of the scans on the lattice that the network sees."""
+        return volumes
+
+    def as_scanned(self, maps: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        """Return maps (N, C, X, Y, Z) on the lattice of the network on that of the scans."""
+        return maps
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the network within wrappers: DataParallel, DDP, torch.compile, Fabric, averages.
 
@@ -90,55 +116,6 @@ def held_by(model: nn.Module) -> nn.Module | None:
     held = dict(model.named_children())
     names = [name for name in HELD if name in held]
     return held[names[0]] if names and set(held) <= set(HELD) else None
-
-
-def layers_by_name(model: nn.Module) -> dict[str, nn.Module]:
-    """Return all layers by their names, those within wrappers by their names in there too."""
-    layers: dict[str, nn.Module] = {}
-
-    def visit(parent: nn.Module, prefix: str) -> None:
-        for name, child in parent.named_children():
-            module = child
-            while (held := held_by(module)) is not None:
-                module = held
-            if all(module is not known for known in layers.values()):
-                layers[prefix + name] = module
-                visit(module, f"{prefix}{name}.")
-
-    network = in_layers(unwrapped(model))
-    visit(network, "")
-    _, core = core_of(network)
-    for root in (network, model, core):
-        for name, module in root.named_modules():
-            if name:
-                layers.setdefault(name, module)
-    return layers
-
-
-def core_of(model: nn.Module) -> tuple[str, nn.Module]:
-    """Return the module that has the layers worth naming, and what precedes their names.
-
-    A module that holds all weights in one child, as Lightning modules and networks with a
-    preparation of their own do, is passed by.
-    """
-    prefix, core = "", in_layers(unwrapped(model))
-    while not _has_blocks(core) and not list(core.parameters(recurse=False)):
-        heavy = [(name, child) for name, child in core.named_children() if _weighs(child)]
-        if len(heavy) != 1 or not any(map(_weighs, heavy[0][1].children())):
-            break
-        prefix, core = f"{prefix}{heavy[0][0]}.", heavy[0][1]
-        while (held := held_by(core)) is not None:
-            core = held
-    return prefix, core
-
-
-def _has_blocks(module: nn.Module) -> bool:
-    names = getattr(module, "blocks", None)
-    return isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
-
-
-def _weighs(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters())
 
 
 def copied(model: Module) -> Module:
@@ -243,7 +220,10 @@ def answer_of(output: object) -> torch.Tensor:
         if len(tensors) == 1 or len(fitting) == 1:
             output = (fitting or tensors)[0]
     if not isinstance(output, torch.Tensor) or not output.is_floating_point():
-        remedy = "Wrap the network in one that returns its logits alone."
+        remedy = (
+            "Name one, sb.adapt(model, output=...), or wrap the network in one that returns its "
+            "logits alone."
+        )
         allowed = "a tensor of logits, or a tuple or mapping with one ('logits')"
         raise SimbaError("output of the network", _shown(output), allowed, remedy)
     return output
@@ -307,6 +287,8 @@ def refuse_probabilities(
     Numbers in [0, 1] may be logits. So the last operation decides, as autograd saw it in a run of
     one volume.
     """
+    if isinstance(network, Adapter) and network.gives_numbers:
+        return
     if not len(answer) or not (answer.min() >= 0 and answer.max() <= 1):
         return
     with eager(), with_gradients(), torch.random.fork_rng(devices=[]):
@@ -321,7 +303,8 @@ def refuse_probabilities(
             "output of the network",
             Words("probabilities"),
             "logits, on both sides of 0",
-            "Leave out the sigmoid or softmax at its end, or wrap it: torch.logit(model(x)).",
+            "Leave out the sigmoid or softmax at its end, or say so: sb.adapt(model, "
+            "target='probability') makes logits of them.",
         )
 
 

@@ -2,6 +2,7 @@ from . import attribution, interventions, probes
 from .edits import adding, projecting_out, replacing
 from .geometry import angles, components, projections
 from .hooks import edit
+from .layer_table import layers
 from .recording import Recording, record
 from .similarity import cka, cka_matrix
 
@@ -15,6 +16,7 @@ __all__ = [
     "components",
     "edit",
     "interventions",
+    "layers",
     "probes",
     "projecting_out",
     "projections",

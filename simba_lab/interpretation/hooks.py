@@ -14,15 +14,8 @@ import torch
 from torch import nn
 
 from simba_lab.core.errors import SimbaError, UnknownNameError
-from simba_lab.core.network_adapter import (
-    answer_of,
-    bare_copy,
-    core_of,
-    eager,
-    layers_by_name,
-    unwrapped,
-    with_gradients,
-)
+from simba_lab.core.layer_naming import core_of, layers_by_name
+from simba_lab.core.network_adapter import answer_of, bare_copy, eager, unwrapped, with_gradients
 
 # A hook takes layer, inputs and output, and returns what replaces the output, or None.
 Hook = Callable[[str, tuple, object], torch.Tensor | None]

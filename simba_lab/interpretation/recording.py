@@ -22,6 +22,7 @@ from simba_lab.core.compute import Compute, deterministic, evaluating
 from simba_lab.core.errors import SimbaError, UnknownNameError, Words
 from simba_lab.core.network_adapter import outcome_of
 from simba_lab.interpretation.hooks import hooked, largest_call, layer_names, of_tensors
+from simba_lab.interpretation.layer_table import default_layers
 from simba_lab.interpretation.spool import Spool
 
 Default = TypeVar("Default")
@@ -124,8 +125,8 @@ def record(
         A cohort, or several one after the other (twins, say), whose table is kept; or volumes of
         shape (X, Y, Z) with a known length.
     layers : sequence of str, optional
-        Names or patterns such as ``"block*"``; by default the network's blocks, or its direct
-        children that have parameters.
+        Names or patterns such as ``"block*"``; by default the network's blocks, or a level of the
+        network with at most twelve layers: see `layers`.
     pixels : bool
         Whether to add the Gram matrix of the volumes themselves, under ``"pixels"``.
     activations : sequence of str
@@ -166,8 +167,7 @@ def record(
     kept_layers = []
     for pattern in activations:
         kept_layers += [PIXELS] if pattern == PIXELS else layer_names(model, [pattern])
-    names = layer_names(model, layers)
-    names += [name for name in kept_layers if name not in names and name != PIXELS]
+    names = [] if layers is None else layer_names(model, layers)
     sources = _sources(volumes)
     count = _count(sources)
     network, device, precision = compute.placed(model)
@@ -179,6 +179,8 @@ def record(
     ):
         arrays = _arrays(sources, device)
         first_volume, reserved_gb = np.asarray(next(arrays), np.float32), 0.0
+        names = default_layers(network, first_volume) if layers is None else names
+        names += [name for name in kept_layers if name not in names and name != PIXELS]
         if batch_size > 1 and batch_size * first_volume.nbytes > LARGE_BATCH:
             volume = torch.from_numpy(first_volume)[None, None].to(device, precision)
             needed = largest_call(network, volume)

@@ -1,3 +1,4 @@
+from .adapted_network import AdaptedNetwork, adapt
 from .config import FitConfig
 from .disparities import disparity
 from .fitting import Pair, fit, fit_pair
@@ -13,10 +14,13 @@ from .mitigation.twin_consistency import TwinConsistency
 from .networks import ResNet3D, SimBANet
 from .predictions import logits
 from .run import Run
+from .scaling import Scaling
 from .speed import fastest
+from .targets import Target
 from .twin_effects import twin_effect, twin_logits, twin_table
 
 __all__ = [
+    "AdaptedNetwork",
     "AdversarialUnlearning",
     "BiasGroupModels",
     "FitConfig",
@@ -28,8 +32,11 @@ __all__ = [
     "Resampling",
     "Reweighing",
     "Run",
+    "Scaling",
     "SimBANet",
+    "Target",
     "TwinConsistency",
+    "adapt",
     "calibration",
     "disparity",
     "evaluate",

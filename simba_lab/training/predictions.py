@@ -12,7 +12,7 @@ from simba_lab.core.checks import Count
 from simba_lab.core.cohort import Cohort, TwinCohort
 from simba_lab.core.compute import Compute, deterministic, evaluating
 from simba_lab.core.errors import SimbaError, Words
-from simba_lab.core.network_adapter import refuse_probabilities, responded
+from simba_lab.core.network_adapter import Adapter, refuse_probabilities, responded, unwrapped
 from simba_lab.training.group_routed import GroupRouted
 from simba_lab.training.networks import logit
 
@@ -109,8 +109,23 @@ def finite(values: np.ndarray) -> np.ndarray:
     return values
 
 
+def gives_numbers(model: torch.nn.Module) -> bool:
+    """Return whether a network gives numbers such as ages, as `adapt` was told."""
+    network = unwrapped(model)
+    return isinstance(network, Adapter) and network.gives_numbers
+
+
+def refuse_numbers(model: object, verb: str) -> None:
+    """Refuse a network of numbers, such as ages, for what counts decisions."""
+    if isinstance(model, torch.nn.Module) and gives_numbers(model):
+        allowed = f"one that decides, for {verb}"
+        remedy = "Numbers have no rates: take twin_effect, interchange, attribute or probe."
+        raise SimbaError("model", Words("a network that gives a number"), allowed, remedy)
+
+
 def logits_of(model: torch.nn.Module | np.ndarray, cohort: Cohort) -> np.ndarray:
     """Return the logits of a cohort, from a network or as they were given."""
+    refuse_numbers(model, "rates")
     if not isinstance(model, np.ndarray):
         return logits(model, cohort)
     if model.shape != (len(cohort),):

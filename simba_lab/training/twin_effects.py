@@ -11,7 +11,7 @@ from simba_lab.core.cohort import TwinCohort, effect_of
 from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.intervals import bootstrap_rows, columns_of_mean, paired_share, wilson
 from simba_lab.core.rng import stream
-from simba_lab.training.predictions import finite, logits
+from simba_lab.training.predictions import finite, gives_numbers, logits
 
 
 def twin_effect(
@@ -47,6 +47,8 @@ def twin_effect(
         it, Wilson intervals of paired shares); ``flips`` (share whose decision changes, Wilson
         interval). Also ``n`` and ``per_magnitude``: the change per unit of magnitude (least squares
         through zero), which suits effects whose magnitude may be negative, such as the disease.
+        A network that gives numbers (see `adapt`) has ``number``, the mean change in its unit, in
+        the place of ``logit``, and neither rates nor flips.
         With a control also ``control`` (its change), ``excess`` (change minus that of the control)
         and ``excess_rate`` (rate minus that of the control), by paired bootstrap.
 
@@ -70,7 +72,18 @@ def twin_effect(
         raise SimbaError("cohort", Words(f"{len(cohort)} subjects"), "at least 2 subjects")
     off, on = twin_logits(model, cohort, effect=effect)
     control_logits = None if control is None else twin_logits(control, cohort, effect=effect)
-    return twin_table(off, on, cohort, effect=effect, control=control_logits, seed=seed)
+    numbers = gives_numbers(model)
+    if control is not None and gives_numbers(control) != numbers:
+        allowed = "of the kind of the network, which gives a number or decides"
+        raise SimbaError("control", "the other kind", allowed)
+    table = twin_table(off, on, cohort, effect=effect, control=control_logits, seed=seed)
+    return _in_its_unit(table) if numbers else table
+
+
+def _in_its_unit(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table of a network of numbers: changes in their unit, and no rates."""
+    rates = [name for name in table if name.startswith(("rate", "flips", "excess_rate"))]
+    return table.drop(columns=rates).rename(columns=lambda name: name.replace("logit", "number"))
 
 
 def twin_table(

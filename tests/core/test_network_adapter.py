@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import simba_lab as sb
+from simba_lab.core.layer_naming import layers_by_name
 from simba_lab.core.network_adapter import (
     answer_of,
     copied,
-    layers_by_name,
     refuse_probabilities,
     responded,
     trainable,

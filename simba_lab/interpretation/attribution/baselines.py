@@ -6,10 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import nn
 
 from simba_lab.core.checks import choice
 from simba_lab.core.cohort import Cohort, TwinCohort, effect_of
 from simba_lab.core.errors import SimbaError, Words
+
+REMEDY = "Another start is baseline='mean', or twins: baseline=cohort.twin(without=...)."
+BLANK = "A network that scales its input cannot take a blank one: try baseline='mean', or twins."
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +69,33 @@ def baselines_of(
     if values.shape not in ((), shape):
         raise SimbaError("baseline", values.shape, f"a number, a cohort, or of shape {shape}")
     if not np.isfinite(values).all():
-        raise SimbaError("baseline", Words("NaN or infinity"), "finite")
+        raise SimbaError("baseline", Words("NaN or infinity"), "finite", REMEDY)
+    _check_range(values, cohort)
     return Baselines(np.ascontiguousarray(np.broadcast_to(values, shape)))
+
+
+def _check_range(values: np.ndarray, cohort: Cohort) -> None:
+    """Refuse a baseline far outside of the intensities of the first volume."""
+    volume = cohort.array(0)
+    low, high = float(volume.min()), float(volume.max())
+    span = high - low
+    if values.min() < low - span or values.max() > high + span:
+        value = f"from {float(values.min()):.3g} to {float(values.max()):.3g}"
+        allowed = f"near the intensities of the scans, {low:.3g} to {high:.3g}"
+        raise SimbaError("baseline", value, allowed, REMEDY)
+
+
+def score_of_baseline(explained: nn.Module, baseline: torch.Tensor) -> torch.Tensor:
+    """Return the score of a baseline, shape (1,), given the volume (1, X, Y, Z)."""
+    try:
+        return explained(baseline[None])
+    except SimbaError as error:
+        raise refused_baseline(f"one for which it fails: {error}") from error
+
+
+def refused_baseline(value: str) -> SimbaError:
+    """Return the error that says that a network cannot judge a baseline."""
+    return SimbaError("baseline", value, "one that the network can judge", BLANK)
 
 
 def check_twins(cohort: Cohort, twins: Cohort, effect: str | None) -> None:

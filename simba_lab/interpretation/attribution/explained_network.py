@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from simba_lab.core.errors import SimbaError
-from simba_lab.core.network_adapter import copied, responded, unwrapped
+from simba_lab.core.network_adapter import Adapter, copied, responded, unwrapped
 from simba_lab.core.rng import stream
 from simba_lab.interpretation.hooks import hooked
 from simba_lab.training.networks import logit
@@ -39,6 +39,10 @@ class ExplainedNetwork(nn.Module):
             if isinstance(layer, nn.Conv3d):  # a third faster
                 # The stubs of PyTorch know the memory format of tensors only.
                 layer.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+    def layer(self, name: str) -> str:
+        """Return the name of a submodule of the network as users know it."""
+        return name.removeprefix("network.") if isinstance(self.network, Adapter) else name
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the output for each volume, shape (N,)."""
@@ -110,7 +114,9 @@ def activation_bytes(explained: ExplainedNetwork, volume: torch.Tensor) -> tuple
     try:
         return _saved_bytes(copied(explained).to("meta"), volume.to("meta"))
     except (RuntimeError, SimbaError):
-        return _saved_bytes(explained, volume)
+        # No blank volume: a network that scales its input cannot take one.
+        ramp = torch.linspace(0, 1, volume.numel(), device=volume.device)
+        return _saved_bytes(explained, ramp.reshape(volume.shape))
 
 
 def _saved_bytes(explained: ExplainedNetwork, volume: torch.Tensor) -> tuple[float, float]:
@@ -149,7 +155,7 @@ def check_differentiable(explained: ExplainedNetwork, volume: torch.Tensor) -> N
         if isinstance(output, torch.Tensor):
             if output.requires_grad:
                 output.retain_grad()
-            outputs.append((name.removeprefix("network."), output))
+            outputs.append((explained.layer(name.removeprefix("network.")), output))
 
     x = volume.detach().requires_grad_()
     with torch.enable_grad(), hooked(explained, leaves, note):

@@ -12,7 +12,7 @@ from captum.metrics import infidelity, sensitivity_max
 from simba_lab.core.checks import positive, whole_number
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import Compute
-from simba_lab.core.errors import SimbaError
+from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.network_adapter import with_gradients
 from simba_lab.interpretation.attribution.explained_network import seeded
 from simba_lab.interpretation.attribution.methods.gradient_based import IntegratedGradients
@@ -96,6 +96,8 @@ def _measures(plan: Plan, cohort: Cohort, noise: float, draws: int, seed: int) -
     subject, explained = cohort.table.index[0], plan.explained
     volume = torch.from_numpy(cohort.array(0, keep=False))[None, None].to(plan.device)
     explain = _explaining(plan, cohort)
+    if plan.method.has_baseline:
+        _check_blank(explained, volume)
     with seeded(seed, subject, "faithfulness"):
         changes = torch.stack([_noisy_change(explained, volume, noise) for _ in range(draws)])
     with seeded(seed, subject, "faithfulness"):
@@ -116,6 +118,19 @@ def _measures(plan: Plan, cohort: Cohort, noise: float, draws: int, seed: int) -
             max_examples_per_batch=1,
         )
     return {"infidelity": float(error / changes.square().mean()), "sensitivity": float(sensitivity)}
+
+
+def _check_blank(explained: torch.nn.Module, volume: torch.Tensor) -> None:
+    """Refuse a network that cannot judge the blank image that a path would start from."""
+    try:
+        with torch.no_grad():
+            judged = bool(torch.isfinite(explained(torch.zeros_like(volume))).all())
+    except SimbaError:
+        judged = False
+    if not judged:
+        value = "with a baseline, which is blank here, for a network that gives NaN for it"
+        remedy = "Take saliency, or input_x_gradient."
+        raise SimbaError("method", Words(value), "one without a baseline", remedy)
 
 
 def _noisy_change(explained: torch.nn.Module, volume: torch.Tensor, noise: float) -> torch.Tensor:

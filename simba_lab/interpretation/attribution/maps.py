@@ -23,7 +23,12 @@ from simba_lab.core.files import atomic_write, new_folder
 from simba_lab.core.lattice import Lattice
 from simba_lab.core.network_adapter import with_gradients
 from simba_lab.core.tables import table_text
-from simba_lab.interpretation.attribution.baselines import Baselines, baselines_of
+from simba_lab.interpretation.attribution.baselines import (
+    Baselines,
+    baselines_of,
+    refused_baseline,
+    score_of_baseline,
+)
 from simba_lab.interpretation.attribution.localisation import localisation
 from simba_lab.interpretation.attribution.methods.gradient_based import (
     IntegratedGradients,
@@ -278,11 +283,9 @@ def _score_changes(batch: Batch) -> list[dict[str, float]]:
     changes = []
     with torch.no_grad():
         for image, baseline in zip(batch.images, batch.baselines, strict=True):
-            outputs = (
-                batch.explained(image[None]).double(),
-                batch.explained(baseline[None]).double(),
-            )
-            changes.append({"logit_change": (outputs[0] - outputs[1]).item()})
+            output = batch.explained(image[None])
+            start = score_of_baseline(batch.explained, baseline)
+            changes.append({"logit_change": (output.double() - start.double()).item()})
     return changes
 
 
@@ -294,9 +297,7 @@ def _check_finite(maps: np.ndarray, changes: list[dict[str, float]], batch: Batc
     with torch.no_grad():
         explainable = torch.isfinite(batch.explained(batch.images)).all()
     if explainable and batch.baselines is not None:
-        remedy = "A network that scales its input cannot take a blank one: try baseline='mean'."
-        problem = "At the baseline the network, or its derivative, is NaN or infinite."
-        raise SimbaError.problem(problem, remedy)
+        raise refused_baseline("one for which the network, or its derivative, is NaN or infinite")
     remedy = "Check the weights of the network, and its input volumes."
     raise SimbaError("maps", Words("NaN or infinity"), "finite", remedy)
 

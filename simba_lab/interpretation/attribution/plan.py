@@ -10,7 +10,7 @@ import torch
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import Compute
 from simba_lab.core.errors import SimbaError, Words
-from simba_lab.core.network_adapter import refuse_probabilities, responded
+from simba_lab.core.network_adapter import Adapter, refuse_probabilities, responded
 from simba_lab.interpretation.attribution.explained_network import (
     ExplainedNetwork,
     activation_bytes,
@@ -116,7 +116,9 @@ def plan_of(
     if method.differentiates:
         check_differentiable(explained, volume)
     fits = least + HIDDEN_COPIES * largest <= allowed
-    network = split_network(explained, volume, split=method.splits and fits)
+    # An adapter changes volumes before the first layer sees them, by more than an affine step.
+    whole = isinstance(explained.network, Adapter)
+    network = split_network(explained, volume, split=method.splits and fits and not whole)
     held_bytes = COPIES * image + (HIDDEN_COPIES * largest if network.stand_in is not None else 0)
     free_bytes = allowed - len(cohort) * image
     in_memory = len(cohort) * image <= allowed / 2 and volume_bytes + held_bytes <= free_bytes

@@ -12,13 +12,15 @@ import torch
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.errors import SimbaError
 from simba_lab.core.intervals import PROBE_BOOTSTRAPS, bootstrap_rows
-from simba_lab.core.network_adapter import copied, core_of, layers_by_name, unwrapped
+from simba_lab.core.layer_naming import core_of, layers_by_name
+from simba_lab.core.network_adapter import copied, unwrapped
 from simba_lab.core.rng import stream
 from simba_lab.interpretation.attribution.comparison import columns_of_known_mean
 from simba_lab.interpretation.attribution.localisation import spearman
 from simba_lab.interpretation.attribution.maps import attribute
 from simba_lab.interpretation.attribution.methods.method import Method
 from simba_lab.interpretation.hooks import layer_names
+from simba_lab.interpretation.layer_table import default_layers, first_volume
 
 
 def sanity_checks(
@@ -71,7 +73,7 @@ def sanity_checks(
     >>> sb.attribution.sanity_checks(sb.SimBANet((4, 8), seed=0), test, "saliency").index.tolist()
     ['readout', 'block2', 'block1']
     """
-    names = _from_the_output(model) if layers is None else layer_names(model, layers)
+    names = _from_the_output(model, cohort) if layers is None else layer_names(model, layers)
     randomised = copied(unwrapped(model))
     modules = layers_by_name(randomised)
     learnt = attribute(model, cohort, method, **options).maps
@@ -95,15 +97,15 @@ def sanity_checks(
     return pd.DataFrame(table).T.rename_axis("randomised")
 
 
-def _from_the_output(model: torch.nn.Module) -> list[str]:
+def _from_the_output(model: torch.nn.Module, cohort: Cohort) -> list[str]:
     """Return what has weights after the blocks, then the blocks from the last to the first."""
-    blocks, names = layer_names(model), layers_by_name(model)
-    modules = [names[block] for block in blocks]
+    blocks, names = default_layers(model, first_volume(cohort)), layers_by_name(model)
+    modules = {child for block in blocks for child in names[block].modules()}
     prefix, core = core_of(model)
     later = [
         name if names.get(name) is child else f"{prefix}{name}"
         for name, child in core.named_children()
-        if child not in modules and any(True for _ in child.parameters())
+        if not modules & {*child.modules()} and any(True for _ in child.parameters())
     ]
     return [*later, *reversed(blocks)]
 

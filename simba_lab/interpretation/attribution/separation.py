@@ -47,7 +47,7 @@ def without_in_place(explained: ExplainedNetwork, volume: torch.Tensor) -> None:
             explained.network.get_submodule(name).inplace = False  # type: ignore[assignment]
         same = torch.allclose(before, explained(volume), rtol=1e-4, atol=1e-5)
     if not same:
-        problem = f"Layer {working[0]} works in place on what others read."
+        problem = f"Layer {explained.layer(working[0])} works in place on what others read."
         remedy = "Write the network without inplace=True, or take another method."
         raise SimbaError.problem(problem, remedy)
 
@@ -82,7 +82,7 @@ def graph_of(explained: ExplainedNetwork, volume: torch.Tensor) -> tuple[dict[An
 
     def note(name: str, _inputs: tuple, output: object) -> None:
         if isinstance(output, torch.Tensor) and output.grad_fn is not None:
-            ends[output.grad_fn] = name
+            ends[output.grad_fn] = explained.layer(name)
 
     with with_gradients(), hooked(explained.network, filter(None, layers), note):
         answer = explained(volume.detach().clone().requires_grad_())
@@ -116,7 +116,8 @@ def without_rule(explained: ExplainedNetwork, volume: torch.Tensor) -> str:
     """Return a layer, or an operation between layers, for which DeepLIFT has no rule here."""
     for name, layer in explained.network.named_modules():
         if isinstance(layer, _MaxPoolNd) and layer.kernel_size != layer.stride:
-            return f"layer {name.removesuffix('.1')} ({type(layer).__name__} whose windows overlap)"
+            name = explained.layer(name.removesuffix(".1"))
+            return f"layer {name} ({type(layer).__name__} whose windows overlap)"
     inputs: dict[str, torch.Tensor] = {}
     leaves = [name for name, layer in explained.network.named_modules() if not [*layer.children()]]
 
@@ -128,7 +129,7 @@ def without_rule(explained: ExplainedNetwork, volume: torch.Tensor) -> str:
     for name, value in inputs.items():
         layer = explained.network.get_submodule(name)
         if type(layer) not in SUPPORTED_NON_LINEAR and not _is_affine(layer, value):
-            return f"layer {name} ({type(layer).__name__})"
+            return f"layer {explained.layer(name)} ({type(layer).__name__})"
     ends, operations = graph_of(explained, volume)
     for node in operations:
         if operation(node) in NON_LINEAR and node not in ends:

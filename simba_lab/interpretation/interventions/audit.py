@@ -19,7 +19,7 @@ from simba_lab.interpretation.interventions.twin_pairs import check_disjoint, ch
 from simba_lab.interpretation.probes.probing import ProbeSettings, probe
 from simba_lab.interpretation.recording import Recording, record
 from simba_lab.training.metrics import evaluate
-from simba_lab.training.predictions import logits
+from simba_lab.training.predictions import logits, refuse_numbers
 from simba_lab.training.twin_effects import twin_logits
 
 CONTROLS = ("random", "disease")
@@ -98,11 +98,12 @@ def erasure_audit(
     choice("effect", effect, test.biases)
     for control in controls:
         choice("controls", control, CONTROLS)
+    refuse_numbers(model, "erasure_audit")
     check_disjoint(train, test)
     compute = compute or Compute()
     bootstrap = bootstrap_rows(stream(seed, "erasure audit", "bootstrap"), len(test))
     before, table = None, {}
-    for layer in chosen_layers(model, layers):
+    for layer in chosen_layers(model, layers, test):
         for concept in (NOTHING, effect, *controls):
             edits, placed = {}, compute
             if concept != NOTHING:

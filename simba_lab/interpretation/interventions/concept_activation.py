@@ -13,7 +13,8 @@ from simba_lab.core.checks import choice
 from simba_lab.core.cohort import TwinCohort
 from simba_lab.core.compute import Compute
 from simba_lab.core.intervals import ENDS, bootstrap_rows, columns_of_mean, wilson
-from simba_lab.core.network_adapter import layers_by_name, with_gradients
+from simba_lab.core.layer_naming import layers_by_name
+from simba_lab.core.network_adapter import with_gradients
 from simba_lab.core.rng import stream
 from simba_lab.interpretation.interventions.twin_pairs import (
     check_disjoint,
@@ -115,7 +116,7 @@ def tcav(
     ['block1', 'block2']
     """
     choice("direction", direction, DIRECTIONS)
-    names = chosen_layers(model, layers)
+    names = chosen_layers(model, layers, train)
     train_twins, test_twins = twins_of(train, effect), twins_of(test, effect)
     check_disjoint(train, test)
     generator = stream(seed, "tcav", "halves")

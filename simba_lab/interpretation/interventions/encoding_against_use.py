@@ -101,7 +101,7 @@ def encoding_and_use(
     >>> table.index.tolist()
     ['block1', 'block2']
     """
-    names = chosen_layers(model, layers)
+    names = chosen_layers(model, layers, test)
     choice("effect", effect, test.biases)
     check_disjoint(test, audience, "audience")
     layers_of = partial(record, layers=names, pixels=False, compute=compute)

@@ -292,7 +292,7 @@ def erase(
     cohorts, target, known = _concept(cohort, concept, given, seed)
     compute = compute or Compute()
     edits: dict[str, Erasure] = {}
-    for layer in chosen_layers(model, layers):
+    for layer in chosen_layers(model, layers, cohort):
         with edit(model, edits):
             # The edits stay on the network that was given, which is on the processor.
             placed = replace(compute, device="cpu") if edits else compute

@@ -106,7 +106,7 @@ def interchange(
     division = parts_of(by)
     off, on = twins_of(cohort, effect)
     voxels_of = division.voxels_of(off, effect)
-    names = chosen_layers(model, layers)
+    names = chosen_layers(model, layers, off)
     logits: list[np.ndarray] = []
     exchanged: dict[tuple[str, str], list[np.ndarray]] = {}
     with running(model, compute) as network:
@@ -118,7 +118,7 @@ def interchange(
             pair = tuple(map(network.placed, volumes))
             batch_logits, activations = _noted(network, pair, names)
             logits.append(batch_logits)
-            voxels = voxels_of(slice(start, start + len(pair[0])))
+            voxels = network.as_seen(voxels_of(slice(start, start + len(pair[0]))))
             jobs = {
                 (name, cells): {name: mask}
                 for name in names

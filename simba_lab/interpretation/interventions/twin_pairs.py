@@ -13,8 +13,9 @@ from torch import nn
 from simba_lab.core.cohort import Cohort, TwinCohort, effect_of, with_twins
 from simba_lab.core.compute import Compute, deterministic, evaluating
 from simba_lab.core.errors import SimbaError, Words
-from simba_lab.core.network_adapter import refuse_probabilities, responded, unwrapped
+from simba_lab.core.network_adapter import Adapter, refuse_probabilities, responded, unwrapped
 from simba_lab.interpretation.hooks import check_heeded, editing, largest_call, layer_names
+from simba_lab.interpretation.layer_table import default_layers, first_volume
 from simba_lab.training.group_routed import GroupRouted
 from simba_lab.training.networks import logit
 from simba_lab.training.predictions import finite
@@ -89,13 +90,26 @@ def check_disjoint(train: Cohort, test: Cohort, field: str = "test") -> None:
         raise SimbaError.problem(problem, remedy)
 
 
-def chosen_layers(model: nn.Module, layers: Sequence[str] | None) -> list[str]:
-    """Return the layers to look at; at least one."""
-    names = layer_names(model, layers)
+def chosen_layers(model: nn.Module, layers: Sequence[str] | None, cohort: Cohort) -> list[str]:
+    """Return the layers to look at; at least one. By default the cohort's first volume is run."""
+    _refuse_routed(unwrapped(model))
+    names = [] if layers is None else layer_names(model, layers)
+    if layers is None:
+        names = default_layers(model, first_volume(cohort))
     if not names:
         remedy = "The network has no blocks: name its layers."
         raise SimbaError("layers", layers, "at least one layer", remedy)
     return names
+
+
+def _refuse_routed(model: nn.Module) -> None:
+    if isinstance(model, GroupRouted):
+        raise SimbaError(
+            "model",
+            "GroupRouted",
+            "one network for all subjects",
+            f"It has one for each value of {model.by}: look at model.networks one by one.",
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +138,15 @@ class Network:
     def placed(self, volumes: torch.Tensor) -> torch.Tensor:
         """Return volumes on the device, in the precision of the network."""
         return volumes.to(self.device, self.dtype)
+
+    def as_seen(self, masks: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return masks of the scans, bool (N, X, Y, Z), on the lattice that the network sees."""
+        if not isinstance(self.model, Adapter):
+            return masks
+        return {
+            name: self.model.as_seen(mask[:, None].float(), nearest=True)[:, 0] > 0.5
+            for name, mask in masks.items()
+        }
 
     def batch_size(
         self, cohort: Cohort, layers: Sequence[str]
@@ -154,14 +177,7 @@ class Network:
 @contextmanager
 def running(model: nn.Module, compute: Compute | None) -> Iterator[Network]:
     """Yield a network ready to run, without gradients and with fixed threads, within a ``with``."""
-    model = unwrapped(model)
-    if isinstance(model, GroupRouted):
-        raise SimbaError(
-            "model",
-            Words("GroupRouted"),
-            "one network for all subjects",
-            f"It has one for each value of {model.by}: look at model.networks one by one.",
-        )
+    _refuse_routed(model := unwrapped(model))
     compute = compute or Compute()
     placed, device, dtype = compute.placed(model)
     with ExitStack() as stack:

@@ -15,7 +15,8 @@ from torch import nn
 from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import positive
 from simba_lab.core.errors import SimbaError, Words
-from simba_lab.core.network_adapter import layers_by_name
+from simba_lab.core.layer_naming import core_of, has_blocks, layers_by_name
+from simba_lab.core.network_adapter import Adapter
 from simba_lab.interpretation.attribution.explained_network import ExplainedNetwork
 from simba_lab.interpretation.attribution.methods.method import Batch, Method
 from simba_lab.interpretation.attribution.separation import (
@@ -26,6 +27,7 @@ from simba_lab.interpretation.attribution.separation import (
     without_rule,
 )
 from simba_lab.interpretation.hooks import hooked, layer_names
+from simba_lab.interpretation.layer_table import last_maps
 
 
 @checks_arguments
@@ -163,7 +165,8 @@ class GradCAM(Method):
     Parameters
     ----------
     layer : str, optional
-        A submodule with a spatial extent; by default the last block.
+        A submodule with a spatial extent; by default the last block. Of a network without blocks
+        the last such layer of those that verbs look at by default.
 
     References
     ----------
@@ -184,7 +187,7 @@ class GradCAM(Method):
     def check(self, explained: ExplainedNetwork, volume: torch.Tensor) -> None:
         """Refuse layers that work in place, and a layer without maps of at least two voxels."""
         super().check(explained, volume)
-        layer, outputs = self._layer(explained), []
+        layer, outputs = self._layer(explained, volume), []
         with (
             torch.no_grad(),
             hooked(
@@ -201,16 +204,30 @@ class GradCAM(Method):
                 "Name a block before the volume is averaged away.",
             )
 
-    def _layer(self, explained: ExplainedNetwork) -> str:
-        return layer_names(explained.network, None if self.layer is None else [self.layer])[-1]
+    def _layer(self, explained: ExplainedNetwork, volume: torch.Tensor) -> str:
+        if self.layer is not None:
+            return layer_names(explained.network, [self.layer])[-1]
+        if has_blocks(core_of(explained.network)[1]):
+            return layer_names(explained.network)[-1]
+        layer = last_maps(explained.network, volume)
+        if layer is None:
+            allowed = f"a network with a layer of maps, (N, channels, X, Y, Z), for {self.name}"
+            remedy = "Use integrated_gradients, saliency or occlusion, or name a layer of maps."
+            raise SimbaError("model", Words("one without"), allowed, remedy)
+        return layer
 
     def maps(self, batch: Batch) -> torch.Tensor:
         """Return the weighted channels, at least 0, shape (N, 1, X, Y, Z)."""
-        module = layers_by_name(batch.explained.network)[self._layer(batch.explained)]
+        network = batch.explained.network
+        module = layers_by_name(network)[self._layer(batch.explained, batch.images[:1])]
         images = batch.images.clone().requires_grad_()
         cam = attr.LayerGradCam(batch.explained, module).attribute(images, relu_attributions=True)
         shape = tuple(images.shape[2:])
-        return attr.LayerAttribution.interpolate(cam.detach(), shape, interpolate_mode="trilinear")
+        seen = network.as_seen(images[:1]).shape[2:] if isinstance(network, Adapter) else shape
+        maps = attr.LayerAttribution.interpolate(
+            cam.detach(), tuple(seen), interpolate_mode="trilinear"
+        )
+        return network.as_scanned(maps, shape) if isinstance(network, Adapter) else maps
 
 
 @checks_arguments
