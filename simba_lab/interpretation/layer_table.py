@@ -159,13 +159,48 @@ def _chosen(model: nn.Module, calls: Calls) -> list[str]:
     return [calls.names[module] for module in sorted(level, key=calls.started)]
 
 
+@dataclass(frozen=True)
+class Activations:
+    """What a layer gives for a volume.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Channels first.
+    channels_last : bool
+        Whether they come last in what the layer gives, as in transformers.
+    """
+
+    shape: tuple[int, ...]
+    channels_last: bool = False
+
+    @classmethod
+    def of(cls, layer: nn.Module, shape: tuple[int, ...]) -> Activations:
+        """Return the activations of a layer: channels are what transformers normalise and map."""
+        sizes = set()
+        for part in layer.modules():
+            if isinstance(part, nn.LayerNorm):
+                sizes.add(part.normalized_shape[-1])
+            elif isinstance(part, nn.Linear):
+                sizes.add(part.out_features)
+        if len(shape) < 2 or shape[-1] not in sizes or shape[0] in sizes:
+            return cls(shape)
+        return cls((shape[-1], *shape[:-1]), channels_last=True)
+
+
 def last_maps(model: nn.Module, volume: torch.Tensor) -> str | None:
-    """Return the last layer looked at by default whose output has a spatial extent, if any."""
+    """Return the last layer looked at by default that gives maps, channels first, if any."""
     calls = _calls(model, volume)
     modules = {name: module for module, name in calls.names.items()}
     shapes = {name: calls.shape(modules[name]) for name in _chosen(model, calls)}
-    spatial = [name for name, shape in shapes.items() if shape and len(shape) == 4]
-    spatial = [name for name in spatial if int(np.prod(shapes[name][1:])) > 1]  # type: ignore[index]
+    spatial = [
+        name
+        for name, shape in shapes.items()
+        if shape
+        and len(shape) == 4
+        and np.prod(shape[1:]) > 1
+        and not Activations.of(modules[name], shape).channels_last
+    ]
     return spatial[-1] if spatial else None
 
 

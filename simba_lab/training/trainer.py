@@ -26,6 +26,7 @@ from simba_lab.training.identity import identity_of
 from simba_lab.training.mitigation.objective import Mitigation, Objective, Progress
 from simba_lab.training.network_checks import check_alone, check_answers
 from simba_lab.training.networks import logit
+from simba_lab.training.predictions import refuse_numbers
 from simba_lab.training.run import Fitted
 from simba_lab.training.state import FitState
 
@@ -145,6 +146,7 @@ class Trainer:
         self.volumes, self.validation = self._feed(cohort.train), self._feed(cohort.validation)
         self.twins = None if self.objective.twins is None else self._feed(self.objective.twins)
         self.labels = torch.from_numpy(cohort.validation["label"].astype(np.float32))
+        refuse_numbers(model, "training to tell two classes")
         body = _Body(copied(model).to(fabric.device))
         check_answers(body, self.volumes)
         self.layout = _memory_layout(body, self.volumes, config)

@@ -75,7 +75,7 @@ def twin_effect(
     numbers = gives_numbers(model)
     if control is not None and gives_numbers(control) != numbers:
         allowed = "of the kind of the network, which gives a number or decides"
-        raise SimbaError("control", "the other kind", allowed)
+        raise SimbaError("control", Words("the other kind"), allowed)
     table = twin_table(off, on, cohort, effect=effect, control=control_logits, seed=seed)
     return _in_its_unit(table) if numbers else table
 

@@ -166,8 +166,11 @@ DEFINED = {
     ("deep_lift", "ResNet10"): NO_RULE,
     ("deep_lift", "DenseNet121"): NO_RULE,
     ("deep_lift", "ViT"): NO_RULE,
+    ("deep_lift", "Swin"): NO_RULE,
     ("guided_backprop", "ViT"): "use saliency",
     ("guided_grad_cam", "ViT"): "use saliency",
+    ("guided_backprop", "Swin"): "use saliency",
+    ("guided_grad_cam", "Swin"): "use saliency",
     ("interchange by region", "ViT"): "name a layer before it is flattened",
 }
 
@@ -183,3 +186,34 @@ def test_every_instrument_works_or_says_what_to_take_instead(cohort, name):
         else:
             with pytest.raises(sb.SimbaError, match=says):
                 call(model, few)
+
+
+class Mapped(torch.nn.Module):
+    """Four maps of a volume, with the channels first, or last as transformers have them."""
+
+    def __init__(self, *, last):
+        super().__init__()
+        torch.manual_seed(0)
+        self.coarse = torch.nn.AvgPool3d(3)
+        self.maps = torch.nn.Linear(1, 4) if last else torch.nn.Conv3d(1, 4, 1)
+        weight, bias = torch.randn(4), torch.randn(4)
+        with torch.no_grad():
+            self.maps.weight.copy_(weight.reshape(self.maps.weight.shape))
+            self.maps.bias.copy_(bias)
+        self.last, self.answer = last, 1000 * torch.randn(4)
+
+    def forward(self, x):
+        x = self.coarse(x)
+        y = self.maps(x.movedim(1, -1)).movedim(-1, 1) if self.last else self.maps(x)
+        return (y.relu().mean((2, 3, 4)) * self.answer).sum(1)
+
+
+@pytest.mark.parametrize("by", [sb.interventions.Channels(None), "region"])
+def test_channels_may_come_last(cohort, by):
+    few = cohort.test.where(np.arange(4))
+    first, last = (
+        sb.interchange(Mapped(last=last), few, by=by, layers=["maps"]) for last in (False, True)
+    )
+    assert first["effect"].abs().max() > 1e-4
+    assert first.index.equals(last.index)
+    np.testing.assert_allclose(first, last, rtol=1e-3, atol=1e-4)

@@ -240,11 +240,11 @@ REFUSED = {
     "class not said": (lambda y: THREE * y, {}, r"3 columns.*adapt\(model, target=...\)"),
     "one logit": (lambda y: y, {"target": 1}, "None for one number per volume"),
     "logits for probabilities": (lambda y: 5 * y - 9, {"target": "probability"}, r"in \[0, 1\]"),
-    "probabilities for logits": (torch.sigmoid, {}, r"'probabilities'.*target='probability'"),
+    "probabilities for logits": (torch.sigmoid, {}, r"got probabilities.*target='probability'"),
     "shares for classes": (
         lambda y: torch.softmax(THREE * y, 1),
         {"target": 0},
-        "'probabilities'.*Target",
+        "got probabilities.*Target",
     ),
     "an image": (lambda y: torch.ones(len(y), 1, 4, 4, 4) * 1.0, {}, "a row for each volume"),
     "NaN": (lambda y: y * torch.nan, {}, "logits must be finite"),

@@ -80,7 +80,7 @@ def _check_range(values: np.ndarray, cohort: Cohort) -> None:
     low, high = float(volume.min()), float(volume.max())
     span = high - low
     if values.min() < low - span or values.max() > high + span:
-        value = f"from {float(values.min()):.3g} to {float(values.max()):.3g}"
+        value = Words(f"from {float(values.min()):.3g} to {float(values.max()):.3g}")
         allowed = f"near the intensities of the scans, {low:.3g} to {high:.3g}"
         raise SimbaError("baseline", value, allowed, REMEDY)
 
@@ -95,7 +95,7 @@ def score_of_baseline(explained: nn.Module, baseline: torch.Tensor) -> torch.Ten
 
 def refused_baseline(value: str) -> SimbaError:
     """Return the error that says that a network cannot judge a baseline."""
-    return SimbaError("baseline", value, "one that the network can judge", BLANK)
+    return SimbaError("baseline", Words(value), "one that the network can judge", BLANK)
 
 
 def check_twins(cohort: Cohort, twins: Cohort, effect: str | None) -> None:

@@ -16,6 +16,7 @@ from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import choice, whole_number
 from simba_lab.core.cohort import TwinCohort
 from simba_lab.core.errors import SimbaError, Words
+from simba_lab.interpretation.layer_table import Activations
 
 REST = "rest"
 
@@ -40,7 +41,14 @@ class Parts(ABC):
 
     @abstractmethod
     def masks(self, shape: tuple[int, ...], voxels: Voxels) -> Masks:
-        """Return the parts of a layer with activations of this shape per volume."""
+        """Return the parts of a layer with activations of this shape per volume, channels first."""
+
+    def masks_of(self, layer: Activations, voxels: Voxels) -> Masks:
+        """Return the parts of a layer, for its activations as they are."""
+        masks = self.masks(layer.shape, voxels)
+        if not layer.channels_last:
+            return masks
+        return {name: None if mask is None else mask.movedim(1, -1) for name, mask in masks.items()}
 
 
 @checks_arguments

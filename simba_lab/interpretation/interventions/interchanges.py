@@ -11,6 +11,7 @@ import torch
 from simba_lab.core.cohort import Cohort
 from simba_lab.core.compute import Compute
 from simba_lab.core.intervals import bootstrap_rows, columns_of_mean, columns_of_share
+from simba_lab.core.layer_naming import layers_by_name
 from simba_lab.core.rng import stream
 from simba_lab.interpretation.hooks import editing
 from simba_lab.interpretation.interventions.exchanged_parts import Blocks, Masks, Parts, parts_of
@@ -21,6 +22,7 @@ from simba_lab.interpretation.interventions.twin_pairs import (
     running,
     twins_of,
 )
+from simba_lab.interpretation.layer_table import Activations
 
 ALL = "all"
 
@@ -111,8 +113,10 @@ def interchange(
     exchanged: dict[tuple[str, str], list[np.ndarray]] = {}
     with running(model, compute) as network:
         size, shapes = network.batch_size(off, names)
+        modules = layers_by_name(network.model)
+        shown = {name: Activations.of(modules[name], shapes[name]) for name in names}
         for name in names:
-            division.check(name, shapes[name])
+            division.check(name, shown[name].shape)
         start = 0
         for volumes in zip(off.batches(size), on.batches(size), strict=True):
             pair = tuple(map(network.placed, volumes))
@@ -122,7 +126,7 @@ def interchange(
             jobs = {
                 (name, cells): {name: mask}
                 for name in names
-                for cells, mask in division.masks(shapes[name], voxels).items()
+                for cells, mask in division.masks_of(shown[name], voxels).items()
             }
             if isinstance(division, Blocks):
                 jobs[ALL, ""] = dict.fromkeys(names)

@@ -27,7 +27,7 @@ from simba_lab.interpretation.attribution.separation import (
     without_rule,
 )
 from simba_lab.interpretation.hooks import hooked, layer_names
-from simba_lab.interpretation.layer_table import last_maps
+from simba_lab.interpretation.layer_table import Activations, last_maps
 
 
 @checks_arguments
@@ -196,7 +196,9 @@ class GradCAM(Method):
         ):
             explained(volume)
         shape = tuple(outputs[0].shape) if outputs and isinstance(outputs[0], torch.Tensor) else ()
-        if len(shape) != 5 or np.prod(shape[2:]) < 2:
+        maps = len(shape) == 5 and np.prod(shape[2:]) > 1
+        module = layers_by_name(explained.network)[layer]
+        if not maps or Activations.of(module, shape[1:]).channels_last:
             raise SimbaError(
                 "layer",
                 Words(f"{layer}, whose output has the shape {shape}"),
