@@ -216,4 +216,4 @@ def test_channels_may_come_last(cohort, by):
     )
     assert first["effect"].abs().max() > 1e-4
     assert first.index.equals(last.index)
-    np.testing.assert_allclose(first, last, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(first["effect"], last["effect"], atol=1e-4)
