@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simba_lab.cli.sharing import add_jobs
+from simba_lab.core.errors import SimbaError
 
 if TYPE_CHECKING:
+    from simba_lab.auditing.results import Audit
+
+    Group = argparse._ArgumentGroup
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
@@ -31,17 +35,42 @@ def _add_plant(commands: Commands) -> None:
 
 
 def _add_audit(commands: Commands) -> None:
-    text = "tell whether a network, or any tool, uses a mark; writes a report"
+    text = "tell whether a network, or any tool by its answers, uses a mark; writes a report"
     audit = commands.add_parser("audit", help=text)
-    text = "table of file (or participant and mark) and score, one row for each planted image"
-    audit.add_argument("--answers", type=Path, required=True, help=text)
-    text = "folder of `plant`"
-    audit.add_argument("--planted", type=Path, required=True, help=text)
-    text = "what scores are; probabilities become logits"
-    scales = ("logit", "probability", "number")
-    audit.add_argument("--scores", choices=scales, help=text)
+    _add_answers(audit.add_argument_group("any tool, by its answers"))
+    _add_network(audit.add_argument_group("a network"))
     _add_report(audit)
     audit.set_defaults(command=_audit, again="Run it again.")
+
+
+def _add_answers(group: Group) -> None:
+    text = "table of file (or participant and mark) and score, one row for each planted image"
+    group.add_argument("--answers", type=Path, help=text)
+    group.add_argument("--planted", type=Path, help="folder of `plant`")
+    scales = ("logit", "probability", "number")
+    text = "what scores are; probabilities become logits"
+    group.add_argument("--scores", choices=scales, help=text)
+
+
+def _add_network(group: Group) -> None:
+    text = "function that builds the network: my_package:build. It is imported and called"
+    group.add_argument("--network", help=text)
+    text = "safetensors, or a file of torch.save that is read without running anything"
+    group.add_argument("--weights", type=Path, help=text)
+    text = "weights of control networks of the same build"
+    group.add_argument("--control", type=Path, nargs="+", default=[], help=text)
+    group.add_argument("--bids", type=Path, help="BIDS dataset with the scans")
+    group.add_argument("--plant", type=Path, help="YAML file of marks, as for `plant`")
+    text = "voxel size of the scans as they are prepared, in mm"
+    group.add_argument("--spacing-mm", type=float, default=4.0, help=text)
+    text = "how the network wants intensities: zscore, minmax or percentile"
+    group.add_argument("--intensity", help=text)
+    text = "shape of its volumes"
+    group.add_argument("--shape", type=int, nargs=3, metavar="N", help=text)
+    group.add_argument("--orientation", help="of its volumes, such as LPS")
+    group.add_argument("--output", help="element of what it returns: position, key or name")
+    text = "class, of scores of several; or probability, or number"
+    group.add_argument("--target", help=text)
 
 
 def _add_report(audit: argparse.ArgumentParser) -> None:
@@ -65,14 +94,63 @@ def _plant(options: argparse.Namespace) -> None:
 
 
 def _audit(options: argparse.Namespace) -> None:
-    from simba_lab.auditing.black_boxes import audit_answers
     from simba_lab.auditing.report import report_path
 
     out = report_path(options.out)
-    audit = audit_answers(
-        options.answers, options.planted, scores=options.scores, bound=options.bound
-    )
+    audit = _audit_of_network(options) if options.network else _audit_of_answers(options)
     audit.provenance["command"] = shlex.join(["simba-lab", *options.written])
     audit.save(out)
     print(audit.marks["verdict"].to_string())
     print(f"report in {out}")
+
+
+def _needed(options: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        if getattr(options, name) is None:
+            remedy = "Give --answers and --planted, or --network, --weights, --bids and --plant."
+            raise SimbaError(f"--{name}", None, "given", remedy)
+
+
+def _audit_of_answers(options: argparse.Namespace) -> Audit:
+    from simba_lab.auditing.black_boxes import audit_answers
+
+    _needed(options, "answers", "planted")
+    return audit_answers(
+        options.answers, options.planted, scores=options.scores, bound=options.bound
+    )
+
+
+def _audit_of_network(options: argparse.Namespace) -> Audit:
+    from simba_lab.auditing.networks import audit_network, built_network, with_weights
+    from simba_lab.scans.planting.plans import read_plan, study_scans
+    from simba_lab.training.adapted_network import adapt
+
+    _needed(options, "weights", "bids", "plant")
+    plan = read_plan(options.plant)
+    networks = [
+        with_weights(built_network(options.network), path)
+        for path in (options.weights, *options.control)
+    ]
+    scans = study_scans(options.bids, plan, spacing_mm=options.spacing_mm)
+    adapted = [
+        adapt(
+            network,
+            output=_number_or_name(options.output),
+            target=_number_or_name(options.target),
+            shape=tuple(options.shape) if options.shape else None,
+            orientation=options.orientation,
+            intensity=options.intensity,
+            cohort=scans,
+        )
+        for network in networks
+    ]
+    marked = plan.planted(scans, n_jobs=-1, progress=True)
+    audit = audit_network(adapted[0], marked, controls=adapted[1:], bound=options.bound)
+    audit.provenance["network"] = options.network
+    for name, path in zip(("weights", "control"), (options.weights, options.control), strict=True):
+        audit.provenance[name] = str(path) if path else "none"
+    return audit
+
+
+def _number_or_name(text: str | None) -> int | str | None:
+    return int(text) if text is not None and text.lstrip("-").isdigit() else text

@@ -135,7 +135,7 @@ def _transform(field: str, value: object, folder: Path) -> Registration:
     return affine
 
 
-def study_scans(folder: str | Path, plan: PlantingPlan) -> ScanCohort:
+def study_scans(folder: str | Path, plan: PlantingPlan, *, spacing_mm: float = 4.0) -> ScanCohort:
     """Return all people of a BIDS dataset, without labels, to plant the marks of a plan in.
 
     Raises
@@ -152,7 +152,8 @@ def study_scans(folder: str | Path, plan: PlantingPlan) -> ScanCohort:
     files = [_t1w(folder, name, {}) for name in names]
     table = pd.DataFrame({"participant": names, "split": "test"})
     # With a transform a scan may lie anywhere; without, it has to be where the template is.
-    preparation = Preparation(align="world" if plan.transforms is None else "centre")
+    align = "world" if plan.transforms is None else "centre"
+    preparation = Preparation(spacing_mm=spacing_mm, align=align)
     try:
         images = preparation.images(dict(enumerate(files)), table=table)
     except TemplateError as error:
