@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -16,7 +17,7 @@ from nilearn.image import resample_img, smooth_img
 
 from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import choice, keep_plain
-from simba_lab.core.errors import TemplateError
+from simba_lab.core.errors import NAMES, SimbaError, TemplateError
 from simba_lab.core.lattice import Lattice
 from simba_lab.synthesis.anatomy.nifti import open_nifti, read_nifti
 from simba_lab.synthesis.anatomy.template import Template, check_spacing, load_template
@@ -24,6 +25,8 @@ from simba_lab.synthesis.rendering.scanner import BACKGROUND
 
 # An image whose voxels cover less of the template's brain than this is in another space.
 LEAST_COVER = 0.5
+Subject = TypeVar("Subject")
+Result = TypeVar("Result")
 
 
 @checks_arguments
@@ -82,20 +85,25 @@ class Preparation:
         Raises
         ------
         TemplateError
-            If a file is missing, is damaged, or lies elsewhere than the template.
+            If files are missing, are damaged, or lie elsewhere than the template; it describes the
+            first and names the others.
         """
         template, lattice, reference = self._target()
         brain_mm = nib.affines.apply_affine(lattice.affine, np.argwhere(reference > BACKGROUND))
         text = "" if table is None else table.to_csv(lineterminator="\n")
         digest = blake2b(text.encode(), digest_size=16)
-        for subject, path in paths.items():
-            name = f"image of subject {subject}"
+
+        def check(subject: int) -> None:
+            name, path = f"image of subject {subject}", paths[subject]
             cover = _cover(open_nifti(path, name), brain_mm)
             if self.align == "world" and cover < LEAST_COVER:
                 allowed = f"in the space of the template {template.name!r}"
                 problem = f"It covers {cover:.0%} of the template's brain."
                 remedy = f"{problem} Register it first, or use align='centre'."
                 raise TemplateError(name, str(path), allowed, remedy)
+
+        for_each_subject(check, paths)
+        for subject, path in paths.items():
             status = path.stat()
             facts = subject, path.name, status.st_size, status.st_mtime_ns
             digest.update(repr(facts).encode())
@@ -257,3 +265,27 @@ def _centre_mm(image: nib.Nifti1Image, path: object, name: str) -> np.ndarray:
         raise TemplateError(name, str(path), "an image with voxels above 0", "It is empty.")
     centre = [np.average(np.arange(len(profile)), weights=profile) for profile in profiles]
     return nib.affines.apply_affine(image.affine, centre)
+
+
+def for_each_subject(
+    function: Callable[[Subject], Result], subjects: Iterable[Subject]
+) -> list[Result]:
+    """Return what a function makes of each subject; one error describes the first, names them all.
+
+    Whoever mends a folder of a thousand scans wants to know of every file at once.
+    """
+    subjects = list(subjects)
+    results, errors = [], {}
+    for subject in subjects:
+        try:
+            results.append(function(subject))
+        except SimbaError as error:
+            errors[subject] = error
+    if len(errors) > 1:
+        names = ", ".join(str(subject) for subject in islice(errors, NAMES))
+        more = ", ..." if len(errors) > NAMES else ""
+        sentence = f"{len(errors)} of {len(subjects)} subjects have such problems: {names}{more}."
+        raise next(iter(errors.values())).with_place(sentence)
+    if errors:
+        raise next(iter(errors.values()))
+    return results

@@ -16,7 +16,7 @@ from simba_lab.core.errors import SimbaError, TemplateError
 from simba_lab.core.files import inside
 from simba_lab.core.tables import check_complete, read_rows
 from simba_lab.scans.participants import Columns, column, participants_table
-from simba_lab.scans.preparation import Preparation
+from simba_lab.scans.preparation import Preparation, for_each_subject
 from simba_lab.scans.scan_cohort import ScanCohort
 
 # Columns that hold the subjects' names if none is stated; the first that exists is taken.
@@ -131,7 +131,7 @@ def read_bids(
             raise SimbaError("participant_id", name, allowed, f"Correct {path}.")
     design = participants_table(rows, path, Columns(label, disease, control, groups, split))
     names = rows["participant_id"][design.index]
-    paths = [_t1w(folder, name, entities or {}) for name in names]
+    paths = for_each_subject(lambda name: _t1w(folder, name, entities or {}), names)
     return _cohort(design, names, paths, preparation)
 
 

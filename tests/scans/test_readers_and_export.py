@@ -751,3 +751,29 @@ def test_names_of_participants_are_checked(dataset, tmp_path, name):
         read_bids(tmp_path, label="group", disease="patient")
     with pytest.raises(sb.core.TemplateError, match=r"participants\.tsv"):
         read_bids(tmp_path / "missing", label="group", disease="patient")
+
+
+def test_all_missing_images_of_a_dataset_are_named(dataset, tmp_path):
+    shutil.copytree(dataset, tmp_path / "ds")
+    names = sorted(path.name for path in (tmp_path / "ds").glob("sub-*"))
+    absent, present = names[3:6], names[6]
+    for name in absent:
+        shutil.rmtree(tmp_path / "ds" / name)
+    preparation = Preparation(spacing_mm=SPACING_MM)
+    with pytest.raises(sb.SimbaError, match="3 of 30 subjects") as caught:
+        read_bids(tmp_path / "ds", label="label", disease="disease", preparation=preparation)
+    assert all(name in str(caught.value) for name in absent)
+    assert present not in str(caught.value)
+
+
+def test_all_missing_and_damaged_images_of_a_table_are_named(people):
+    files = sorted((people / "images").iterdir())
+    files[2].unlink()
+    files[5].write_bytes(b"no image")
+    with pytest.raises(sb.SimbaError, match="2 of 12 subjects have such problems: "):
+        load(people)
+    # A single problem is said as before, without a count.
+    shutil.copy(files[0], files[5])
+    with pytest.raises(sb.SimbaError) as caught:
+        load(people)
+    assert "have such problems" not in str(caught.value)
