@@ -9,6 +9,7 @@ from . import (
     synthesis,
     training,
 )
+from .auditing.network_audit import audit
 from .core.cohort import Cohort
 from .core.compute import Compute
 from .core.errors import SimbaError
@@ -61,6 +62,7 @@ __all__ = [
     "adapt",
     "attribute",
     "attribution",
+    "audit",
     "auditing",
     "book",
     "cka",

@@ -1,4 +1,6 @@
+from .answers import answer_table
 from .black_boxes import audit_answers
+from .network_audit import AuditSettings, audit
 from .results import Audit
 
-__all__ = ["Audit", "audit_answers"]
+__all__ = ["Audit", "AuditSettings", "answer_table", "audit", "audit_answers"]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from simba_lab.auditing.answers import answer_table
+from simba_lab.auditing.answers import LEAST_SCANS, answer_table, spread_of
 from simba_lab.auditing.marks import mark_in_words
 from simba_lab.auditing.results import Audit
 from simba_lab.core.checks import Positive, choice
@@ -23,8 +23,6 @@ from simba_lab.scans.planting.plans import read_plan
 from simba_lab.scans.planting.planted_images import IMAGES, PLAN, UNMARKED
 
 SCALES = ("logit", "probability", "number")
-# With fewer scans no interval is narrow enough for a verdict that can be believed.
-LEAST_SCANS = 16
 SHOWN = 5
 NOTES = [
     "Marks that were not planted were not tested, nor weaker or stronger ones.",
@@ -35,12 +33,7 @@ NOTES = [
 
 
 def audit_answers(
-    answers: str | Path,
-    planted: str | Path,
-    *,
-    scores: str | None = None,
-    bound: Positive = 0.5,
-    seed: int = 0,
+    answers: str | Path, planted: str | Path, *, scores: str | None = None, bound: Positive = 0.5
 ) -> Audit:
     """Audit any tool by its scores of scans and their planted twins.
 
@@ -59,8 +52,6 @@ def audit_answers(
         decisions. By default they are logits, and refused if all lie between 0 and 1.
     bound : float
         Changes within this many standard deviations of the tool's own answers do not matter.
-    seed : int
-        Of the bootstrap over scans.
 
     Returns
     -------
@@ -82,34 +73,29 @@ def audit_answers(
     answers, planted = Path(answers), Path(planted)
     scale = None if scores is None else choice("scores", scores, SCALES)
     images = _images(planted)
-    table = _matched(answers, images)
-    columns = ["score", *_controls(table)]
-    values = {name: _numbers(table, name, scale) for name in columns}
+    scored = _matched(answers, images)
+    columns = ["score", *_controls(scored)]
+    values = {name: _numbers(scored, name, scale) for name in columns}
     marks = [mark for mark in dict.fromkeys(images["mark"]) if mark != UNMARKED]
     rows = {mark: np.flatnonzero(images["mark"] == mark) for mark in [UNMARKED, *marks]}
-    off = values["score"][rows[UNMARKED]]
-    spread = float(np.std(off, ddof=1))
+    pairs = []
     for name in columns:
-        untouched = values[name][rows[UNMARKED]]
-        if np.ptp(untouched) == 0:
-            value = Words(f"{untouched[0]:g} for all {len(untouched)} untouched scans")
-            raise SimbaError(f"answers.{name}", value, "different for different people")
-    tables = [
-        answer_table(
-            off,
-            values["score"][rows[mark]],
-            spread,
-            mark=mark,
-            controls=[(values[c][rows[UNMARKED]], values[c][rows[mark]]) for c in columns[1:]],
-            bound=bound,
-            decisions=scale != "number",
-            seed=seed,
-        )
-        for mark in marks
-    ]
+        off = values[name][rows[UNMARKED]]
+        on = np.stack([values[name][rows[mark]] for mark in marks], axis=1)
+        pairs.append((off, on, spread_of(off, f"answers.{name}")))
+    off, on, spread = pairs[0]
+    table = answer_table(
+        off,
+        on,
+        spread,
+        marks=marks,
+        controls=[pair[:2] for pair in pairs[1:]],
+        bound=bound,
+        decisions=scale != "number",
+    )
     effects = read_plan(planted / PLAN).marks
     return Audit(
-        marks=pd.concat(tables),
+        marks=table,
         layers=None,
         groups=None,
         rates=None,
@@ -124,7 +110,6 @@ def audit_answers(
             "scores": scale or "logit",
             "controls": len(columns) - 1,
             "spread of the answers": spread,
-            "seed": seed,
         },
         provenance={
             "answers": answers.name,

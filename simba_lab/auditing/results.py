@@ -14,15 +14,15 @@ from simba_lab.core.border import checks_arguments
 @checks_arguments
 @dataclass(frozen=True)
 class Audit:
-    """What an audit found. Made by `audit_answers`.
+    """What an audit found. Made by `audit` and `audit_answers`.
 
     Parameters
     ----------
     marks : pandas.DataFrame
         Question A, one row for each mark, indexed by ``mark``: ``effect`` (change of the answer in
-        spreads of the network's own answers), ``logit``, ``flips``, all with 95 % intervals;
-        ``control``, ``bound``, ``smallest`` (what these scans could show), ``verdict`` (``used``,
-        ``not used``, ``cannot tell``) and ``needs`` (what would settle it).
+        spreads of the network's own answers), ``logit``, ``flips``, all with intervals;
+        ``control``, ``excess``, ``bound``, ``smallest`` (what these scans could show),
+        ``verdict`` (``used``, ``not used``, ``cannot tell``) and ``needs`` (what would settle it).
     layers, maps : pandas.DataFrame, optional
         Where marks are read and used, and whether maps point at them.
     groups, rates, erased : pandas.DataFrame, optional

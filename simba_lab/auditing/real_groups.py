@@ -1,0 +1,46 @@
+"""Question C: what is known of real groups. Correlational: groups differ in more than a mark."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from simba_lab.core.cohort import TwinCohort
+from simba_lab.interpretation.probes.probing import ProbeSettings, probe
+from simba_lab.interpretation.recording import record
+from simba_lab.training.disparities import disparity
+
+if TYPE_CHECKING:
+    from simba_lab.auditing.network_audit import Instruments
+
+
+def read_groups(tools: Instruments, base: TwinCohort, column: str) -> pd.DataFrame:
+    """Return how well a column is read from each layer given the label, its floor and its leak."""
+    recordings = [
+        record(network, base, layers=tools.layers, pixels=False, compute=tools.compute)
+        for network in (tools.network, *tools.untrained)
+    ]
+    read = probe(
+        recordings[0],
+        column,
+        given="label",
+        floors=recordings[1:] or None,
+        permutations=0,
+        settings=ProbeSettings(seed=tools.settings.seed),
+    )
+    score = "auroc" if "auroc" in read else "r2"
+    table = read[[score, f"{score}_low", f"{score}_high"]].copy()
+    table["floor"] = read.get("floor_untrained", np.nan)
+    table["leak"] = read.get(f"{score}_leak", np.nan)
+    return pd.concat({column: table}, names=["column", "layer"])
+
+
+def rates_of(
+    tools: Instruments, base: TwinCohort, column: str, answers: np.ndarray
+) -> pd.DataFrame:
+    """Return differences of rates between the two groups of a column, from the answers."""
+    table = disparity(answers, base, by=column, seed=tools.settings.seed)
+    table = table.rename(columns={"low": "difference_low", "high": "difference_high"})
+    return pd.concat({column: table}, names=["column", "rate"])

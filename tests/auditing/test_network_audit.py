@@ -1,0 +1,93 @@
+"""A network that reads the mark is found, one that does not is not, and both read it alike."""
+
+import numpy as np
+import pytest
+import torch
+from planted import Planted, centred, far_scenario, masks_of
+
+import simba_lab as sb
+
+# The mean over a region moves by 0.15 spreads when it grows: people differ by more than that.
+BOUND = 0.05
+SETTINGS = sb.auditing.AuditSettings(bound=BOUND, without=("maps",))
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    return sb.synthesise(far_scenario(128)).test
+
+
+@pytest.fixture(scope="module")
+def networks(cohort):
+    masks = masks_of(cohort)
+    weights = {"guilty": [1.0, 0.2], "innocent": [0.0, 1.0]}
+    return {name: centred(Planted(masks, pair), cohort) for name, pair in weights.items()}
+
+
+@pytest.fixture(scope="module")
+def guilty(cohort, networks):
+    fresh = [sb.SimBANet((2, 2), seed=0)]
+    options = {
+        "untrained": fresh,
+        "settings": sb.auditing.AuditSettings(bound=BOUND, layers=("block*",)),
+    }
+    return sb.audit(networks["guilty"], cohort, groups=["bias"], **options)
+
+
+def test_a_network_that_reads_the_mark_is_found_and_another_is_not(cohort, networks, guilty):
+    assert guilty.marks.loc["bias", "verdict"] == "used"
+    innocent = sb.audit(networks["innocent"], cohort, settings=SETTINGS)
+    assert innocent.marks.loc["bias", "verdict"] == "not used"
+    # The same is read from both: reading is not using.
+    np.testing.assert_allclose(guilty.layers["read"], innocent.layers["read"])
+
+
+def test_effects_are_those_of_scans_without_the_mark(cohort, networks, guilty):
+    off, on = sb.training.twin_logits(networks["guilty"], cohort)
+    np.testing.assert_allclose(guilty.marks.loc["bias", "logit"], (on - off).mean())
+    effect = (on - off).mean() / off.std(ddof=1)
+    np.testing.assert_allclose(guilty.marks.loc["bias", "effect"], effect)
+
+
+def test_every_table_has_the_columns_that_reports_read(guilty):
+    columns = ["read", "read_low", "read_high", "floor", "passes", "passes_low", "passes_high"]
+    assert list(guilty.layers.columns) == columns
+    assert guilty.layers.index.names == ["mark", "layer"]
+    np.testing.assert_allclose(guilty.layers["passes"], 1, atol=1e-4)
+    assert guilty.groups.index.names == ["column", "layer"]
+    assert {"auroc", "floor", "leak"} <= set(guilty.groups.columns)
+    assert guilty.rates.index.names == ["column", "rate"]
+
+
+def test_maps_of_a_network_that_reads_the_mark_find_it(guilty):
+    row = guilty.maps.loc["bias"]
+    assert row["auroc_low"] > row["chance"] == 0.5 and row["n"] == 16
+
+
+def test_a_control_that_does_the_same_takes_the_verdict_back(cohort, networks):
+    audit = sb.audit(networks["guilty"], cohort, control=networks["guilty"], settings=SETTINGS)
+    assert audit.marks.loc["bias", "verdict"] == "not used"
+    assert any("One control network" in note for note in audit.notes)
+
+
+def test_an_instrument_that_refuses_the_network_is_a_note(cohort):
+    class Flat(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fold = torch.nn.LSTM(20, 2, batch_first=True)
+
+        def forward(self, x):
+            return self.fold(x[:, 0, 10])[0].sum((1, 2))
+
+    audit = sb.audit(Flat(), cohort, settings=SETTINGS)
+    assert audit.layers is None and any("Left out (layers" in note for note in audit.notes)
+
+
+def test_what_cannot_be_audited_is_refused_at_once(cohort, networks):
+    with pytest.raises(sb.SimbaError, match="15 scans"):
+        sb.audit(networks["guilty"], cohort.where(np.arange(15)))
+    constant = Planted(masks_of(cohort), [0.0, 0.0])
+    with pytest.raises(sb.SimbaError, match="different for different people"):
+        sb.audit(constant, cohort)
+    with pytest.raises(sb.SimbaError, match="nowhere"):
+        sb.audit(networks["guilty"], cohort, groups=["nowhere"])
