@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.metrics import roc_auc_score
 
 from simba_lab.auditing.answers import Difference
@@ -14,7 +15,7 @@ from simba_lab.core.rng import stream
 from simba_lab.interpretation.attribution.maps import attribute
 from simba_lab.interpretation.interventions.interchanges import interchange
 from simba_lab.interpretation.probes.probing import ProbeSettings, probe
-from simba_lab.interpretation.recording import record
+from simba_lab.interpretation.recording import Recording, record
 
 if TYPE_CHECKING:
     from simba_lab.auditing.network_audit import Instruments
@@ -35,7 +36,7 @@ def layers_of_mark(tools: Instruments, base: TwinCohort, mark: str) -> pd.DataFr
     pair = [base.where(~half), on.where(half)]
     carries = np.repeat([0, 1], [int((~half).sum()), int(half.sum())])
 
-    def recorded(network: object) -> object:
+    def recorded(network: torch.nn.Module) -> Recording:
         return record(network, pair, layers=tools.layers, pixels=False, compute=tools.compute)
 
     label = np.concatenate([part["label"] for part in pair])
