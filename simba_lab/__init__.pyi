@@ -9,7 +9,6 @@ from . import (
     synthesis,
     training,
 )
-from .auditing.network_audit import audit
 from .core.cohort import Cohort
 from .core.compute import Compute
 from .core.errors import SimbaError
@@ -62,7 +61,6 @@ __all__ = [
     "adapt",
     "attribute",
     "attribution",
-    "audit",
     "auditing",
     "book",
     "cka",

@@ -118,7 +118,7 @@ def audit(
     >>> disease, bias = (sb.Morphology(region, 2.5) for region in ("Insula_L", "Putamen_L"))
     >>> cohort = sb.synthesise(sb.Scenario(64, disease, bias, spacing_mm=8))
     >>> settings = sb.auditing.AuditSettings(without=("maps",))
-    >>> audit = sb.audit(sb.SimBANet((2, 2), seed=0), cohort.test, settings=settings)
+    >>> audit = sb.auditing.audit(sb.SimBANet((2, 2), seed=0), cohort.test, settings=settings)
     >>> audit.marks["n"].to_dict()
     {'bias': 16}
     """

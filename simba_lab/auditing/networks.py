@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from simba_lab.auditing.answers import answer_table
-from simba_lab.auditing.black_boxes import LEAST_SCANS, NOTES
+from simba_lab.auditing.answers import LEAST_SCANS, answer_table
+from simba_lab.auditing.black_boxes import NOTES
 from simba_lab.auditing.marks import mark_in_words
 from simba_lab.auditing.results import Audit
 from simba_lab.core.errors import SimbaError, Words
@@ -123,7 +123,6 @@ def network_answers(
     *,
     controls: Sequence[nn.Module] = (),
     bound: float = 0.5,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Return `Audit.marks` of a network: each mark alone in each scan, against the untouched scan.
 
@@ -142,16 +141,13 @@ def network_answers(
         if np.ptp(values) == 0:
             value = Words(f"{values[0]:g} for all {len(values)} untouched scans")
             raise SimbaError("answers", value, "different for different people")
-    tables = []
-    for mark in marks:
-        on = [logits(each, untouched.twin(carrying=mark)) for each in networks]
-        pairs = list(zip(off, on, strict=True))[1:]
-        spread = float(np.std(off[0], ddof=1))
-        table = answer_table(
-            off[0], on[0], spread, mark=mark, controls=pairs, bound=bound, seed=seed
-        )
-        tables.append(table)
-    return pd.concat(tables)
+    on = [
+        np.stack([logits(each, untouched.twin(carrying=mark)) for mark in marks], axis=1)
+        for each in networks
+    ]
+    pairs = list(zip(off, on, strict=True))[1:]
+    spread = float(np.std(off[0], ddof=1))
+    return answer_table(off[0], on[0], spread, marks=marks, controls=pairs, bound=bound)
 
 
 def audit_network(
@@ -160,10 +156,9 @@ def audit_network(
     *,
     controls: Sequence[nn.Module] = (),
     bound: float = 0.5,
-    seed: int = 0,
 ) -> Audit:
     """Return question A of an audit of a network, with what it cannot show."""
-    marks = network_answers(network, marked, controls=controls, bound=bound, seed=seed)
+    marks = network_answers(network, marked, controls=controls, bound=bound)
     return Audit(
         marks=marks,
         settings={
@@ -172,7 +167,6 @@ def audit_network(
             "scans": len(marked),
             "bound": bound,
             "controls": len(controls),
-            "seed": seed,
         },
         provenance={"software": f"simba-lab {software_version()}"},
         notes=[*NOTES[:2], "Layers, maps and real groups were not looked at.", NOTES[-1]],

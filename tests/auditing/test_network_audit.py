@@ -31,12 +31,12 @@ def guilty(cohort, networks):
         "untrained": fresh,
         "settings": sb.auditing.AuditSettings(bound=BOUND, layers=("block*",)),
     }
-    return sb.audit(networks["guilty"], cohort, groups=["bias"], **options)
+    return sb.auditing.audit(networks["guilty"], cohort, groups=["bias"], **options)
 
 
 def test_a_network_that_reads_the_mark_is_found_and_another_is_not(cohort, networks, guilty):
     assert guilty.marks.loc["bias", "verdict"] == "used"
-    innocent = sb.audit(networks["innocent"], cohort, settings=SETTINGS)
+    innocent = sb.auditing.audit(networks["innocent"], cohort, settings=SETTINGS)
     assert innocent.marks.loc["bias", "verdict"] == "not used"
     # The same is read from both: reading is not using.
     np.testing.assert_allclose(guilty.layers["read"], innocent.layers["read"])
@@ -65,7 +65,9 @@ def test_maps_of_a_network_that_reads_the_mark_find_it(guilty):
 
 
 def test_a_control_that_does_the_same_takes_the_verdict_back(cohort, networks):
-    audit = sb.audit(networks["guilty"], cohort, control=networks["guilty"], settings=SETTINGS)
+    audit = sb.auditing.audit(
+        networks["guilty"], cohort, control=networks["guilty"], settings=SETTINGS
+    )
     assert audit.marks.loc["bias", "verdict"] == "not used"
     assert any("One control network" in note for note in audit.notes)
 
@@ -79,15 +81,15 @@ def test_an_instrument_that_refuses_the_network_is_a_note(cohort):
         def forward(self, x):
             return self.fold(x[:, 0, 10])[0].sum((1, 2))
 
-    audit = sb.audit(Flat(), cohort, settings=SETTINGS)
+    audit = sb.auditing.audit(Flat(), cohort, settings=SETTINGS)
     assert audit.layers is None and any("Left out (layers" in note for note in audit.notes)
 
 
 def test_what_cannot_be_audited_is_refused_at_once(cohort, networks):
     with pytest.raises(sb.SimbaError, match="15 scans"):
-        sb.audit(networks["guilty"], cohort.where(np.arange(15)))
+        sb.auditing.audit(networks["guilty"], cohort.where(np.arange(15)))
     constant = Planted(masks_of(cohort), [0.0, 0.0])
     with pytest.raises(sb.SimbaError, match="different for different people"):
-        sb.audit(constant, cohort)
+        sb.auditing.audit(constant, cohort)
     with pytest.raises(sb.SimbaError, match="nowhere"):
-        sb.audit(networks["guilty"], cohort, groups=["nowhere"])
+        sb.auditing.audit(networks["guilty"], cohort, groups=["nowhere"])
