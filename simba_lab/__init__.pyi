@@ -9,6 +9,7 @@ from . import (
     synthesis,
     training,
 )
+from .auditing.network_audit import audit
 from .core.cohort import Cohort
 from .core.compute import Compute
 from .core.errors import SimbaError
@@ -40,7 +41,7 @@ from .training.config import FitConfig
 from .training.disparities import disparity
 from .training.fitting import fit, fit_pair
 from .training.metrics import evaluate
-from .training.networks import ResNet3D, SimBANet
+from .training.networks import SimBANet
 from .training.predictions import logits
 from .training.twin_effects import twin_effect
 
@@ -53,7 +54,6 @@ __all__ = [
     "Intensity",
     "Morphology",
     "Normal",
-    "ResNet3D",
     "Scenario",
     "SimBANet",
     "SimbaError",
@@ -61,6 +61,7 @@ __all__ = [
     "adapt",
     "attribute",
     "attribution",
+    "audit",
     "auditing",
     "book",
     "cka",

@@ -126,7 +126,7 @@ def training():
             dropout=0.2,
             seed=1,
         ),
-        "resnet": sb.ResNet3D((4, 8), seed=0),
+        "resnet": sb.training.ResNet3D((4, 8), seed=0),
     }
     for name, network in networks.items():
         run = sb.fit(network, cohort, CONFIG)

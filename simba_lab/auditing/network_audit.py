@@ -46,7 +46,7 @@ class AuditSettings:
     level : float
         Of all intervals of question A together.
     layers : tuple of str, optional
-        Names or patterns; by default the network's blocks.
+        Names or patterns; by default as `layers` lists them.
     without : tuple of str
         What is left out, of ``layers``, ``maps`` and ``groups``.
     seed : int
@@ -118,7 +118,7 @@ def audit(
     >>> disease, bias = (sb.Morphology(region, 2.5) for region in ("Insula_L", "Putamen_L"))
     >>> cohort = sb.synthesise(sb.Scenario(64, disease, bias, spacing_mm=8))
     >>> settings = sb.auditing.AuditSettings(without=("maps",))
-    >>> audit = sb.auditing.audit(sb.SimBANet((2, 2), seed=0), cohort.test, settings=settings)
+    >>> audit = sb.audit(sb.SimBANet((2, 2), seed=0), cohort.test, settings=settings)
     >>> audit.marks["n"].to_dict()
     {'bias': 16}
     """
@@ -132,7 +132,7 @@ def audit(
     groups = [groups] if isinstance(groups, str) else list(groups)
     for column in groups:
         _ = marked[column]  # refused before anything is computed
-    layers = layer_names(network, settings.layers)
+    layers = None if settings.layers is None else layer_names(network, settings.layers)
     base = marked.twin(without=marks)
     off, on = _answers(network, base, marks, compute)
     spread = spread_of(off)
@@ -182,7 +182,7 @@ class Instruments:
 
     network: torch.nn.Module
     untrained: list[torch.nn.Module]
-    layers: list[str]
+    layers: list[str] | None
     settings: AuditSettings
     compute: Compute | None
 

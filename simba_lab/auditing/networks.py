@@ -5,25 +5,16 @@ from __future__ import annotations
 import importlib
 import pickle
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from simba_lab.auditing.answers import LEAST_SCANS, answer_table
-from simba_lab.auditing.black_boxes import NOTES
-from simba_lab.auditing.marks import mark_in_words
-from simba_lab.auditing.results import Audit
 from simba_lab.core.errors import SimbaError, Words
-from simba_lab.scans.bids_description import software_version
-from simba_lab.scans.planting.planted_cohort import PlantedCohort
-from simba_lab.training.predictions import logits
 
 # Where training scripts keep the weights in a file of more.
 NESTED = ("state_dict", "model_state_dict", "model")
@@ -115,59 +106,3 @@ def _weights(path: Path) -> dict[str, torch.Tensor]:
     if not tensors:
         raise SimbaError("weights", str(path), allowed, f"It holds a {type(content).__name__}.")
     return dict(content)
-
-
-def network_answers(
-    network: nn.Module,
-    marked: PlantedCohort,
-    *,
-    controls: Sequence[nn.Module] = (),
-    bound: float = 0.5,
-) -> pd.DataFrame:
-    """Return `Audit.marks` of a network: each mark alone in each scan, against the untouched scan.
-
-    Raises
-    ------
-    SimbaError
-        If there are fewer than 16 scans, the network cannot judge them, or says the same to all.
-    """
-    if len(marked) < LEAST_SCANS:
-        raise SimbaError("scans", Words(f"{len(marked)} scans"), f"at least {LEAST_SCANS} scans")
-    marks = list(marked.effects)
-    untouched = marked.twin(without=marks)
-    networks = [network, *controls]
-    off = [logits(each, untouched) for each in networks]
-    for values in off:
-        if np.ptp(values) == 0:
-            value = Words(f"{values[0]:g} for all {len(values)} untouched scans")
-            raise SimbaError("answers", value, "different for different people")
-    on = [
-        np.stack([logits(each, untouched.twin(carrying=mark)) for mark in marks], axis=1)
-        for each in networks
-    ]
-    pairs = list(zip(off, on, strict=True))[1:]
-    spread = float(np.std(off[0], ddof=1))
-    return answer_table(off[0], on[0], spread, marks=marks, controls=pairs, bound=bound)
-
-
-def audit_network(
-    network: nn.Module,
-    marked: PlantedCohort,
-    *,
-    controls: Sequence[nn.Module] = (),
-    bound: float = 0.5,
-) -> Audit:
-    """Return question A of an audit of a network, with what it cannot show."""
-    marks = network_answers(network, marked, controls=controls, bound=bound)
-    return Audit(
-        marks=marks,
-        settings={
-            "subtitle": f"{len(marked)} scans, {len(marks)} planted marks",
-            "described": {name: mark_in_words(effect) for name, effect in marked.effects.items()},
-            "scans": len(marked),
-            "bound": bound,
-            "controls": len(controls),
-        },
-        provenance={"software": f"simba-lab {software_version()}"},
-        notes=[*NOTES[:2], "Layers, maps and real groups were not looked at.", NOTES[-1]],
-    )

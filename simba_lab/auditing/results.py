@@ -27,6 +27,8 @@ class Audit:
         Where marks are read and used, and whether maps point at them.
     groups, rates, erased : pandas.DataFrame, optional
         Question C: what is known of real groups, which is correlational.
+    recipe : pandas.DataFrame, optional
+        Question B, from `audit_recipe`.
     settings, provenance : dict
     notes : list of str
         What the audit cannot show.
@@ -45,6 +47,7 @@ class Audit:
     rates: pd.DataFrame | None = None
     erased: pd.DataFrame | None = None
     maps: pd.DataFrame | None = None
+    recipe: pd.DataFrame | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

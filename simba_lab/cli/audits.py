@@ -61,6 +61,13 @@ def _add_network(group: Group) -> None:
     group.add_argument("--control", type=Path, nargs="+", default=[], help=text)
     group.add_argument("--bids", type=Path, help="BIDS dataset with the scans")
     group.add_argument("--plant", type=Path, help="YAML file of marks, as for `plant`")
+    text = "column of participants.tsv with the class, and its value for the diseased"
+    group.add_argument("--label", help=text)
+    group.add_argument("--disease")
+    text = "columns of groups, such as site and sex: what is known of them"
+    group.add_argument("--groups", nargs="+", default=[], metavar="COLUMN", help=text)
+    text = "networks with first weights, as floors of what layers hold"
+    group.add_argument("--untrained", type=int, default=0, metavar="N", help=text)
     text = "voxel size of the scans as they are prepared, in mm"
     group.add_argument("--spacing-mm", type=float, default=4.0, help=text)
     text = "how the network wants intensities: zscore, minmax or percentile"
@@ -121,17 +128,24 @@ def _audit_of_answers(options: argparse.Namespace) -> Audit:
 
 
 def _audit_of_network(options: argparse.Namespace) -> Audit:
-    from simba_lab.auditing.networks import audit_network, built_network, with_weights
+    from simba_lab.auditing.network_audit import AuditSettings, audit
+    from simba_lab.auditing.networks import built_network, with_weights
+    from simba_lab.core.checks import whole_number
     from simba_lab.scans.planting.plans import read_plan, study_scans
     from simba_lab.training.adapted_network import adapt
 
     _needed(options, "weights", "bids", "plant")
+    if options.groups or options.disease is not None:
+        _needed(options, "label", "disease")
+    count = whole_number("--untrained", options.untrained, least=0, most=20)
     plan = read_plan(options.plant)
     networks = [
         with_weights(built_network(options.network), path)
         for path in (options.weights, *options.control)
     ]
-    scans = study_scans(options.bids, plan, spacing_mm=options.spacing_mm)
+    networks += [built_network(options.network) for _ in range(count)]
+    labels = {name: getattr(options, name) for name in ("label", "disease", "groups")}
+    scans = study_scans(options.bids, plan, spacing_mm=options.spacing_mm, **labels)
     adapted = [
         adapt(
             network,
@@ -144,12 +158,19 @@ def _audit_of_network(options: argparse.Namespace) -> Audit:
         )
         for network in networks
     ]
-    marked = plan.planted(scans, n_jobs=-1, progress=True)
-    audit = audit_network(adapted[0], marked, controls=adapted[1:], bound=options.bound)
-    audit.provenance["network"] = options.network
-    for name, path in zip(("weights", "control"), (options.weights, options.control), strict=True):
-        audit.provenance[name] = str(path) if path else "none"
-    return audit
+    controls = len(options.control)
+    found = audit(
+        adapted[0],
+        plan.planted(scans, n_jobs=-1, progress=True),
+        groups=options.groups,
+        untrained=adapted[1 + controls :],
+        control=adapted[1 : 1 + controls] or None,
+        settings=AuditSettings(bound=options.bound),
+    )
+    found.provenance["code of the network"] = options.network
+    found.provenance["weights"] = str(options.weights)
+    found.provenance["weights of controls"] = ", ".join(map(str, options.control)) or "none"
+    return found
 
 
 def _number_or_name(text: str | None) -> int | str | None:

@@ -204,7 +204,7 @@ class ResNet3D(BlockNetwork):
     --------
     >>> import torch
     >>> import simba_lab as sb
-    >>> sb.ResNet3D((4, 8), seed=0)(torch.zeros(2, 1, 20, 24, 20)).shape
+    >>> sb.training.ResNet3D((4, 8), seed=0)(torch.zeros(2, 1, 20, 24, 20)).shape
     torch.Size([2, 1])
     """
 

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 import simba_lab as sb
 from simba_lab import cli
-from simba_lab.auditing.networks import built_network, network_answers, with_weights
+from simba_lab.auditing.networks import built_network, with_weights
 
 CODE = """
 import torch
@@ -93,6 +93,11 @@ def test_weights_that_do_not_fit_or_would_run_are_refused(tmp_path, capsys):
     assert "this ran" not in capsys.readouterr().out
 
 
+def answers_of(network, marked, **options):
+    settings = sb.auditing.AuditSettings(without=("layers", "maps"))
+    return sb.audit(network, marked, settings=settings, **options).marks
+
+
 def test_a_network_that_reads_contrast_is_found_unless_the_control_does_too(tmp_path):
     scenario = sb.Scenario(64, sb.Morphology("Insula_L", 2.5), spacing_mm=8)
     folder = sb.export_bids(sb.synthesise(scenario), tmp_path / "study", masks=False)
@@ -100,30 +105,37 @@ def test_a_network_that_reads_contrast_is_found_unless_the_control_does_too(tmp_
     scans = sb.read_bids(folder, label="label", disease="disease", preparation=preparation).test
     marks = {"scanner": sb.Intensity("contrast", 0.3), "blur": sb.Intensity("blur", 0.01)}
     marked, network = sb.plant(scans, marks), built_network("their_network:build")
-    table = network_answers(network, marked)
+    table = answers_of(network, marked)
     assert table["verdict"].to_dict() == {"scanner": "used", "blur": "not used"}
     # Each mark alone: the other does not show in either twin.
-    alone = network_answers(network, sb.plant(scans, {"scanner": marks["scanner"]}))
+    alone = answers_of(network, sb.plant(scans, {"scanner": marks["scanner"]}))
     assert alone.loc["scanner", "effect"] == table.loc["scanner", "effect"]
-    controlled = network_answers(network, marked, controls=[network])
+    controlled = answers_of(network, marked, control=[network])
     assert controlled.loc["scanner", "verdict"] == "not used"
     with pytest.raises(sb.SimbaError, match="at least 16 scans, got 3 scans"):
-        network_answers(network, marked.where([0, 1, 2]))
+        answers_of(network, marked.where([0, 1, 2]))
 
 
 def test_the_command_audits_a_network_and_names_what_is_missing(tmp_path, capsys):
-    scenario = sb.Scenario(64, sb.Morphology("Insula_L", 2.5), spacing_mm=8)
-    cohort = sb.synthesise(scenario).where(range(16))
+    disease, bias = (sb.Morphology(region, 2.5) for region in ("Insula_L", "Putamen_L"))
+    cohort = sb.synthesise(sb.Scenario(64, disease, bias, spacing_mm=8)).train
     folder = sb.export_bids(cohort, tmp_path / "study", masks=False)
     (tmp_path / "plan.yaml").write_text("marks:\n  scanner: {kind: contrast, strength: 0.3}\n")
     save_file({"gain": torch.tensor(60.0)}, tmp_path / "w.safetensors")
     command = ["audit", "--network", "their_network:build", "--out", "report.html"]
     assert cli.main(command) == 2
     command += ["--weights", "w.safetensors", "--bids", str(folder), "--plant", "plan.yaml"]
-    assert cli.main([*command, "--spacing-mm", "8", "--orientation", "LPS"]) == 0
+    assert cli.main([*command, "--disease", "AD"]) == 2
+    assert cli.main([*command, "--groups", "bias"]) == 2
+    command += ["--spacing-mm", "8", "--orientation", "LPS"]
+    labelled = ["--label", "label", "--disease", "disease", "--groups", "bias", "--untrained", "1"]
+    assert cli.main([*command, *labelled]) == 0
     out, err = capsys.readouterr()
+    assert "--label must be given" in err
+    tables = sorted(path.name for path in tmp_path.glob("report_*.csv"))
+    assert {"report_marks.csv", "report_rates.csv"} <= set(tables)
     assert "--weights must be given" in err and "used" in out
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "simba-lab audit --network their_network:build" in page and "16 scans" in page
+    assert "simba-lab audit --network their_network:build" in page and "32 scans" in page
     assert cli.main(["audit", "--out", "other.html"]) == 2
     assert "--answers must be given" in capsys.readouterr().err

@@ -31,12 +31,12 @@ def guilty(cohort, networks):
         "untrained": fresh,
         "settings": sb.auditing.AuditSettings(bound=BOUND, layers=("block*",)),
     }
-    return sb.auditing.audit(networks["guilty"], cohort, groups=["bias"], **options)
+    return sb.audit(networks["guilty"], cohort, groups=["bias"], **options)
 
 
 def test_a_network_that_reads_the_mark_is_found_and_another_is_not(cohort, networks, guilty):
     assert guilty.marks.loc["bias", "verdict"] == "used"
-    innocent = sb.auditing.audit(networks["innocent"], cohort, settings=SETTINGS)
+    innocent = sb.audit(networks["innocent"], cohort, settings=SETTINGS)
     assert innocent.marks.loc["bias", "verdict"] == "not used"
     # The same is read from both: reading is not using.
     np.testing.assert_allclose(guilty.layers["read"], innocent.layers["read"])
@@ -65,9 +65,7 @@ def test_maps_of_a_network_that_reads_the_mark_find_it(guilty):
 
 
 def test_a_control_that_does_the_same_takes_the_verdict_back(cohort, networks):
-    audit = sb.auditing.audit(
-        networks["guilty"], cohort, control=networks["guilty"], settings=SETTINGS
-    )
+    audit = sb.audit(networks["guilty"], cohort, control=networks["guilty"], settings=SETTINGS)
     assert audit.marks.loc["bias", "verdict"] == "not used"
     assert any("One control network" in note for note in audit.notes)
 
@@ -81,15 +79,49 @@ def test_an_instrument_that_refuses_the_network_is_a_note(cohort):
         def forward(self, x):
             return self.fold(x[:, 0, 10])[0].sum((1, 2))
 
-    audit = sb.auditing.audit(Flat(), cohort, settings=SETTINGS)
+    audit = sb.audit(Flat(), cohort, settings=SETTINGS)
     assert audit.layers is None and any("Left out (layers" in note for note in audit.notes)
 
 
 def test_what_cannot_be_audited_is_refused_at_once(cohort, networks):
     with pytest.raises(sb.SimbaError, match="15 scans"):
-        sb.auditing.audit(networks["guilty"], cohort.where(np.arange(15)))
+        sb.audit(networks["guilty"], cohort.where(np.arange(15)))
     constant = Planted(masks_of(cohort), [0.0, 0.0])
     with pytest.raises(sb.SimbaError, match="different for different people"):
-        sb.auditing.audit(constant, cohort)
+        sb.audit(constant, cohort)
     with pytest.raises(sb.SimbaError, match="nowhere"):
-        sb.auditing.audit(networks["guilty"], cohort, groups=["nowhere"])
+        sb.audit(networks["guilty"], cohort, groups=["nowhere"])
+
+
+class Contrast(torch.nn.Module):
+    """Answers with the contrast of the brain, or with the difference of its halves."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.held, self.readout = torch.nn.Identity(), torch.nn.Linear(2, 1)
+        with torch.no_grad():
+            self.readout.weight[:], self.readout.bias[:] = torch.tensor([weights]), 0.0
+
+    def forward(self, x):
+        brain, half, axes = (x > 0.1).float(), x.shape[2] // 2, (1, 2, 3, 4)
+        mean = ((x * brain).sum(axes) / brain.sum(axes))[:, None, None, None, None]
+        deviation = (((x - mean) ** 2 * brain).sum(axes) / brain.sum(axes)).sqrt()
+        sides = brain[:, :, :half].mean(axes) - brain[:, :, half:].mean(axes)
+        return self.readout(self.held(torch.stack([100 * deviation, 100 * sides], dim=1)))
+
+
+def test_the_default_bound_tells_a_reader_of_the_mark_from_one_that_holds_it_too():
+    scanner = {"scanner": sb.Intensity("contrast", 0.2)}
+    scenario = sb.Scenario(128, sb.Morphology("Insula_L", 2.5), scanner, spacing_mm=8)
+    cohort = sb.synthesise(scenario).train
+    settings = sb.auditing.AuditSettings(layers=("held",), without=("maps",))
+    reader, other = (
+        sb.audit(Contrast(weights), cohort, settings=settings)
+        for weights in ([1.0, 0.5], [0.0, 1.0])
+    )
+    assert reader.marks.loc["scanner", "verdict"] == "used"
+    assert other.marks.loc["scanner", "verdict"] == "not used"
+    # Both hold the mark, where a probe reads it; it passes to the answer of one of them.
+    read = reader.layers.loc[("scanner", "held"), "read_low"]
+    assert read > 0.5 and other.layers.loc[("scanner", "held"), "read_low"] == read
+    assert reader.layers.loc[("scanner", "held"), "passes"] == pytest.approx(1)

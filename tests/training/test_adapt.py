@@ -498,6 +498,6 @@ def test_the_default_is_the_deepest_level_of_at_most_twelve_layers(cohort, block
 
 def test_our_own_networks_keep_their_default(cohort):
     few = cohort.test.where([0, 1])
-    for model in (sb.SimBANet((4, 8)), sb.ResNet3D((4, 8))):
+    for model in (sb.SimBANet((4, 8)), sb.training.ResNet3D((4, 8))):
         assert sb.layers(model, few).query("default").index.tolist() == model.blocks
         assert list(sb.record(model, few, pixels=False)) == model.blocks

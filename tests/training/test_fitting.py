@@ -259,7 +259,7 @@ class Flat(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "make", [Flat, lambda: sb.ResNet3D((4, 8), seed=0), lambda: net(norm="group")]
+    "make", [Flat, lambda: sb.training.ResNet3D((4, 8), seed=0), lambda: net(norm="group")]
 )
 def test_any_network_can_be_fitted(scenario, make):
     cohort = sb.synthesise(scenario.replace(subjects=32), seed=0)
@@ -375,7 +375,7 @@ def test_the_published_network_has_its_shape_and_runs():
     )
 
 
-@pytest.mark.parametrize("make", [sb.SimBANet, sb.ResNet3D])
+@pytest.mark.parametrize("make", [sb.SimBANet, sb.training.ResNet3D])
 def test_read_out_of_features_is_the_output(make):
     model = make((4, 8), seed=0).eval()
     x = torch.rand(2, 1, 16, 24, 16)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from simba_lab.scans.planting.placement import DisplacementField, Registration
 from simba_lab.scans.planting.planted_cohort import PlantedCohort
 from simba_lab.scans.planting.verb import plant
 from simba_lab.scans.preparation import Preparation
-from simba_lab.scans.readers import _t1w
+from simba_lab.scans.readers import _t1w, read_bids
 from simba_lab.scans.scan_cohort import ScanCohort
 from simba_lab.synthesis.effects import Effect
 from simba_lab.synthesis.scenario import Scenario
@@ -135,8 +135,18 @@ def _transform(field: str, value: object, folder: Path) -> Registration:
     return affine
 
 
-def study_scans(folder: str | Path, plan: PlantingPlan, *, spacing_mm: float = 4.0) -> ScanCohort:
-    """Return all people of a BIDS dataset, without labels, to plant the marks of a plan in.
+def study_scans(
+    folder: str | Path,
+    plan: PlantingPlan,
+    *,
+    spacing_mm: float = 4.0,
+    label: str | None = None,
+    disease: str | None = None,
+    groups: Sequence[str] = (),
+) -> ScanCohort:
+    """Return all people of a BIDS dataset, to plant the marks of a plan in.
+
+    Without a column for the label everybody is taken, and nothing else is known of them.
 
     Raises
     ------
@@ -145,15 +155,19 @@ def study_scans(folder: str | Path, plan: PlantingPlan, *, spacing_mm: float = 4
         template and the plan has no transforms.
     """
     folder = Path(folder)
+    # With a transform a scan may lie anywhere; without, it has to be where the template is.
+    align = "world" if plan.transforms is None else "centre"
+    preparation = Preparation(spacing_mm=spacing_mm, align=align)
+    if label is not None:
+        return read_bids(
+            folder, label=label, disease=disease, groups=groups, preparation=preparation
+        )
     names = sorted(path.name for path in folder.glob("sub-*") if path.is_dir())
     if not names:
         allowed = "a BIDS dataset: a folder with sub-01, sub-02, ..."
         raise SimbaError("study", str(folder), allowed)
     files = [_t1w(folder, name, {}) for name in names]
     table = pd.DataFrame({"participant": names, "split": "test"})
-    # With a transform a scan may lie anywhere; without, it has to be where the template is.
-    align = "world" if plan.transforms is None else "centre"
-    preparation = Preparation(spacing_mm=spacing_mm, align=align)
     try:
         images = preparation.images(dict(enumerate(files)), table=table)
     except TemplateError as error:
