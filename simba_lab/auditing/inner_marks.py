@@ -63,7 +63,8 @@ def layers_of_mark(tools: Instruments, base: TwinCohort, mark: str) -> pd.DataFr
             "read_low": read["auroc_low"],
             "read_high": read["auroc_high"],
             "floor": read.get("floor_untrained", np.nan),
-            "passes": passes["share"],
+            # A share of an effect that may be none is no share.
+            "passes": passes["share"].where(passes["share_low"].notna()),
             "passes_low": passes["share_low"],
             "passes_high": passes["share_high"],
         }

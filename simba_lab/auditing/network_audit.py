@@ -13,7 +13,7 @@ import torch
 from simba_lab.auditing.answers import LEAST_SCANS, answer_table, spread_of
 from simba_lab.auditing.inner_marks import layers_of_mark, maps_of_mark
 from simba_lab.auditing.marks import mark_in_words
-from simba_lab.auditing.real_groups import rates_of, read_groups
+from simba_lab.auditing.real_groups import erased_of, rates_of, read_groups
 from simba_lab.auditing.results import Audit
 from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import Positive, Seed, choice
@@ -158,7 +158,8 @@ def audit(
     elif groups and "groups" not in settings.without:
         read = [notes.tried(f"reading {c}", read_groups, tools, base, c) for c in groups]
         rates = [notes.tried(f"rates by {c}", rates_of, tools, base, c, off) for c in groups]
-        pieces |= {"groups": _joined(read), "rates": _joined(rates)}
+        erased = [notes.tried(f"erasing {c}", erased_of, tools, base, c, off) for c in groups]
+        pieces |= {"groups": _joined(read), "rates": _joined(rates), "erased": _joined(erased)}
     return Audit(
         table,
         **pieces,

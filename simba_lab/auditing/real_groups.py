@@ -7,10 +7,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from simba_lab.auditing.answers import Difference, spread_of
 from simba_lab.core.cohort import TwinCohort
+from simba_lab.core.intervals import delong
+from simba_lab.core.rng import stream
+from simba_lab.interpretation.hooks import edit
+from simba_lab.interpretation.interventions.erasure import erase
+from simba_lab.interpretation.interventions.twin_pairs import chosen_layers
 from simba_lab.interpretation.probes.probing import ProbeSettings, probe
 from simba_lab.interpretation.recording import record
 from simba_lab.training.disparities import disparity
+from simba_lab.training.predictions import logits
 
 if TYPE_CHECKING:
     from simba_lab.auditing.network_audit import Instruments
@@ -44,3 +51,41 @@ def rates_of(
     table = disparity(answers, base, by=column, seed=tools.settings.seed)
     table = table.rename(columns={"low": "difference_low", "high": "difference_high"})
     return pd.concat({column: table}, names=["column", "rate"])
+
+
+def erased_of(
+    tools: Instruments, base: TwinCohort, column: str, answers: np.ndarray
+) -> pd.DataFrame:
+    """Return what becomes of the answers when a column is erased from each layer.
+
+    The erasure is fitted to half of the people, given the label, and judged on the others:
+    ``moved``, the mean size of the change in spreads of the answers, with its interval; ``auroc``
+    of the disease, ``before`` and ``after``.
+    """
+    generator, first = stream(tools.settings.seed, "audit", "halves"), np.zeros(len(base), bool)
+    for label in (0, 1):
+        members = generator.permutation(np.flatnonzero(base["label"] == label))
+        first[members[: len(members) // 2]] = True
+    train, test = base.where(first), base.where(~first)
+    network, spread = tools.network, spread_of(answers)
+    rows: dict[tuple[str, str], dict[str, float]] = {}
+    for layer in chosen_layers(network, tools.layers, base):
+        erasure = erase(
+            network,
+            train,
+            train[column],
+            layers=[layer],
+            given="label",
+            compute=tools.compute,
+            seed=tools.settings.seed,
+        )
+        with edit(network, erasure):
+            after = logits(network, test)
+        before = answers[~first]
+        rows[column, layer] = {
+            **Difference(np.abs(after - before) / spread, 0.05).columns("moved"),
+            "before": delong(test["label"], before).estimate,
+            "after": delong(test["label"], after).estimate,
+        }
+    index = pd.MultiIndex.from_tuples(list(rows), names=["column", "layer"])
+    return pd.DataFrame(list(rows.values()), index=index)

@@ -57,6 +57,8 @@ def test_every_table_has_the_columns_that_reports_read(guilty):
     assert guilty.groups.index.names == ["column", "layer"]
     assert {"auroc", "floor", "leak"} <= set(guilty.groups.columns)
     assert guilty.rates.index.names == ["column", "rate"]
+    assert guilty.erased.index.names == ["column", "layer"]
+    assert guilty.erased["moved_low"].gt(0).all()
 
 
 def test_maps_of_a_network_that_reads_the_mark_find_it(guilty):
