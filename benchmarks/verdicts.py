@@ -3,7 +3,9 @@
 A folder of scans is written, and read as somebody's. Six networks are trained by a plain loop on
 scans where a mark of contrast goes with the disease, six where it is as common in both classes:
 two seeds of a small CNN, of MONAI's DenseNet and of its ViT. Each is adapted and audited on scans
-that it has not seen, without a control network: the verdict is by the bound alone.
+that it has not seen, without a control network: the verdict is by the bound alone. At this size
+networks hardly learn the disease (see the AUROC), and what they do with contrast is chance: in the
+first run the bound alone called four of the six controls "used". It is no substitute for controls.
 
     python benchmarks/verdicts.py
 """

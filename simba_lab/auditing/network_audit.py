@@ -21,11 +21,16 @@ from simba_lab.core.cohort import TwinCohort
 from simba_lab.core.compute import Compute
 from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.fingerprint import NotFingerprintable, fingerprint, network_fingerprint
+from simba_lab.core.intervals import delong
 from simba_lab.interpretation.hooks import layer_names
 from simba_lab.scans.bids_description import software_version
 from simba_lab.training.predictions import logits
 
 INSTRUMENTS = ("layers", "maps", "groups")
+NO_CONTROL = (
+    "No control network was given: used says that the answer depends on the mark by more than the "
+    "bound, not that training taught it to. Networks that were trained without the mark may do so."
+)
 NOTES = [
     "Marks that were not planted were not tested, nor weaker or stronger ones.",
     "Each mark was switched on in everybody, alone, in scans without the others.",
@@ -153,6 +158,12 @@ def audit(
             frames = [notes.tried(f"{name}, {m}", measure, tools, base, m) for m in marks]
             pieces[name] = _joined(frames)
     labelled = bool(pd.Series(marked["label"]).isin([0, 1]).all())
+    if labelled and (area := delong(marked["label"], off)).low < 0.5 < area.high:
+        notes.lines.append(
+            "On the untouched scans the network does not tell the classes apart (AUROC "
+            f"{area.estimate:.2f}, {area.low:.2f} to {area.high:.2f}): beside answers that hardly "
+            "differ any change is many spreads. Only control networks help."
+        )
     if groups and not labelled:
         notes.lines.append("Labels are missing: question C was left out.")
     elif groups and "groups" not in settings.without:
@@ -225,6 +236,8 @@ def _answers(
 
 def _about(controls: Sequence[object], tools: Instruments) -> list[str]:
     lines = []
+    if not controls:
+        lines.append(NO_CONTROL)
     if len(controls) == 1:
         lines.append("One control network: how much such networks differ by chance is not known.")
     if not tools.untrained and "layers" not in tools.settings.without:

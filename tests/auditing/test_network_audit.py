@@ -123,6 +123,9 @@ def test_the_default_bound_tells_a_reader_of_the_mark_from_one_that_holds_it_too
     )
     assert reader.marks.loc["scanner", "verdict"] == "used"
     assert other.marks.loc["scanner", "verdict"] == "not used"
+    # Neither knows the disease, and there was no control: the notes say what follows from that.
+    for text in ("does not tell the classes apart", "No control network was given"):
+        assert sum(text in note for note in reader.notes) == 1
     # Both hold the mark, where a probe reads it; it passes to the answer of one of them.
     read = reader.layers.loc[("scanner", "held"), "read_low"]
     assert read > 0.5 and other.layers.loc[("scanner", "held"), "read_low"] == read
