@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from monai.networks.nets import DenseNet121, ResNet, ViT
+from monai.networks.nets import DenseNet121, ResNet, ViT, resnet10
 from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import nn
 
@@ -43,6 +43,12 @@ class Trained(Lightning):
         return self.net(x)
 
 
+def fabric():
+    """Return a network as Lightning's Fabric wraps it."""
+    fabric = pytest.importorskip("lightning_fabric")
+    return fabric.Fabric(accelerator="cpu", devices=1).setup(sb.SimBANet((4, 8)))
+
+
 class Named(nn.Module):
     """Returns a dictionary."""
 
@@ -54,7 +60,21 @@ class Named(nn.Module):
         return {"score": self.net(x), "mean": x.mean((2, 3, 4))}
 
 
+def published(name):
+    """Return the network in its published size."""
+    torch.manual_seed(0)
+    if name == "DenseNet121":
+        return sb.adapt(DenseNet121(3, 1, 2), target=1, shape=(64, 64, 64), intensity="zscore")
+    if name == "ResNet10":
+        return sb.adapt(resnet10(n_input_channels=1, num_classes=3), target=2, orientation="LPS")
+    if name == "ViT":
+        network = ViT(1, 48, 16, classification=True, num_classes=2, post_activation="none")
+        return sb.adapt(network, output=0, target=1, shape=(48, 48, 48), intensity="zscore")
+    return adapted(name)
+
+
 def adapted(name):
+    """Return a network of this kind that is small enough for the tests."""
     if name in ("ViT", "Swin"):
         pytest.importorskip("einops")
     torch.manual_seed(0)
@@ -73,12 +93,23 @@ def adapted(name):
         return sb.adapt(SwinEncoder(), target=1, shape=(32, 32, 32))
     if name == "Lightning":
         return sb.adapt(Trained(), intensity="minmax")
+    if name == "Fabric":
+        return sb.adapt(fabric(), intensity="minmax")
     if name == "compiled":
         return sb.adapt(torch.compile(sb.SimBANet((4, 8)), backend="eager"), orientation="RPI")
     return sb.adapt(Named(), output="score", shape=(24, 24, 24))
 
 
-NETWORKS = ["DenseNet121", "ResNet10", "ViT", "Swin", "Lightning", "compiled", "dictionary"]
+NETWORKS = [
+    "DenseNet121",
+    "ResNet10",
+    "ViT",
+    "Swin",
+    "Lightning",
+    "Fabric",
+    "compiled",
+    "dictionary",
+]
 
 
 def maps(method):
@@ -86,13 +117,14 @@ def maps(method):
         few = cohort.test.where([0, 1])
         values = sb.attribute(model, few, method, baseline="mean").maps
         assert values.shape == (2, *cohort.lattice.shape)
-        return np.abs(values).max() > 0
+        return finite(values) and np.abs(values).max() > 0
 
     return explained
 
 
 def finite(table):
-    return bool(np.isfinite(np.asarray(table, float)).any())
+    values = np.asarray(table, float)
+    return bool(values.size and np.isfinite(values).all())
 
 
 def recorded(model, cohort):
@@ -117,6 +149,14 @@ def exchanged(by):
         return finite(sb.interchange(model, few, by=by, layers=layers)["effect"])
 
     return call
+
+
+def used(model, cohort):
+    layers = sb.layers(model, cohort).query("default").index.tolist()[-2:-1]
+    audience = sb.synthesise(cohort.scenario, seed=1).test
+    table = sb.encoding_and_use(model, audience, cohort.where(np.arange(4)), layers=layers)
+    # Without untrained networks there is no floor.
+    return finite(table.drop(columns=["floor", "above_floor"]))
 
 
 def tcav(model, cohort):
@@ -145,6 +185,7 @@ INSTRUMENTS = {
     "interchange by block": exchanged("block"),
     "interchange by channels": exchanged(sb.interventions.Channels(2)),
     "interchange by region": exchanged("region"),
+    "encoding_and_use": used,
     "tcav": tcav,
     "sanity_checks": sane,
     "faithfulness": faithful,
@@ -163,6 +204,7 @@ INSTRUMENTS = {
 NO_RULE = "take integrated_gradients"
 DEFINED = {
     ("deep_lift", "Lightning"): NO_RULE,
+    ("deep_lift", "Fabric"): NO_RULE,
     ("deep_lift", "ResNet10"): NO_RULE,
     ("deep_lift", "DenseNet121"): NO_RULE,
     ("deep_lift", "ViT"): NO_RULE,
