@@ -1,4 +1,4 @@
-"""Cohort: a table of subjects, a volume for each, and the one way from volumes to tensors."""
+"""Cohort: a table of subjects, a volume for each, and batches of them (`Feed` draws its own)."""
 
 from __future__ import annotations
 

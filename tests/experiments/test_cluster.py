@@ -18,7 +18,8 @@ def cluster():
     from ray.util.joblib import register_ray
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_worker_niceness"] = "0"  # nice workers would wait for the other tests
+    # Nice workers, as Ray has them, would wait for the other tests.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     nodes = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
     )
