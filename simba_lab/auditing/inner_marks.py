@@ -34,7 +34,7 @@ def layers_of_mark(tools: Instruments, base: TwinCohort, mark: str) -> pd.DataFr
     person tells who does.
     """
     on = base.twin(carrying=mark)
-    half = _half(base, tools.settings.seed, mark)
+    half = half_of_each_class(base, tools.settings.seed, f"carriers/{mark}")
     pair = [base.where(~half), on.where(half)]
     carries = np.repeat([0, 1], [int((~half).sum()), int(half.sum())])
 
@@ -74,9 +74,9 @@ def layers_of_mark(tools: Instruments, base: TwinCohort, mark: str) -> pd.DataFr
     return pd.concat({mark: table}, names=["mark", "layer"])
 
 
-def _half(base: TwinCohort, seed: int, mark: str) -> np.ndarray:
-    """Return who carries a mark: half of each class, drawn at random, bool, shape (n,)."""
-    generator, label = stream(seed, "audit", f"carriers/{mark}"), base["label"]
+def half_of_each_class(base: TwinCohort, seed: int, purpose: str) -> np.ndarray:
+    """Return half of the people of each class, drawn at random: bool, shape (n,)."""
+    generator, label = stream(seed, "audit", purpose), base["label"]
     half = np.zeros(len(base), bool)
     classes = [label == value for value in (0, 1)]
     for members in (*classes, ~np.any(classes, axis=0)):

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from simba_lab.auditing.answers import Difference, spread_of
+from simba_lab.auditing.inner_marks import half_of_each_class
 from simba_lab.core.cohort import TwinCohort
 from simba_lab.core.intervals import delong
-from simba_lab.core.rng import stream
 from simba_lab.interpretation.hooks import edit
 from simba_lab.interpretation.interventions.erasure import erase
 from simba_lab.interpretation.interventions.twin_pairs import chosen_layers
@@ -62,10 +62,7 @@ def erased_of(
     ``moved``, the mean size of the change in spreads of the answers, with its interval; ``auroc``
     of the disease, ``before`` and ``after``.
     """
-    generator, first = stream(tools.settings.seed, "audit", "halves"), np.zeros(len(base), bool)
-    for label in (0, 1):
-        members = generator.permutation(np.flatnonzero(base["label"] == label))
-        first[members[: len(members) // 2]] = True
+    first = half_of_each_class(base, tools.settings.seed, "halves")
     train, test = base.where(first), base.where(~first)
     network, spread = tools.network, spread_of(answers)
     rows: dict[tuple[str, str], dict[str, float]] = {}
