@@ -81,6 +81,8 @@ def save_results(
         "torch": torch.__version__,
         "python": platform.python_version(),
         "processor": _processor(),
+        # Of two kinds of processor the same training gives two networks.
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "minutes": round(seconds / 60, 1),
     }

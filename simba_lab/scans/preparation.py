@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
@@ -20,7 +20,8 @@ from simba_lab.core.checks import choice, keep_plain
 from simba_lab.core.errors import NAMES, SimbaError, TemplateError
 from simba_lab.core.lattice import Lattice
 from simba_lab.synthesis.anatomy.nifti import open_nifti, read_nifti
-from simba_lab.synthesis.anatomy.template import Template, check_spacing, load_template
+from simba_lab.synthesis.anatomy.template import TEMPLATES, Template, check_spacing, load_template
+from simba_lab.synthesis.anatomy.template_files import TemplateFiles
 from simba_lab.synthesis.rendering.scanner import BACKGROUND
 
 # An image whose voxels cover less of the template's brain than this is in another space.
@@ -43,8 +44,9 @@ class Preparation:
     ----------
     spacing_mm : float
         Voxel size of the volumes.
-    template : str or Template
-        Field of view, space and brain are taken from it.
+    template : str, Template or TemplateFiles
+        Field of view, space and brain are taken from it. A store of scans with planted effects can
+        be opened if it is named, or given by its files.
     align : {"world", "centre"}
         Take positions as the affines state them, or move each image's centre of intensity to that
         of the template.
@@ -61,7 +63,7 @@ class Preparation:
     """
 
     spacing_mm: float = 4.0
-    template: str | Template = "icbm2009c"
+    template: str | Template | TemplateFiles = "icbm2009c"
     align: str = "world"
     rescale: bool = True
 
@@ -109,7 +111,7 @@ class Preparation:
             digest.update(repr(facts).encode())
         identity = {
             "files": digest.hexdigest(),
-            "template": template.name,
+            "template": _identity_of(self.template),
             "spacing_mm": lattice.spacing_mm,
             "align": self.align,
             "rescale": bool(self.rescale),
@@ -137,7 +139,7 @@ class Preparation:
     def _target(self) -> tuple[Template, Lattice, np.ndarray]:
         """Return the template, the lattice, and the template's T1 on it."""
         template = self.template
-        template = load_template(template) if isinstance(template, str) else template
+        template = template if isinstance(template, Template) else load_template(template)
         lattice = template.output_lattice(check_spacing(self.spacing_mm))
         return template, lattice, _reference(template, lattice)
 
@@ -177,7 +179,7 @@ class PreparedImages:
         Whether each image's 99th percentile in the brain is scaled to that of the reference.
     identity : dict
         What the volumes follow from.
-    template : str or Template
+    template : str, Template or TemplateFiles
         The template of the preparation.
     """
 
@@ -187,7 +189,7 @@ class PreparedImages:
     centre_mm: np.ndarray | None
     rescale: bool
     identity: dict[str, Any]
-    template: str | Template = "icbm2009c"
+    template: str | Template | TemplateFiles = "icbm2009c"
 
     def array(self, subject: int) -> np.ndarray:
         """Return the volume of one subject: float32, shape (X, Y, Z).
@@ -223,6 +225,17 @@ class PreparedImages:
             affine = nib.affines.from_matvec(np.eye(3), offset_mm) @ image.affine
             image = nib.Nifti1Image(image.dataobj, affine)
         return np.maximum(_on_lattice(image, self.lattice), 0)
+
+
+def _identity_of(template: str | Template | TemplateFiles) -> Any:
+    """Return what a template is to those who cache: of a template in memory its content too."""
+    if isinstance(template, Template):
+        if template.name in TEMPLATES and template is load_template(template.name):
+            return template.name
+        content = blake2b(template.t1.tobytes(), digest_size=16)
+        content.update(repr(template.lattice).encode())
+        return {"name": template.name, "content": content.hexdigest()}
+    return template if isinstance(template, str) else asdict(template)
 
 
 @lru_cache(maxsize=4)

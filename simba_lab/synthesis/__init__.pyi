@@ -2,6 +2,7 @@ from .anatomy.gaussian_process import GaussianProcessSubjects
 from .anatomy.modes import subject_lattice
 from .anatomy.pca import PCASubjects
 from .anatomy.template import Template, load_template
+from .anatomy.template_files import TemplateFiles
 from .design import design_table
 from .effects import Intensity, Morphology, Normal
 from .morphometry import population_volumes, region_volumes
@@ -24,6 +25,7 @@ __all__ = [
     "Scenario",
     "SyntheticCohort",
     "Template",
+    "TemplateFiles",
     "clear_cache",
     "deformation",
     "design_table",

@@ -25,6 +25,7 @@ from simba_lab.core.errors import SimbaError
 from simba_lab.core.files import write_new
 from simba_lab.core.yaml_files import read_yaml, to_yaml
 from simba_lab.synthesis.anatomy.template import TEMPLATES, check_spacing
+from simba_lab.synthesis.anatomy.template_files import TemplateFiles
 from simba_lab.synthesis.anatomy.variability import GaussianProcessSubjects, Variability
 from simba_lab.synthesis.ceiling import best_accuracy, leakage_floor
 from simba_lab.synthesis.effects import CLASSES, EXAMPLE, Effect, Normal, prevalence_in
@@ -63,8 +64,8 @@ class Scenario:
         Standard deviation, over the brain, of the log of a subject's own smooth receive field.
     split : tuple of float
         Shares of train, validation and test.
-    template : str
-        Name of the template.
+    template : str or TemplateFiles
+        Name of a template of the lab (see `load_template`), or the files of another.
 
     Raises
     ------
@@ -91,7 +92,7 @@ class Scenario:
     noise: float = 0.03
     bias_field: float = 0.05
     split: tuple[float, float, float] = (0.5, 0.25, 0.25)
-    template: str = "icbm2009c"
+    template: str | TemplateFiles = "icbm2009c"
 
     def __post_init__(self) -> None:
         keep_plain(self)
@@ -100,7 +101,8 @@ class Scenario:
         check_spacing(self.spacing_mm, "scenario.spacing_mm")
         share("scenario.noise", self.noise, remedy="0.03 looks like a good scanner.")
         share("scenario.bias_field", self.bias_field, remedy="0.05 is what correction leaves.")
-        choice("scenario.template", self.template, TEMPLATES)
+        if not isinstance(self.template, TemplateFiles):
+            choice("scenario.template", self.template, TEMPLATES)
         choice("scenario.membership", self.membership, MEMBERSHIPS)
         object.__setattr__(self, "split", _shares(self.split))
         self._complete_disease()

@@ -10,6 +10,7 @@ import numpy as np
 
 from simba_lab.core.checks import built, known_fields, mapping
 from simba_lab.core.errors import SimbaError
+from simba_lab.synthesis.anatomy.template_files import TemplateFiles
 from simba_lab.synthesis.anatomy.variability import (
     GaussianProcessSubjects,
     PCASubjects,
@@ -42,11 +43,21 @@ def plain(value: Any) -> Any:
 def scenario_fields(values: object, scenario_class: type) -> dict[str, Any]:
     """Return the arguments of a scenario, with effects and variability built from plain values."""
     arguments = dict(known_fields("scenario", values, _names(scenario_class)))
-    builders = {"disease": _effect, "bias": _biases, "variability": _variability}
+    builders = {
+        "disease": _effect,
+        "bias": _biases,
+        "variability": _variability,
+        "template": template_value,
+    }
     for name, builder in builders.items():
         if arguments.get(name) is not None:
             arguments[name] = builder(arguments[name], f"scenario.{name}")
     return arguments
+
+
+def template_value(value: Any, field: str) -> Any:
+    """Return a template's name as it is; a mapping becomes the files that it names."""
+    return built(TemplateFiles, value, field) if isinstance(value, Mapping) else value
 
 
 def _names(cls: type) -> list[str]:

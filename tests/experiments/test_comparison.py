@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import simba_lab as sb
 from simba_lab.cli import main
@@ -193,13 +194,18 @@ def test_the_stored_table_is_whole_and_of_its_comparison():
 
 
 def test_a_random_row_of_the_stored_table_comes_out_again():
-    """Of the rows that take seconds, with the chosen rate; other processors round differently."""
-    table, _ = sb.experiments.read_results(STORED)
+    """Of the rows that take seconds, with the chosen rate.
+
+    Another kind of processor trains another network: the margin is wider there.
+    """
+    table, manifest = sb.experiments.read_results(STORED)
     comparison = Comparison.from_yaml(ROOT / "data" / "comparisons" / "samples_per_site.yaml")
     quick = table[(table["per_site"] >= 5) & table["strategy"].isin(comparison.strategies)]
     row = quick.iloc[random.SystemRandom().randrange(len(quick))]
     again = dataclasses.replace(comparison, learning_rates=(float(row["learning_rate"]),))
     repeated = again.row(row["strategy"], int(row["per_site"]), int(row["seed"]))
     assert repeated["updates"] == row["updates"]
-    assert repeated["auroc"] == pytest.approx(row["auroc"], abs=0.1), row.to_dict()
-    assert repeated["validation"] == pytest.approx(row["validation"], abs=0.1), row.to_dict()
+    same = manifest.get("instructions") == torch.backends.cpu.get_cpu_capability()
+    margin = 0.1 if same else 0.25
+    assert repeated["auroc"] == pytest.approx(row["auroc"], abs=margin), row.to_dict()
+    assert repeated["validation"] == pytest.approx(row["validation"], abs=margin), row.to_dict()

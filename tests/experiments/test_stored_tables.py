@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
 import simba_lab as sb
 from simba_lab.experiments import cells
@@ -24,25 +25,39 @@ def test_the_stored_tables_are_whole_and_of_their_sweep(folder):
     assert not table.isna().any(axis=None)
 
 
-@pytest.mark.parametrize("folder", RESULTS, ids=lambda folder: folder.name)
-def test_a_random_cell_of_the_stored_tables_comes_out_again(folder):
-    """Processors round differently, and training magnifies it: hence the margins.
+def repeated_cell(folder, number):
+    """Return a stored row, its cell, the name of the columns of each bias, and the row anew.
 
     Sizes are matched again: those of the table have six digits, and a millionth of a millimetre
     gives another network.
     """
     table, manifest = sb.experiments.read_results(folder)
-    number = random.SystemRandom().randrange(len(table))
     row, cell = table.iloc[number], sb.Sweep.from_dict(manifest["sweep"]).cells()[number]
     biases = cell.scenario.biases
     prefix = {name: "" if list(biases) == ["bias"] else f"{name}." for name in biases}
     factors = {name: cells.scale_of(match, None) for name, match in cells.matches_of(cell).items()}
-    repeated = cells.row_of(cell, factors, None)
+    return row, cell, prefix, cells.row_of(cell, factors, None)
+
+
+@pytest.mark.parametrize("folder", RESULTS, ids=lambda folder: folder.name)
+def test_a_random_cell_of_the_stored_tables_comes_out_again(folder):
+    """On processors of one kind all of it, within margins; on another kind what is not trained.
+
+    Kinds of processor add in another order, and training magnifies that: where a mitigation hardly
+    learns, its AUROC was 0.82 on one kind and 0.50 on the other.
+    """
+    table, manifest = sb.experiments.read_results(folder)
+    number = random.SystemRandom().randrange(len(table))
+    row, cell, prefix, repeated = repeated_cell(folder, number)
     description = f"cell {number} of {folder.name}: {cell}"
-    for name in factors:
+    assert set(repeated) == set(row.index) - set(cell.levels) - {"seed"}, description
+    assert repeated["ceiling"] == pytest.approx(row["ceiling"], rel=1e-5), description
+    for name in cell.d_prime:
         assert repeated[f"{prefix[name]}size"] == pytest.approx(
             row[f"{prefix[name]}size"], rel=1e-5
         ), description
+    if manifest.get("instructions") != torch.backends.cpu.get_cpu_capability():
+        return
     for start in prefix.values():
         effect = row[f"{start}twin_logit"]
         assert repeated[f"{start}twin_logit"] == pytest.approx(

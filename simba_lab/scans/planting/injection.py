@@ -17,6 +17,7 @@ from simba_lab.scans.planting.placed_scan import PlacedScan, place
 from simba_lab.scans.planting.placement import Registration
 from simba_lab.scans.planting.scan import open_scan, save_as_stored
 from simba_lab.synthesis.anatomy.template import Template, load_template
+from simba_lab.synthesis.anatomy.template_files import TemplateFiles
 from simba_lab.synthesis.anatomy.variability import Variability
 from simba_lab.synthesis.effects import EXAMPLE, Effect, Intensity, Morphology, magnitude_in
 from simba_lab.synthesis.rendering.flows import LocalFlow, local_flow
@@ -74,7 +75,7 @@ def inject(
     *,
     to_template: Registration = None,
     magnitudes: float | Mapping[str, float] | None = None,
-    template: str | Template = "icbm2009c",
+    template: str | Template | TemplateFiles = "icbm2009c",
     variability: Variability | None = None,
     seed: int = 0,
     threshold: float = 0.02,
@@ -114,7 +115,7 @@ def inject(
         How strong; 1 gives the amplitude itself. By default the mean of the effect's own
         distribution in the disease class (the carriers of a bias N(2, 1): 2), and 1 for effects
         that have none.
-    template : str or Template
+    template : str, Template or TemplateFiles
         Where the regions are.
     variability : model of subjects, optional
         An effect with a `mode` follows its modes. Give that of the scenario that the effect comes
@@ -149,8 +150,8 @@ def inject(
         allowed = "between 0 and 1 (white matter)"
         raise SimbaError("threshold", threshold, allowed, "0.02 is the default.")
     seed = seed_number("seed", seed)
-    if not isinstance(template, str | Template):
-        raise SimbaError("template", type(template).__name__, "a name or a Template")
+    if not isinstance(template, str | Template | TemplateFiles):
+        raise SimbaError("template", type(template).__name__, "a name, Template or TemplateFiles")
     template = template if isinstance(template, Template) else load_template(template)
     shapes = {name: value for name, value in named.items() if isinstance(value, Morphology)}
     flows = {

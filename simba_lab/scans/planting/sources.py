@@ -7,14 +7,13 @@ from typing import Any
 
 import pandas as pd
 
-from simba_lab.core.checks import choice
 from simba_lab.core.errors import SimbaError
 from simba_lab.scans.planting.planted_scans import PlantedScans
 from simba_lab.scans.planting.transforms import described, restored
 from simba_lab.scans.preparation import Preparation
-from simba_lab.synthesis.anatomy.template import TEMPLATES, Template
+from simba_lab.synthesis.anatomy.template import Template
 from simba_lab.synthesis.scenario import Scenario
-from simba_lab.synthesis.scenario_values import scenario_fields
+from simba_lab.synthesis.scenario_values import plain, scenario_fields, template_value
 
 
 def sources_of(source: PlantedScans) -> dict[str, Any]:
@@ -25,7 +24,7 @@ def sources_of(source: PlantedScans) -> dict[str, Any]:
             str(subject): [str(source.images.paths[subject].absolute()), *stamp]
             for subject, stamp in source.stamps.items()
         },
-        "template": None if isinstance(template, Template) else template,
+        "template": None if isinstance(template, Template) else plain(template),
         "transforms": {
             str(subject): described(transform, path=True)
             for subject, transform in source.transforms.items()
@@ -48,10 +47,10 @@ def source_of(
     scans, template = identity["scans"], sources["template"]
     if template is None:
         remedy = "Plant the effects again, and save them to the same folder: nothing is made twice."
-        allowed = "a template of the lab, to be opened"
+        allowed = "a template of the lab, or TemplateFiles, to be opened"
         raise SimbaError("template", "one that was read from files", allowed, remedy)
     settings = {name: scans[name] for name in ("spacing_mm", "align", "rescale")}
-    preparation = Preparation(template=choice("template", template, TEMPLATES), **settings)
+    preparation = Preparation(template=template_value(template, "template"), **settings)
     files = {int(subject): entry for subject, entry in sources["files"].items()}
     paths = {subject: Path(entry[0]) for subject, entry in files.items()}
     effects = {

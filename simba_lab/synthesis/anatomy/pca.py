@@ -20,6 +20,7 @@ from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.lattice import Lattice
 from simba_lab.synthesis.anatomy.modes import subject_lattice
 from simba_lab.synthesis.anatomy.template import Template, load_template
+from simba_lab.synthesis.anatomy.template_files import TemplateFiles
 from simba_lab.synthesis.anatomy.velocity_files import (
     read_model,
     read_velocities,
@@ -109,7 +110,7 @@ class PCASubjects:
         variance_kept: float = 0.95,
         *,
         convention: str = "ras",
-        template: Template | str = "icbm2009c",
+        template: Template | TemplateFiles | str = "icbm2009c",
         progress: bool = False,
     ) -> PCASubjects:
         """Fit the model to the velocity fields of a registered cohort.
@@ -126,7 +127,7 @@ class PCASubjects:
             Share of the variance that the kept components carry, in (0, 1].
         convention : {"ras", "lps"}
             Directions of the vectors: NIfTI's, or those of ITK and ANTs.
-        template : Template or str
+        template : Template, TemplateFiles or str
         progress : bool
             Show a progress bar.
 
@@ -135,7 +136,7 @@ class PCASubjects:
         SimbaError
             If there are fewer than two fields, or one cannot be used; the message names it.
         """
-        template = load_template(template) if isinstance(template, str) else template
+        template = template if isinstance(template, Template) else load_template(template)
         lattice = subject_lattice(template)
         matrix = read_velocities(fields, template, lattice, convention, progress=progress)
         most = len(matrix) - 1

