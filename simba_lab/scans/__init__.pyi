@@ -1,4 +1,5 @@
 from .bids_export import export_bids
+from .bids_images import BidsImages
 from .datasets import CohortDataset
 from .planting.injection import Injected, inject
 from .planting.placement import DisplacementField
@@ -6,20 +7,21 @@ from .planting.planted_cohort import PlantedCohort
 from .planting.planted_images import export_planted
 from .planting.verb import plant
 from .preparation import Preparation
-from .readers import NameColumns, read_bids, read_simba, read_table
+from .readers import TableImages, read_bids, read_simba, read_table
 from .saving import save_cohort
 from .scan_cohort import ScanCohort
 from .stores import Store, open_cohort
 
 __all__ = [
+    "BidsImages",
     "CohortDataset",
     "DisplacementField",
     "Injected",
-    "NameColumns",
     "PlantedCohort",
     "Preparation",
     "ScanCohort",
     "Store",
+    "TableImages",
     "export_bids",
     "export_planted",
     "inject",

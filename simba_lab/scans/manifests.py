@@ -67,7 +67,16 @@ class Person(BaseModel):
     fold: NonNegativeInt = 0
 
 
-People = TypeAdapter(list[Person])
+class Somebody(Person):
+    """A row of somebody's scans: the label may be a number, such as the age."""
+
+    label: FiniteFloat = 0  # type: ignore[assignment]
+
+
+PEOPLE: dict[bool, TypeAdapter[Any]] = {
+    False: TypeAdapter(list[Person]),
+    True: TypeAdapter(list[Somebody]),
+}
 
 
 def manifest_of(values: object, path: Path) -> Manifest:
@@ -101,7 +110,8 @@ def check_people(table: pd.DataFrame, manifest: Manifest, path: Path) -> None:
         raise broken(path, f"Its subjects are not those of the manifest ({value}).")
     fields = [name for name in Person.model_fields if name in table]
     try:
-        People.validate_python(table[fields].to_dict("records"))
+        numbers = bool({"files", "scans"} & set(manifest.cohort))
+        PEOPLE[numbers].validate_python(table[fields].to_dict("records"))
     except ValidationError as error:
         raise broken(path, f"It cannot be used: row {problem_of(error)}.") from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
@@ -19,7 +19,8 @@ from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import choice, keep_plain
 from simba_lab.core.errors import NAMES, SimbaError, TemplateError
 from simba_lab.core.lattice import Lattice
-from simba_lab.synthesis.anatomy.nifti import open_nifti, read_nifti
+from simba_lab.scans.masks import check_grid, masked_image
+from simba_lab.synthesis.anatomy.nifti import open_nifti
 from simba_lab.synthesis.anatomy.template import TEMPLATES, Template, check_spacing, load_template
 from simba_lab.synthesis.anatomy.template_files import TemplateFiles
 from simba_lab.synthesis.rendering.scanner import BACKGROUND
@@ -73,7 +74,11 @@ class Preparation:
         choice("align", self.align, ("world", "centre"))
 
     def images(
-        self, paths: Mapping[int, Path], *, table: pd.DataFrame | None = None
+        self,
+        paths: Mapping[int, Path],
+        *,
+        table: pd.DataFrame | None = None,
+        masks: Mapping[int, Path] | None = None,
     ) -> PreparedImages:
         """Open every file without reading its voxels, and return the volumes to come.
 
@@ -83,6 +88,8 @@ class Preparation:
             The file of each subject.
         table : pandas.DataFrame, optional
             The table of the subjects: another table makes another identity.
+        masks : mapping of int to path, optional
+            Masks of the brain, on the grids of the images, which become 0 around it.
 
         Raises
         ------
@@ -90,22 +97,16 @@ class Preparation:
             If files are missing, are damaged, or lie elsewhere than the template; it describes the
             first and names the others.
         """
-        template, lattice, reference = self._target()
-        brain_mm = nib.affines.apply_affine(lattice.affine, np.argwhere(reference > BACKGROUND))
+        _, lattice, _ = self._target()
         text = "" if table is None else table.to_csv(lineterminator="\n")
         digest = blake2b(text.encode(), digest_size=16)
+        look, masks = self.opener(), dict(masks or {})
 
         def check(subject: int) -> None:
-            name, path = f"image of subject {subject}", paths[subject]
-            cover = _cover(open_nifti(path, name), brain_mm)
-            if self.align == "world" and cover < LEAST_COVER:
-                allowed = f"in the space of the template {template.name!r}"
-                problem = f"It covers {cover:.0%} of the template's brain."
-                remedy = f"{problem} Register it first, or use align='centre'."
-                raise TemplateError(name, str(path), allowed, remedy)
+            look(f"image of subject {subject}", paths[subject], masks.get(subject), False)
 
         for_each_subject(check, paths)
-        for subject, path in paths.items():
+        for subject, path in [*paths.items(), *masks.items()]:
             status = path.stat()
             facts = subject, path.name, status.st_size, status.st_mtime_ns
             digest.update(repr(facts).encode())
@@ -116,9 +117,38 @@ class Preparation:
             "align": self.align,
             "rescale": bool(self.rescale),
         }
-        return self.reopened(paths, identity)
+        return self.reopened(paths, identity, masks)
 
-    def reopened(self, paths: Mapping[int, Path], identity: dict[str, Any]) -> PreparedImages:
+    def opener(self) -> Callable[[str, Path, Path | None, bool], None]:
+        """Return a function that raises unless an image can be used.
+
+        It takes what errors call the image, its file, that of its mask, and whether to read all
+        voxels as well as the header.
+        """
+        template, lattice, reference = self._target()
+        brain_mm = nib.affines.apply_affine(lattice.affine, np.argwhere(reference > BACKGROUND))
+
+        def look(name: str, path: Path, mask: Path | None, whole: bool) -> None:
+            image = open_nifti(path, name)
+            cover = _cover(image, brain_mm)
+            if self.align == "world" and cover < LEAST_COVER:
+                allowed = f"in the space of the template {template.name!r}"
+                problem = f"It covers {cover:.0%} of the template's brain."
+                remedy = f"{problem} Register it first, or use align='centre'."
+                raise TemplateError(name, str(path), allowed, remedy)
+            if mask is not None:
+                check_grid(image, open_nifti(mask, f"mask of {name}"), mask)
+            if whole:
+                masked_image(path, mask, name)
+
+        return look
+
+    def reopened(
+        self,
+        paths: Mapping[int, Path],
+        identity: dict[str, Any],
+        masks: Mapping[int, Path] | None = None,
+    ) -> PreparedImages:
         """Return the volumes to come of files that `images` looked at before.
 
         Parameters
@@ -126,14 +156,21 @@ class Preparation:
         paths : mapping of int to path
         identity : dict
             That they had then.
+        masks : mapping of int to path, optional
         """
         template, lattice, reference = self._target()
         centre = None
         if self.align == "centre":
             centre = _centre_mm(template.image(), template.name, "template")
-        rescale = bool(self.rescale)
         return PreparedImages(
-            dict(paths), lattice, reference, centre, rescale, identity, self.template
+            dict(paths),
+            lattice,
+            reference,
+            centre,
+            bool(self.rescale),
+            identity,
+            self.template,
+            dict(masks or {}),
         )
 
     def _target(self) -> tuple[Template, Lattice, np.ndarray]:
@@ -181,6 +218,8 @@ class PreparedImages:
         What the volumes follow from.
     template : str, Template or TemplateFiles
         The template of the preparation.
+    masks : mapping of int to path
+        Of the brain, for those subjects whose image is cut to it.
     """
 
     paths: Mapping[int, Path]
@@ -190,6 +229,7 @@ class PreparedImages:
     rescale: bool
     identity: dict[str, Any]
     template: str | Template | TemplateFiles = "icbm2009c"
+    masks: Mapping[int, Path] = field(default_factory=dict)
 
     def array(self, subject: int) -> np.ndarray:
         """Return the volume of one subject: float32, shape (X, Y, Z).
@@ -204,7 +244,8 @@ class PreparedImages:
     def adjusted(self, subject: int) -> tuple[np.ndarray, Adjustment]:
         """Return the volume of one subject, and how its image was moved and scaled."""
         path, name = self.paths[int(subject)], f"image of subject {subject}"
-        image, offset, factor = read_nifti(path, name), None, None
+        image = masked_image(path, self.masks.get(int(subject)), name)
+        offset, factor = None, None
         if self.centre_mm is not None:
             offset = self.centre_mm - _centre_mm(image, path, name)
         volume = self.sampled(image, offset)

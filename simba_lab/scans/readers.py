@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,14 @@ import numpy as np
 import pandas as pd
 
 from simba_lab.core.border import checks_arguments
-from simba_lab.core.errors import SimbaError, TemplateError
+from simba_lab.core.errors import SimbaError
 from simba_lab.core.files import inside
-from simba_lab.core.tables import check_complete, read_rows
+from simba_lab.core.tables import read_rows
+from simba_lab.scans.bids_images import BidsImages, ScanFiles
 from simba_lab.scans.participants import Columns, column, participants_table
-from simba_lab.scans.preparation import Preparation, for_each_subject
+from simba_lab.scans.preparation import Preparation
 from simba_lab.scans.scan_cohort import ScanCohort
+from simba_lab.scans.study import Study, scans_of
 
 # Columns that hold the subjects' names if none is stated; the first that exists is taken.
 SUBJECTS = ("subject", "participant_id")
@@ -28,11 +29,13 @@ AS_STATED, CENTRED = Preparation(), Preparation(align="centre")
 
 @checks_arguments
 @dataclass(frozen=True)
-class NameColumns:
-    """The columns of a table that name the files and the subjects.
+class TableImages:
+    """A table that names images, and its columns that do, for `read_table`.
 
     Parameters
     ----------
+    table : path
+        A ``.csv`` (commas) or ``.tsv`` (tabs) with one row per subject.
     file : str
         Column that holds each subject's NIfTI file, relative to the folder of the table and inside
         it.
@@ -43,26 +46,24 @@ class NameColumns:
     Examples
     --------
     >>> import simba_lab as sb
-    >>> sb.scans.NameColumns(file="scan", subject="record")
-    NameColumns(file='scan', subject='record')
+    >>> sb.scans.TableImages("clinic.csv", file="scan", subject="record").file
+    'scan'
     """
 
+    table: str | Path
     file: str = "file"
     subject: str | None = None
 
 
-DEFAULT_NAMES = NameColumns()
-
-
 def read_bids(
-    folder: str | Path,
+    folder: str | Path | BidsImages,
     *,
-    label: str,
-    disease: object,
+    label: str | None = None,
+    disease: object = None,
     control: object = None,
     groups: str | Iterable[str] | Mapping[str, object] = (),
-    split: str | None = None,
-    entities: Mapping[str, str | int | None] | None = None,
+    use: str | None = None,
+    on_missing: str = "refuse",
     preparation: Preparation = AS_STATED,
 ) -> ScanCohort:
     """Read the T1-weighted images of a BIDS dataset as a cohort.
@@ -72,32 +73,38 @@ def read_bids(
 
     Parameters
     ----------
-    folder : path
-        The dataset; its ``participants.tsv`` names the subjects.
-    label : str
-        Column of the table that holds the class.
-    disease, control : str or number
+    folder : path or BidsImages
+        The dataset; its ``participants.tsv`` names the subjects. `BidsImages` says which of several
+        images is meant, or that those of fMRIPrep or CAT12 are.
+    label : str, optional
+        Column of the table that holds the class, or without `disease` a number, such as the age.
+        Without a label everybody is read, by ``participants.tsv`` or, where that is missing, by the
+        folders; such scans can be planted in and audited.
+    disease, control : str or number, optional
         Values of that column: the class to detect (label 1) and the other (label 0). `control` may
         be left out where the column has just two values. Subjects with a third value are left out.
     groups : column names, or mapping of column name to value
-        Columns to compare groups by, kept under their names as 0 and 1. A column that is named
-        alone must hold 0 and 1; with a value, such as ``{"sex": "F"}``, subjects who have that
-        value get 1.
-    split : str, optional
-        Column that holds train, validation and test. Without one, half of the subjects are for
-        training and a quarter each for validation and test, stratified by class and groups, always
-        the same.
-    entities : mapping of str to str or None, optional
-        Which image to take if subjects have several, such as ``{"ses": "01", "run": "1"}``; None
-        stands for an image without that entity: ``{"space": None}``.
+        Columns to compare groups by. A column of 0 and 1 is kept so; with a value, such as
+        ``{"sex": "F"}``, subjects who have that value get 1; any other column keeps its values, as
+        numbers if all are, otherwise as text.
+    use : str, optional
+        ``"train"``, ``"validation"`` or ``"test"``: what all these scans are for, such as the test
+        of a network that was trained before. Any other name is a column that holds these words. By
+        default half of the subjects are for training and a quarter each for validation and test,
+        stratified by class (or quarters of the number) and groups, always the same.
+    on_missing : {"refuse", "drop"}
+        What is done with subjects whose image is missing, damaged or elsewhere than the template,
+        or who have no label, group or use: an error, or they are left out with one warning that
+        names them. To know of damage, ``"drop"`` reads each image once.
     preparation : Preparation
         How images are brought to the lattice and brightness of a template.
 
     Returns
     -------
     ScanCohort
-        Its table has ``participant``, ``split``, ``label``, the groups and ``fold`` (for
-        cross-validation; stratified within splits, classes and groups as far as their sizes allow).
+        Its table has ``participant``, ``split``, ``label`` (unless there is none), the groups,
+        ``fold`` (for cross-validation; stratified within splits, classes and groups as far as their
+        sizes allow), and the other columns of ``participants.tsv``, except those of such names.
 
     Raises
     ------
@@ -122,39 +129,48 @@ def read_bids(
     >>> scans.arrays().shape
     (64, 20, 24, 20)
     """
-    folder = Path(folder)
-    path = folder / "participants.tsv"
-    rows = read_rows(path)
-    for name in column(rows, "participant_id", path.name):
+    images = folder if isinstance(folder, BidsImages) else BidsImages(folder)
+    path = Path(images.folder) / "participants.tsv"
+    columns = Columns(label, disease, control, groups, use)
+    root = images.root()
+    alone = label is None and not columns.members and columns.use_column is None
+    rows = _people_with_folders(root) if alone and not path.is_file() else read_rows(path)
+    names = column(rows, "participant_id", path.name)
+    for name in names:
         if not re.fullmatch(r"sub-[0-9A-Za-z+]+", name):
             allowed = "sub- and letters and digits"
             raise SimbaError("participant_id", name, allowed, f"Correct {path}.")
-    design = participants_table(rows, path, Columns(label, disease, control, groups, split))
-    names = rows["participant_id"][design.index]
-    paths = for_each_subject(lambda name: _t1w(folder, name, entities or {}), names)
-    return _cohort(design, names, paths, preparation)
+    study = Study(rows, path, names, names, images.of)
+    return study.cohort(columns, on_missing, preparation)
+
+
+def _people_with_folders(root: Path) -> pd.DataFrame:
+    names = sorted(path.name for path in root.glob("sub-*") if path.is_dir())
+    if not names:
+        allowed = "a BIDS dataset: a folder with sub-01, sub-02, ..."
+        raise SimbaError("study", str(root), allowed)
+    return pd.DataFrame({"participant_id": names})
 
 
 def read_table(
-    table: str | Path,
+    table: str | Path | TableImages,
     *,
-    label: str,
-    disease: object,
+    label: str | None = None,
+    disease: object = None,
     control: object = None,
     groups: str | Iterable[str] | Mapping[str, object] = (),
-    split: str | None = None,
-    names: NameColumns = DEFAULT_NAMES,
+    use: str | None = None,
+    on_missing: str = "refuse",
     preparation: Preparation = AS_STATED,
 ) -> ScanCohort:
     r"""Read the images that a table names as a cohort. Volumes are read when asked for.
 
     Parameters
     ----------
-    table : path
-        A ``.csv`` (commas) or ``.tsv`` (tabs) with one row per subject.
-    names : NameColumns
-        Which columns name the files and the subjects.
-    label, disease, control, groups, split, preparation
+    table : path or TableImages
+        A ``.csv`` (commas) or ``.tsv`` (tabs) with one row per subject. `TableImages` says which
+        columns name the files and the subjects.
+    label, disease, control, groups, use, on_missing, preparation
         As in `read_bids`.
 
     Returns
@@ -183,18 +199,19 @@ def read_table(
     >>> clinic["label"].tolist()
     [0, 1, 0, 1, 0, 1, 0, 1, 0, 1]
     """
-    path = Path(table)
+    images = table if isinstance(table, TableImages) else TableImages(table)
+    path = Path(images.table)
     rows = read_rows(path)
-    design = participants_table(rows, path, Columns(label, disease, control, groups, split))
-    rows = rows.loc[design.index]
-    files = column(rows, names.file, path.name)
-    subject = names.subject or next((name for name in SUBJECTS if name in rows), names.file)
-    subjects = column(rows, subject, path.name)
-    lines = [f"subject {name}" for name in subjects]
-    check_complete(f"column {names.file!r} of {path}", files, names=lines)
+    subject = next((name for name in SUBJECTS if name in rows), images.file)
+    names = column(rows, images.subject or subject, path.name)
+    files = column(rows, images.file, path.name)
     field = f"a file named by {path.name}"
-    paths = [inside(path.parent, name, field) for name in files]
-    return _cohort(design, subjects, paths, preparation)
+
+    def files_of(name: str) -> ScanFiles:
+        return ScanFiles(inside(path.parent, name, field))
+
+    columns = Columns(label, disease, control, groups, use)
+    return Study(rows, path, names, files, files_of).cohort(columns, on_missing, preparation)
 
 
 def read_simba(
@@ -260,7 +277,8 @@ def read_simba(
         carrying = {"bias": ["1"]}
     for bias, codes in carrying.items():
         rows[bias] = np.where(code.isin(codes), "1", "0")
-    design = participants_table(rows, folder, Columns("class_label", 1, 0, list(carrying), "split"))
+    columns = Columns("class_label", 1, 0, list(carrying), "split")
+    design = participants_table(rows, folder, columns)
     rows = rows.loc[design.index]
     for source, name in (("effect_dst", "disease_magnitude"), ("isv_dst", "subject_magnitude")):
         design[name] = pd.to_numeric(rows[source], errors="coerce").astype(float)
@@ -271,8 +289,9 @@ def read_simba(
     for split, name in zip(rows["folder"], rows["filename"], strict=True):
         field = f"a file named by {split}.csv"
         path = inside(images, f"{split}/{name}", field)
-        paths.append(path if path.is_file() else inside(images, name, field))
-    return _cohort(design, rows["folder"] + "/" + rows["filename"], paths, preparation)
+        paths.append(ScanFiles(path if path.is_file() else inside(images, name, field)))
+    names = rows["folder"] + "/" + rows["filename"]
+    return scans_of(design, names, paths, preparation)
 
 
 def _simba_rows(folder: Path) -> pd.DataFrame:
@@ -284,54 +303,3 @@ def _simba_rows(folder: Path) -> pd.DataFrame:
             column(table, needed, f"{name}.csv")
         tables.append(table.assign(folder=name, split=split))
     return pd.concat(tables, ignore_index=True)
-
-
-def _cohort(
-    design: pd.DataFrame, names: Iterable[str], paths: list[Path], preparation: Preparation
-) -> ScanCohort:
-    """Return the cohort of a design and its files, each opened once."""
-    names = list(names)
-    _check_unique("file", [str(path) for path in paths])
-    _check_unique("subject", names)
-    design.insert(0, "participant", names)
-    labels = [name.removeprefix("sub-") for name in names]
-    numbers = [int(label) for label in labels if re.fullmatch("[0-9]{1,15}", label)]
-    numbered = len(set(numbers)) == len(design)
-    design.index = pd.Index(numbers if numbered else range(len(design)), name="subject")
-    files = dict(zip(design.index.tolist(), paths, strict=True))
-    return ScanCohort(design, preparation.images(files, table=design))
-
-
-def _check_unique(noun: str, values: list[str]) -> None:
-    value, times = Counter(values).most_common(1)[0]
-    if times > 1:
-        remedy = f"This {noun} is in {times} rows."
-        raise SimbaError(f"the {noun}s of the table", value, "different in each row", remedy)
-
-
-def _t1w(folder: Path, participant: str, entities: Mapping[str, str | int | None]) -> Path:
-    """Return the one T1-weighted image of a participant."""
-    images = [*(folder / participant).glob("anat/*"), *(folder / participant).glob("ses-*/anat/*")]
-    pattern = rf"{re.escape(participant)}_(.*_)?T1w\.nii(\.gz)?"
-    candidates = sorted(path for path in images if re.fullmatch(pattern, path.name))
-    chosen = [path for path in candidates if _has_entities(path.name, entities)]
-    if len(chosen) != 1:
-        names = ", ".join(path.name for path in candidates[:6]) or "none"
-        hint = (
-            "Choose with entities={'ses': '01', 'space': None}: None is an image without it."
-            if candidates
-            else "Check the table."
-        )
-        field = f"T1w image of {participant}"
-        remedy = f"Found: {names}. {hint}"
-        raise TemplateError(field, str(folder / participant), "exactly one file", remedy)
-    name = chosen[0].relative_to(folder).as_posix()
-    return inside(folder, name, "a file named by participants.tsv")
-
-
-def _has_entities(name: str, entities: Mapping[str, str | int | None]) -> bool:
-    present = dict(part.split("-", 1) for part in name.split("_") if "-" in part)
-    return all(
-        present.get(key) == (None if value is None else str(value))
-        for key, value in entities.items()
-    )

@@ -51,7 +51,7 @@ def read(study, **changes):
     preparation = Preparation(spacing_mm=SPACING_MM, **changes)
     table = study / "table.csv"
     return sb.scans.read_table(
-        table, label="group", disease="patient", split="use", preparation=preparation
+        table, label="group", disease="patient", use="use", preparation=preparation
     )
 
 

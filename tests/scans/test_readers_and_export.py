@@ -17,8 +17,9 @@ from scipy.spatial.transform import Rotation
 
 import simba_lab as sb
 from simba_lab.scans import (
-    NameColumns,
+    BidsImages,
     Preparation,
+    TableImages,
     bids_export,
     export_bids,
     open_cohort,
@@ -81,7 +82,9 @@ def load(folder, **changes):
     preparation = Preparation(**({"spacing_mm": SPACING_MM} | chosen))
     options = {name: value for name, value in changes.items() if name not in settings}
     options = {"label": "group", "disease": "patient"} | options
-    return read_table(folder / "table.csv", preparation=preparation, **options)
+    columns = {name: options.pop(name) for name in ("file", "subject") if name in options}
+    table = TableImages(folder / "table.csv", **columns) if columns else folder / "table.csv"
+    return read_table(table, preparation=preparation, **options)
 
 
 def edit(folder, **columns):
@@ -99,7 +102,7 @@ def test_round_trip_keeps_every_voxel_and_label(cohort, dataset):
         label="label",
         disease="disease",
         groups="bias",
-        split="split",
+        use="split",
         preparation=Preparation(SPACING_MM, rescale=False),
     )
     np.testing.assert_array_equal(scans.arrays(), cohort.arrays())
@@ -361,9 +364,94 @@ def test_classes_groups_splits_and_folds(people):
     pd.testing.assert_frame_equal(load(people, groups={"sex": "F"}).table, cohort.table)
     edit(people, split=["train", "test"] * 3 + ["validation", "train"] * 3)
     assert (
-        load(people, split="split")["split"].tolist()
+        load(people, use="split")["split"].tolist()
         == ["train", "test"] * 3 + ["validation", "train"] * 3
     )
+
+
+def test_groups_keep_their_values_and_others_are_kept_beside(people):
+    sites = ["north", "south", "west"] * 4
+    edit(people, site=sites, dose=["0.5", "n/a"] * 6, code=["007", "8"] * 6, label="x", fold="y")
+    cohort = load(people, groups=["site", "age"])
+    assert cohort["site"].tolist() == sites and cohort["age"].tolist() == list(range(12))
+    columns = ["participant", "split", "label", "site", "age", "fold", "sex", "dose", "code"]
+    assert cohort.table.columns.tolist() == columns
+    assert cohort["code"].tolist() == ["007", "8"] * 6
+    assert cohort["dose"].tolist()[::2] == [0.5] * 6 and np.isnan(cohort["dose"][1::2]).all()
+    # What is beside the design is no part of what the volumes follow from.
+    before = cohort.identity
+    edit(people, code="other")
+    assert load(people, groups=["site", "age"]).identity == before
+    edit(people, site=sites[::-1])
+    assert load(people, groups=["site", "age"]).identity != before
+    save_cohort(cohort, people / "store", n_jobs=1)
+    pd.testing.assert_frame_equal(open_cohort(people / "store").table, cohort.table)
+
+
+def test_splits_are_stratified_by_groups_of_several_values(dataset, tmp_path):
+    shutil.copytree(dataset, tmp_path / "ds", ignore=shutil.ignore_patterns("derivatives"))
+    table = pd.read_csv(tmp_path / "ds" / "participants.tsv", sep="\t", dtype=str)
+    table["site"] = np.array(["a", "b", "c"])[table.groupby("label").cumcount() % 3]
+    table.to_csv(tmp_path / "ds" / "participants.tsv", sep="\t", index=False)
+    preparation = Preparation(SPACING_MM)
+    cohort = read_bids(
+        tmp_path / "ds", label="label", disease="disease", groups="site", preparation=preparation
+    )
+    assert pd.crosstab(cohort["site"], cohort["split"])["train"].between(4, 6).all()
+
+
+def test_a_number_is_a_target_and_no_label_is_needed(people):
+    cohort = load(people, label="age", disease=None, use="test")
+    assert cohort["label"].tolist() == list(range(12)) and len(cohort.test) == 12
+    quarters = load(people, label="age", disease=None)
+    assert quarters.table.groupby("split")["label"].mean().between(3, 8).all()
+    save_cohort(quarters, people / "store", n_jobs=1)
+    pd.testing.assert_frame_equal(open_cohort(people / "store").table, quarters.table)
+    bare = load(people, label=None, disease=None)
+    assert "label" not in bare.table and len(bare.train) == 6 and bare["sex"][0] == "F"
+    edit(people, age=["61.5", "n/a", *map(str, range(10))])
+    with pytest.raises(sb.SimbaError, match=r"column 'age' .* 1 of 12 missing"):
+        load(people, label="age", disease=None)
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_all_scans_can_be_for_one_use(people, split):
+    cohort = load(people, use=split)
+    assert set(cohort["split"]) == {split} and set(cohort["fold"]) == set(range(5))
+
+
+def test_whoever_lacks_something_is_dropped_with_one_warning(people, template):
+    for number in range(12, 18):
+        shutil.copy(
+            people / "images" / f"{number - 12}.nii.gz", people / "images" / f"{number}.nii.gz"
+        )
+    rows = [
+        (f"images/{k}.nii.gz", "patient" if k % 2 else "healthy", "FM"[k % 4 // 2], k)
+        for k in range(18)
+    ]
+    table = pd.DataFrame(rows, columns=["file", "group", "sex", "age"]).astype(str)
+    table.loc[0, "group"], table.loc[1, "sex"] = "n/a", ""
+    table.to_csv(people / "table.csv", index=False)
+    (people / "images" / "2.nii.gz").unlink()
+    path = people / "images" / "3.nii.gz"
+    path.write_bytes(path.read_bytes()[:-200])
+    image = nib.load(people / "images" / "4.nii.gz")
+    affine = nib.affines.from_matvec(np.eye(3), (150, 0, 0)) @ image.affine
+    nib.save(nib.Nifti1Image(image.get_fdata(), affine), people / "images" / "4.nii.gz")
+    with pytest.raises(sb.SimbaError, match="missing"):
+        load(people, groups="sex")
+    with pytest.warns(UserWarning) as caught:
+        cohort = load(people, groups="sex", on_missing="drop")
+    (warning,) = [str(w.message) for w in caught if "dropped" in str(w.message)]
+    assert warning.startswith("5 of 18 people were dropped.")
+    for text in ("no value of 'group': images/0.", "no value of 'sex': images/1.", "images/2."):
+        assert text in warning
+    assert "in the space of the template 'icbm2009c': images/4." in warning and "3.nii" in warning
+    assert cohort["participant"].tolist() == [f"images/{k}.nii.gz" for k in range(5, 18)]
+    table["group"] = "n/a"
+    table.to_csv(people / "table.csv", index=False)
+    with pytest.warns(UserWarning, match="18 of 18"), pytest.raises(sb.SimbaError, match="nobody"):
+        load(people, on_missing="drop")
 
 
 @pytest.mark.parametrize("name", ["subject", "participant_id"])
@@ -379,7 +467,7 @@ def test_any_column_can_name_the_subjects_and_the_files(people):
     table = pd.read_csv(people / "table.csv", dtype=str).rename(columns={"file": "scan"})
     records = [f"R{number}" for number in range(12)]
     table.assign(record=records, subject="unused").to_csv(people / "table.csv", index=False)
-    cohort = load(people, names=NameColumns(file="scan", subject="record"))
+    cohort = load(people, file="scan", subject="record")
     assert cohort["participant"].tolist() == records
     assert cohort.source.paths[3] == (people / "images" / "3.nii.gz").resolve()
 
@@ -458,18 +546,18 @@ def test_sessions_and_runs_are_chosen_by_entities(people, template):
         sb.core.TemplateError, match=r"sub-p0.*exactly one.*sub-p0_ses-1_T1w.nii.gz.*entities="
     ):
         read_bids(people / "bids", **options)
-    cohort = read_bids(people / "bids", entities={"ses": "2"}, **options)
+    cohort = read_bids(BidsImages(people / "bids", entities={"ses": "2"}), **options)
     assert {path.parent.parent.name for path in cohort.source.paths.values()} == {"ses-2"}
     assert cohort["participant"][3] == "sub-p3" and cohort.array(3).max() > 0.5
     for path in sorted((people / "bids").glob("sub-*/ses-2/anat/*_T1w.nii.gz")):
         shutil.copy(path, path.with_name(path.name.replace("_T1w", "_space-MNI_T1w")))
     with pytest.raises(sb.core.TemplateError, match="None is an image without it"):
-        read_bids(people / "bids", entities={"ses": 2}, **options)
-    cohort = read_bids(people / "bids", entities={"ses": 2, "space": None}, **options)
+        read_bids(BidsImages(people / "bids", entities={"ses": 2}), **options)
+    cohort = read_bids(BidsImages(people / "bids", entities={"ses": 2, "space": None}), **options)
     assert all("space" not in path.name for path in cohort.source.paths.values())
     shutil.rmtree(people / "bids" / "sub-p4")
     with pytest.raises(sb.core.TemplateError, match=r"sub-p4.*Found: none"):
-        read_bids(people / "bids", entities={"ses": "2", "space": None}, **options)
+        read_bids(BidsImages(people / "bids", entities={"ses": "2", "space": None}), **options)
 
 
 @pytest.mark.parametrize("codes", [("0", "1"), ("0", "1", "2", "3")])
@@ -656,11 +744,15 @@ def test_empty_images_have_no_centre(people):
     [
         ({}, {"label": "grup"}, "Did you mean group"),
         ({}, {"disease": "patents"}, "Did you mean patient"),
-        ({}, {"disease": None}, "disease must be one of .*, got None.*a number.*`probe`"),
+        ({}, {"disease": None}, "disease must be one of .*, got None.*hold numbers"),
         ({}, {"control": "helthy"}, "Did you mean healthy"),
-        ({}, {"names": NameColumns("path")}, "a column of table.csv"),
-        ({}, {"names": NameColumns(subject="grup")}, "Did you mean group"),
-        ({}, {"groups": "sex"}, r"of 0 and 1.*groups=\{'sex': value\}"),
+        ({}, {"file": "path"}, "a column of table.csv"),
+        ({}, {"subject": "grup"}, "Did you mean group"),
+        ({"sex": "F"}, {"groups": "sex"}, r"of at least two values, got \['F'\]"),
+        ({}, {"use": "tset"}, "use.*Did you mean test"),
+        ({}, {"on_missing": "ignore"}, "on_missing"),
+        ({}, {"label": None}, "disease must be None without a label"),
+        ({"age": ["1", "2"] * 6}, {"label": "age", "disease": None}, "3 or more"),
         ({}, {"groups": {"sex": "female"}}, r"groups\['sex'\]"),
         ({"sex": ["F"] * 11 + ["n/a"]}, {"groups": {"sex": "F"}}, "without missing values"),
         ({"fold": "1"}, {"groups": "fold"}, "groups must be none of"),
@@ -681,11 +773,11 @@ def test_empty_images_have_no_centre(people):
             {"groups": {"sex": "F"}},
             r"column 'sex' .*2 of 12 missing .*'N/A', 'n\.a\.'",
         ),
-        ({"split": ["train"] * 11 + [" "]}, {"split": "split"}, "column 'split' .*1 of 12 missing"),
+        ({"split": ["train"] * 11 + [" "]}, {"use": "split"}, "column 'split' .*1 of 12 missing"),
         ({"file": ["-", *(f"images/{k}.nii.gz" for k in range(1, 12))]}, {}, "'file'.*1 of 12"),
         ({"subject": "7"}, {}, "subject is in 12 rows"),
         ({"file": "images/3.nii.gz"}, {}, "file is in 12 rows"),
-        ({"split": "training"}, {"split": "split"}, "Did you mean train"),
+        ({"split": "training"}, {"use": "split"}, "Did you mean train"),
         ({}, {"spacing_mm": 0.1}, "spacing_mm must be"),
         ({}, {"align": "center"}, "Did you mean centre"),
         ({}, {"template": "icbm"}, "Did you mean icbm2009c"),

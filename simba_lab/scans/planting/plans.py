@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from simba_lab.core.checks import known_fields, seed_number
 from simba_lab.core.errors import SimbaError, TemplateError
@@ -17,7 +16,7 @@ from simba_lab.scans.planting.placement import DisplacementField, Registration
 from simba_lab.scans.planting.planted_cohort import PlantedCohort
 from simba_lab.scans.planting.verb import plant
 from simba_lab.scans.preparation import Preparation
-from simba_lab.scans.readers import _t1w, read_bids
+from simba_lab.scans.readers import read_bids
 from simba_lab.scans.scan_cohort import ScanCohort
 from simba_lab.synthesis.effects import Effect
 from simba_lab.synthesis.scenario import Scenario
@@ -136,41 +135,20 @@ def _transform(field: str, value: object, folder: Path) -> Registration:
 
 
 def study_scans(
-    folder: str | Path,
-    plan: PlantingPlan,
-    *,
-    spacing_mm: float = 4.0,
-    label: str | None = None,
-    disease: str | None = None,
-    groups: Sequence[str] = (),
+    folder: str | Path, plan: PlantingPlan, *, spacing_mm: float = 4.0, **columns: Any
 ) -> ScanCohort:
-    """Return all people of a BIDS dataset, to plant the marks of a plan in.
-
-    Without a column for the label everybody is taken, and nothing else is known of them.
+    """Return the people of a BIDS dataset, to plant the marks of a plan in; columns: `read_bids`.
 
     Raises
     ------
     SimbaError
-        If somebody has not exactly one T1-weighted image, or an image lies elsewhere than the
-        template and the plan has no transforms.
+        As `read_bids` does; an image may lie elsewhere than the template if the plan has
+        transforms.
     """
-    folder = Path(folder)
-    # With a transform a scan may lie anywhere; without, it has to be where the template is.
     align = "world" if plan.transforms is None else "centre"
     preparation = Preparation(spacing_mm=spacing_mm, align=align)
-    if label is not None:
-        return read_bids(
-            folder, label=label, disease=disease, groups=groups, preparation=preparation
-        )
-    names = sorted(path.name for path in folder.glob("sub-*") if path.is_dir())
-    if not names:
-        allowed = "a BIDS dataset: a folder with sub-01, sub-02, ..."
-        raise SimbaError("study", str(folder), allowed)
-    files = [_t1w(folder, name, {}) for name in names]
-    table = pd.DataFrame({"participant": names, "split": "test"})
     try:
-        images = preparation.images(dict(enumerate(files)), table=table)
+        return read_bids(folder, preparation=preparation, **columns)
     except TemplateError as error:
         remedy = error.remedy.replace("use align='centre'", "give transforms in the plan")
         raise TemplateError(error.field, error.value, error.allowed, remedy) from error
-    return ScanCohort(table.rename_axis("subject"), images)

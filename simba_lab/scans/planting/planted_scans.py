@@ -167,7 +167,7 @@ class PlantedScans:
 
     def placed(self, subject: int) -> PlacedScan:
         """Return a scan in its place in the template."""
-        scan = open_scan(self.images.paths[subject])
+        scan = open_scan(self.images.paths[subject], self.images.masks.get(subject))
         return place(scan, self._to_template(subject, scan), self.template)
 
     def _to_template(self, subject: int, scan: Scan | None = None) -> Registration:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from simba_lab.core.errors import SimbaError
 from simba_lab.core.files import check_absent, write_new
 from simba_lab.core.unfinished import disk_errors
 from simba_lab.scans.image_writing import nifti_bytes
+from simba_lab.scans.masks import check_grid
 from simba_lab.synthesis.anatomy.nifti import DAMAGE, read_nifti
 
 # Integers up to here are exact in float64.
@@ -67,8 +68,10 @@ class Scan:
         return type(self.image)(values, self.image.affine, header)
 
 
-def open_scan(source: str | Path | nib.spatialimages.SpatialImage) -> Scan:
-    """Read a scan and check it.
+def open_scan(
+    source: str | Path | nib.spatialimages.SpatialImage, mask: Path | None = None
+) -> Scan:
+    """Read a scan and check it; set it to 0 around the mask in a file, if there is one.
 
     Raises
     ------
@@ -90,7 +93,15 @@ def open_scan(source: str | Path | nib.spatialimages.SpatialImage) -> Scan:
     if not coded or not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-6:
         allowed = "an image with an orientation: an affine that can be inverted"
         raise SimbaError("scan", affine.tolist(), allowed)
-    return _stored_numbers(source)
+    scan = _stored_numbers(source)
+    if mask is None:
+        return scan
+    read_nifti(mask, "mask of the scan")
+    brain: Any = nib.load(mask)
+    check_grid(source, brain, mask)
+    kept = np.asarray(brain.dataobj).reshape(scan.stored.shape) > 0.5
+    nothing = scan.cast(np.array(-scan.inter / scan.slope))
+    return replace(scan, stored=np.where(kept, scan.stored, nothing))
 
 
 def _stored_numbers(image: nib.Nifti1Image) -> Scan:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from simba_lab.core.errors import SimbaError
-from simba_lab.scans.planting.planted_scans import PlantedScans
+from simba_lab.scans.planting.planted_scans import PlantedScans, stamp_of
 from simba_lab.scans.planting.transforms import described, restored
 from simba_lab.scans.preparation import Preparation
 from simba_lab.synthesis.anatomy.template import Template
@@ -19,7 +19,12 @@ from simba_lab.synthesis.scenario_values import plain, scenario_fields, template
 def sources_of(source: PlantedScans) -> dict[str, Any]:
     """Return where the scans are, and how they lie in the template."""
     template = source.images.template
-    return {
+    masks = {
+        str(subject): [str(path.absolute()), *stamp_of(path)]
+        for subject, path in source.images.masks.items()
+        if subject in source.stamps
+    }
+    return ({"masks": masks} if masks else {}) | {
         "files": {
             str(subject): [str(source.images.paths[subject].absolute()), *stamp]
             for subject, stamp in source.stamps.items()
@@ -53,13 +58,20 @@ def source_of(
     preparation = Preparation(template=template_value(template, "template"), **settings)
     files = {int(subject): entry for subject, entry in sources["files"].items()}
     paths = {subject: Path(entry[0]) for subject, entry in files.items()}
+    masks = {int(subject): entry for subject, entry in sources.get("masks", {}).items()}
+    for subject, (name, *stamp) in masks.items():
+        if not Path(name).is_file() or list(stamp_of(Path(name))) != stamp:
+            remedy = "It was changed since; plant the effects again."
+            raise SimbaError(f"mask of subject {subject}", name, "the mask that was used", remedy)
     effects = {
         name: scenario_fields({"disease": values}, Scenario)["disease"]
         for name, values in identity["planted"].items()
     }
     magnitudes = {name: table[f"{name}_magnitude"] for name in effects}
     return PlantedScans(
-        preparation.reopened(paths, scans),
+        preparation.reopened(
+            paths, scans, {subject: Path(entry[0]) for subject, entry in masks.items()}
+        ),
         effects,
         {name: (float(values.min()), float(values.max())) for name, values in magnitudes.items()},
         {
