@@ -60,7 +60,7 @@ def source_of(
     paths = {subject: Path(entry[0]) for subject, entry in files.items()}
     masks = {int(subject): entry for subject, entry in sources.get("masks", {}).items()}
     for subject, (name, *stamp) in masks.items():
-        if not Path(name).is_file() or list(stamp_of(Path(name))) != stamp:
+        if Path(name).is_file() and list(stamp_of(Path(name))) != stamp:
             remedy = "It was changed since; plant the effects again."
             raise SimbaError(f"mask of subject {subject}", name, "the mask that was used", remedy)
     effects = {
