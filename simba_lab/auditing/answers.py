@@ -79,9 +79,10 @@ def answer_table(
     and 0.96; normal: 0.95 and 0.96).
 
     *Controls.* The verdict is then on the excess over their mean, paired by scan. Networks differ
-    by chance: the spread between several controls widens the interval (Welch and Satterthwaite's
-    degrees of freedom; the network is the unit). Of one control the chance is not known, and the
-    interval is for that control alone.
+    by chance, and the one that is judged does so too: the interval is widened to where one more
+    control would lie (spread between controls times the root of 1 + 1 / controls; Welch and
+    Satterthwaite's degrees of freedom; the network is the unit). Of one control the chance is not
+    known, and the interval is for that control alone.
 
     *Verdict*: "used" if the whole interval lies beyond the bound, "not used" if it lies within (two
     one-sided tests), else "cannot tell". An interval without zero never suffices, because networks
@@ -203,7 +204,8 @@ class Difference:
     def _between(self) -> float:
         if len(self.controls) < 2:
             return 0.0
-        return float(np.std(self.controls, ddof=1) / np.sqrt(len(self.controls)))
+        # The network that is judged is one of those too, as the next control would be.
+        return float(np.std(self.controls, ddof=1) * np.sqrt(1 + 1 / len(self.controls)))
 
     @property
     def freedom(self) -> float:

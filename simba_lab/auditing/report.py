@@ -165,24 +165,27 @@ def _verdicts(marks: pd.DataFrame, described: Mapping[str, str]) -> list[dict[st
 
 def sentence(row: pd.Series) -> str:
     """Return what a row of `Audit.marks` says, for somebody who never saw the table."""
-    change = f"{_signed(row['effect'])} spreads (95 % interval {_signed(row['effect_low'])} to "
-    change += f"{_signed(row['effect_high'])})"
+    name = judged(row)
+    change = f"{_signed(row[name])} spreads (95 % interval {_signed(row[f'{name}_low'])} to "
+    change += f"{_signed(row[f'{name}_high'])})"
     bound = row.get("bound", np.nan)
     limit = f"the bound of {bound:g}" if _is_known(bound) else "what is negligible"
-    text = {
-        "used": f"This mark alone moves the answer by {change}, beyond {limit}.",
-        "not used": f"This mark alone moves the answer by {change}: within {limit}.",
-    }.get(
-        str(row["verdict"]),
-        f"This mark alone moves the answer by {change}: neither surely within {limit} nor surely "
-        "beyond.",
+    text = f"This mark alone moves the answer by {change}"
+    if name == "excess":
+        text = f"This mark alone moves the answer by {_signed(row['effect'])} spreads, and that of "
+        text += f"control networks by {_signed(row['control'])}: the excess is {change}"
+    text += {"used": f", beyond {limit}.", "not used": f": within {limit}."}.get(
+        str(row["verdict"]), f": neither surely within {limit} nor surely beyond."
     )
-    flips, control = row.get("flips", np.nan), row.get("control", np.nan)
+    flips = row.get("flips", np.nan)
     if _is_known(flips):
         text += f" The decision changes in {100 * flips:.0f} % of the scans."
-    if _is_known(control):
-        text += f" The control network moves by {_signed(control)}."
     return text
+
+
+def judged(row: pd.Series) -> str:
+    """Return what the verdict is about: the excess over control networks, if there are any."""
+    return "excess" if _is_known(row.get("excess", np.nan)) else "effect"
 
 
 def _needs(row: pd.Series) -> str:
@@ -201,12 +204,13 @@ def _signed(value: float) -> str:
 
 
 def _plot(marks: pd.DataFrame) -> Markup:
+    names = {judged(row) for _, row in marks.iterrows()}
     rows = [
         ForestRow(
             str(mark),
-            float(row["effect"]),
-            float(row["effect_low"]),
-            float(row["effect_high"]),
+            float(row[judged(row)]),
+            float(row[f"{judged(row)}_low"]),
+            float(row[f"{judged(row)}_high"]),
             LOOKS.get(str(row["verdict"]), LOOKS["cannot tell"])[0],
             str(row["verdict"]),
         )
@@ -215,7 +219,8 @@ def _plot(marks: pd.DataFrame) -> Markup:
     bounds = marks["bound"].dropna().unique() if "bound" in marks else []
     bound = float(bounds[0]) if len(bounds) == 1 else None
     # Made of our own template, which escapes the names.
-    return Markup(forest_plot(_template("forest_plot.html"), rows, bound=bound, unit=UNIT))
+    unit = f"excess over control networks, {UNIT}" if names == {"excess"} else UNIT
+    return Markup(forest_plot(_template("forest_plot.html"), rows, bound=bound, unit=unit))
 
 
 # -- tables --

@@ -1,6 +1,7 @@
 from .bids_export import export_bids
 from .bids_images import BidsImages
 from .datasets import CohortDataset
+from .planting.battery import battery
 from .planting.injection import Injected, inject
 from .planting.placement import DisplacementField
 from .planting.planted_cohort import PlantedCohort
@@ -22,6 +23,7 @@ __all__ = [
     "ScanCohort",
     "Store",
     "TableImages",
+    "battery",
     "export_bids",
     "export_planted",
     "inject",

@@ -54,6 +54,17 @@ def test_controls_are_subtracted_and_their_spread_widens_the_interval():
     assert widths[0] > 2 * widths[1]
 
 
+def test_a_network_of_the_same_population_as_its_controls_is_rarely_accused():
+    """Effects of networks are drawn from one normal distribution; the judged one is one of them."""
+    generator, used = np.random.default_rng(0), 0
+    for seed in range(400):
+        effects = 1 + 0.4 * generator.standard_normal(5)
+        pairs = [answers([effect], seed=seed) for effect in effects]
+        row = table(*pairs[0], controls=pairs[1:], bound=0.01).iloc[0]
+        used += row["verdict"] == "used"
+    assert used / 400 < 0.07
+
+
 DRAWS = {
     "normal": lambda generator, size: generator.standard_normal(size),
     "skewed": lambda generator, size: generator.gamma(4, size=size) - 4,

@@ -72,6 +72,24 @@ def test_a_control_that_does_the_same_takes_the_verdict_back(cohort, networks):
     assert any("One control network" in note for note in audit.notes)
 
 
+def test_a_mark_is_stated_by_what_it_changes_beside_how_much_people_differ(cohort, guilty):
+    base = cohort.twin(without="bias").where(range(16))
+    images, marked = base.arrays(), base.twin(carrying="bias").arrays()
+    brain = (images > 0).mean(axis=0) > 0.5
+    change = np.sqrt(((marked - images)[:, brain] ** 2).mean())
+    apart = np.sqrt((np.diff(images, axis=0)[:, brain] ** 2).mean())
+    np.testing.assert_allclose(guilty.marks.loc["bias", "image_change"], change / apart, rtol=1e-5)
+    assert 0.01 < change / apart < 1
+
+
+def test_a_mark_of_which_nothing_is_seen_is_a_note(networks):
+    scenario = far_scenario(64)
+    blur = sb.Intensity("blur", 0.5)
+    marked = sb.synthesise(scenario.replace(bias={"blur": blur})).test
+    audit = sb.audit(networks["innocent"], marked, settings=SETTINGS)
+    assert any("nothing is to be seen of blur" in note for note in audit.notes)
+
+
 def test_an_instrument_that_refuses_the_network_is_a_note(cohort):
     class Flat(torch.nn.Module):
         def __init__(self):

@@ -1,5 +1,6 @@
 """The page of an audit: what it says, that it opens anywhere, and that nobody's names run in it."""
 
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 
 import simba_lab as sb
+from simba_lab.auditing.report import html_of
 
 HOSTILE = "<script>alert('x')</script>\"&"
 FORMULA = "=cmd|' /C calc'!A0"
@@ -84,6 +86,16 @@ def test_first_screen_says_each_verdict_in_a_sentence(text):
         "What would settle it:</strong> about 130 scans.",
     ):
         assert words in start
+
+
+def test_with_control_networks_the_page_shows_what_the_verdict_is_about():
+    audit = audit_of()
+    excess = {"control": 1.9, "excess": [0.03, -1.78, 0.1], "excess_low": -0.2, "excess_high": 0.2}
+    page = html_of(dataclasses.replace(audit, marks=audit.marks.assign(**excess)))
+    said = "by +1.93 spreads, and that of control networks by +1.90: the excess is +0.03 spreads"
+    assert said in page and "excess over control networks, spreads" in page
+    figure = page[page.index("<svg") : page.index("</svg>")]
+    assert "−1.78 (−0.20 to 0.20)" in figure and "1.93" not in figure
 
 
 def test_questions_are_kept_apart_and_the_third_is_called_correlational(text):

@@ -12,6 +12,7 @@ import numpy as np
 from simba_lab.core.checks import known_fields, seed_number
 from simba_lab.core.errors import SimbaError, TemplateError
 from simba_lab.core.yaml_files import read_yaml
+from simba_lab.scans.planting.battery import battery
 from simba_lab.scans.planting.placement import DisplacementField, Registration
 from simba_lab.scans.planting.planted_cohort import PlantedCohort
 from simba_lab.scans.planting.verb import plant
@@ -34,7 +35,7 @@ class PlantingPlan:
     ----------
     marks : mapping of name to effect
         Under ``marks``, in the words of the biases of a scenario:
-        ``scanner: {kind: contrast, strength: 0.1}``.
+        ``scanner: {kind: contrast, strength: 0.1}``; or ``battery``, see `battery`.
     transforms : str or mapping of participant to Registration, optional
         A displacement field of each scan, relative to the folder of the plan, with
         ``{participant}`` in its name; or by participant the name of one, ``{file: ..., vectors:
@@ -88,8 +89,12 @@ def read_plan(path: str | Path) -> PlantingPlan:
 
 
 def _marks(values: object) -> dict[str, Effect]:
+    if values == "battery":
+        return battery()
     if not isinstance(values, Mapping) or not values:
-        allowed = "a mapping of names to marks: scanner: {kind: contrast, strength: 0.1}"
+        allowed = (
+            "battery, or a mapping of names to marks: scanner: {kind: contrast, strength: 0.1}"
+        )
         raise SimbaError("plan.marks", values, allowed)
     for name, entry in values.items():
         if not isinstance(entry, Mapping) or not {"region", "kind"} & set(entry):
