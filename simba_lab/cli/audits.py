@@ -27,7 +27,7 @@ def _add_plant(commands: Commands) -> None:
     text = "write scans and their planted twins, for a tool to score; an interrupted call resumes"
     plant = commands.add_parser("plant", help=text)
     plant.add_argument("study", type=Path, help="BIDS dataset; labels are not needed")
-    text = "YAML file of marks: 'marks: battery', or such as 'scanner: {kind: blur, strength: 4}' there"
+    text = "YAML file: 'marks: battery', or 'marks: {scanner: {kind: contrast, strength: 0.1}}'"
     plant.add_argument("plan", type=Path, help=text)
     plant.add_argument("folder", type=Path, help="folder to write")
     add_jobs(plant, "threads")
