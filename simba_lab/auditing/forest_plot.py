@@ -98,5 +98,6 @@ def _drawn(row: ForestRow, y: float, x: Any) -> dict[str, Any]:
 
 
 def _in_words(row: ForestRow) -> str:
-    text = f"{row.value:.2f} ({row.low:.2f} to {row.high:.2f})"
-    return text.replace("-", "−")
+    # Rounded first, and 0 added, so that no zero has a sign.
+    value, low, high = (round(number, 2) + 0.0 for number in (row.value, row.low, row.high))
+    return f"{value:.2f} ({low:.2f} to {high:.2f})".replace("-", "−")

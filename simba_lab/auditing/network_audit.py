@@ -156,19 +156,13 @@ def audit(
     )
     tools = Instruments(network, list(untrained), layers, settings, compute)
     table.insert(0, "image_change", image_changes(base, marks))
-    notes = _Notes([*NOTES, *_about(controls, tools), *_unseen(table)])
+    notes = _Notes([*NOTES, *_about(controls, tools)])
     pieces: dict[str, pd.DataFrame | None] = {}
     for name, measure in (("layers", layers_of_mark), ("maps", maps_of_mark)):
         if name not in settings.without:
             frames = [notes.tried(f"{name}, {m}", measure, tools, base, m) for m in marks]
             pieces[name] = _joined(frames)
     labelled = bool(pd.Series(marked["label"]).isin([0, 1]).all())
-    if labelled and (area := delong(marked["label"], off)).low < 0.5 < area.high:
-        notes.lines.append(
-            "On the untouched scans the network does not tell the classes apart (AUROC "
-            f"{area.estimate:.2f}, {area.low:.2f} to {area.high:.2f}): beside answers that hardly "
-            "differ any change is many spreads. Only control networks help."
-        )
     if groups and not labelled:
         notes.lines.append("Labels are missing: question C was left out.")
     elif groups and "groups" not in settings.without:
@@ -190,6 +184,7 @@ def audit(
         },
         provenance=_provenance(network, marked),
         notes=notes.lines,
+        cautions=_cautions(table, marked["label"] if labelled else None, off, controls),
     )
 
 
@@ -242,7 +237,7 @@ def _answers(
 def _about(controls: Sequence[object], tools: Instruments) -> list[str]:
     lines = []
     if not controls:
-        lines.append(NO_CONTROL)
+        lines.append("Without a control network it is not shown that training taught the mark.")
     if len(controls) == 1:
         lines.append("One control network: how much such networks differ by chance is not known.")
     if not tools.untrained and "layers" not in tools.settings.without:
@@ -250,14 +245,26 @@ def _about(controls: Sequence[object], tools: Instruments) -> list[str]:
     return lines
 
 
-def _unseen(table: pd.DataFrame) -> list[str]:
+def _cautions(
+    table: pd.DataFrame, label: np.ndarray | None, off: np.ndarray, controls: Sequence[object]
+) -> list[str]:
+    """Return what a reader of the verdicts alone has to know."""
+    lines = []
+    if label is not None and (area := delong(label, off)).low < 0.5 < area.high:
+        lines.append(
+            "On the untouched scans the network does not tell the classes apart (AUROC "
+            f"{area.estimate:.2f}, {area.low:.2f} to {area.high:.2f}): beside answers that hardly "
+            "differ any change is many spreads. Only control networks help."
+        )
+    if not controls and (table["verdict"] == "used").any():
+        lines.append(NO_CONTROL)
     unseen = table.index[table["image_change"] < LEAST_CHANGE].tolist()
-    if not unseen:
-        return []
-    return [
-        f"In these images nothing is to be seen of {', '.join(map(str, unseen))}: a verdict says "
-        "nothing there. Plant a stronger one."
-    ]
+    if unseen:
+        lines.append(
+            f"In these images nothing is to be seen of {', '.join(map(str, unseen))}: a verdict "
+            "says nothing there. Plant a stronger one."
+        )
+    return lines
 
 
 def _provenance(network: torch.nn.Module, marked: TwinCohort) -> dict[str, object]:

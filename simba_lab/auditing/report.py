@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # Of each verdict: colour and shape, a symbol in text.
 LOOKS = {"used": ("used", "▲"), "not used": ("free", "●"), "cannot tell": ("open", "◇")}
+# What is smaller is 0.00, without a sign.
+LEAST_SHOWN = 0.005
 UNIT = "spreads of the network's own answers"
 TITLES = {
     "layers": "Layer by layer: what is read, and what passes",
@@ -103,6 +105,7 @@ def html_of(audit: Audit, *, files: Sequence[str] = ()) -> str:
         outer=_shown(audit, OUTER),
         recipe=_shown(audit, ("recipe", "recipes")),
         notes=[str(note) for note in audit.notes],
+        cautions=[str(caution) for caution in audit.cautions],
         command=command,
         settings=_facts(settings),
         provenance=_facts(provenance),
@@ -200,7 +203,9 @@ def _is_known(value: object) -> bool:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−") if _is_known(value) else "unknown"
+    if not _is_known(value):
+        return "unknown"
+    return f"{value:+.2f}".replace("-", "−") if abs(value) >= LEAST_SHOWN else "0.00"
 
 
 def _plot(marks: pd.DataFrame) -> Markup:

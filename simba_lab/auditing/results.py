@@ -32,6 +32,8 @@ class Audit:
     settings, provenance : dict
     notes : list of str
         What the audit cannot show.
+    cautions : list of str
+        What somebody has to know who reads the verdicts alone: on the first screen of a report.
 
     Examples
     --------
@@ -51,6 +53,7 @@ class Audit:
     settings: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    cautions: list[str] = field(default_factory=list)
 
     def save(self, path: str | Path) -> Path:
         """Write the report as one HTML file, and the tables as ``NAME_marks.csv`` beside it.

@@ -87,7 +87,8 @@ def test_a_mark_of_which_nothing_is_seen_is_a_note(networks):
     blur = sb.Intensity("blur", 0.5)
     marked = sb.synthesise(scenario.replace(bias={"blur": blur})).test
     audit = sb.audit(networks["innocent"], marked, settings=SETTINGS)
-    assert any("nothing is to be seen of blur" in note for note in audit.notes)
+    assert any("nothing is to be seen of blur" in line for line in audit.cautions)
+    assert audit.marks.loc["blur", "image_change"] < 1e-3
 
 
 def test_an_instrument_that_refuses_the_network_is_a_note(cohort):
@@ -141,9 +142,9 @@ def test_the_default_bound_tells_a_reader_of_the_mark_from_one_that_holds_it_too
     )
     assert reader.marks.loc["scanner", "verdict"] == "used"
     assert other.marks.loc["scanner", "verdict"] == "not used"
-    # Neither knows the disease, and there was no control: the notes say what follows from that.
+    # Neither knows the disease, and there was no control: the first screen says what follows from that.
     for text in ("does not tell the classes apart", "No control network was given"):
-        assert sum(text in note for note in reader.notes) == 1
+        assert sum(text in line for line in reader.cautions) == 1
     # Both hold the mark, where a probe reads it; it passes to the answer of one of them.
     read = reader.layers.loc[("scanner", "held"), "read_low"]
     assert read > 0.5 and other.layers.loc[("scanner", "held"), "read_low"] == read

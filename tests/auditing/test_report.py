@@ -88,6 +88,16 @@ def test_first_screen_says_each_verdict_in_a_sentence(text):
         assert words in start
 
 
+def test_cautions_are_on_the_first_screen_and_zeros_have_no_sign():
+    audit = audit_of()
+    marks = audit.marks.assign(effect_low=-0.001)
+    page = html_of(dataclasses.replace(audit, marks=marks, cautions=["It <knows> nothing."]))
+    start = page[page.index("<main>") : page.index("A. Does the answer move")]
+    assert start.index("It &lt;knows&gt; nothing.") < start.index("This mark alone")
+    assert "−0.00 " not in page and "interval 0.00 to" in start
+    assert "Read this first" not in html_of(audit)
+
+
 def test_with_control_networks_the_page_shows_what_the_verdict_is_about():
     audit = audit_of()
     excess = {"control": 1.9, "excess": [0.03, -1.78, 0.1], "excess_low": -0.2, "excess_high": 0.2}
