@@ -238,8 +238,6 @@ def _about(controls: Sequence[object], tools: Instruments) -> list[str]:
     lines = []
     if not controls:
         lines.append("Without a control network it is not shown that training taught the mark.")
-    if len(controls) == 1:
-        lines.append("One control network: how much such networks differ by chance is not known.")
     if not tools.untrained and "layers" not in tools.settings.without:
         lines.append("No untrained networks were given: what is read has no floor.")
     return lines
@@ -258,6 +256,11 @@ def _cautions(
         )
     if not controls and (table["verdict"] == "used").any():
         lines.append(NO_CONTROL)
+    if len(controls) == 1:
+        lines.append(
+            "One control network: how much such networks differ by chance is not known, and "
+            "verdicts are about the difference from that one."
+        )
     unseen = table.index[table["image_change"] < LEAST_CHANGE].tolist()
     if unseen:
         lines.append(

@@ -69,7 +69,7 @@ def test_maps_of_a_network_that_reads_the_mark_find_it(guilty):
 def test_a_control_that_does_the_same_takes_the_verdict_back(cohort, networks):
     audit = sb.audit(networks["guilty"], cohort, control=networks["guilty"], settings=SETTINGS)
     assert audit.marks.loc["bias", "verdict"] == "not used"
-    assert any("One control network" in note for note in audit.notes)
+    assert any("One control network" in line for line in audit.cautions)
 
 
 def test_a_mark_is_stated_by_what_it_changes_beside_how_much_people_differ(cohort, guilty):
