@@ -142,7 +142,7 @@ def test_the_default_bound_tells_a_reader_of_the_mark_from_one_that_holds_it_too
     )
     assert reader.marks.loc["scanner", "verdict"] == "used"
     assert other.marks.loc["scanner", "verdict"] == "not used"
-    # Neither knows the disease, and there was no control: the first screen says what follows from that.
+    # Neither knows the disease, and there was no control: the first screen says so.
     for text in ("does not tell the classes apart", "No control network was given"):
         assert sum(text in line for line in reader.cautions) == 1
     # Both hold the mark, where a probe reads it; it passes to the answer of one of them.
