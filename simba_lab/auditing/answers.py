@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from simba_lab.core.checks import Positive, share
+from simba_lab.core.cohort import Cohort
 from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.intervals import wilson
 
@@ -57,9 +58,10 @@ def answer_table(
     Returns
     -------
     pandas.DataFrame
-        One row per mark: ``effect`` in spreads, ``logit``, ``flips`` (share of decisions changed,
-        Wilson interval), ``control`` (mean over the controls) and ``excess`` if there are any, with
-        ``_low`` and ``_high``; ``bound``, ``smallest`` (effect that so many scans would show with
+        One row per mark: ``effect`` in spreads, ``logit`` (``number``, in the unit of the answers,
+        where these are no decisions), ``flips`` (share of decisions changed, Wilson interval),
+        ``control`` (mean over the controls) and ``excess`` if there are any, with ``_low`` and
+        ``_high``; ``bound``, ``smallest`` (effect that so many scans would show with
         power 0.8), ``n``, ``verdict`` and ``needs``.
 
     Raises
@@ -119,7 +121,8 @@ def answer_table(
     for number in range(len(marks)):
         difference = Difference(own[:, number], alpha)
         row: dict[str, Any] = difference.columns("effect")
-        row |= Difference(on[:, number] - off, alpha).columns("logit")
+        unit = "logit" if decisions else "number"
+        row |= Difference(on[:, number] - off, alpha).columns(unit)
         if decisions:
             flipped = int(((on[:, number] > 0) != (off > 0)).sum())
             flips = wilson(flipped, len(off))
@@ -137,6 +140,18 @@ def answer_table(
             row["needs"] = _needs(difference, bound, len(moved))
         rows.append(row)
     return pd.DataFrame(rows, index=pd.Index(marks, name="mark"))
+
+
+def check_enough(scans: Cohort, groups: Sequence[str] = ()) -> None:
+    """Raise if there are too few scans for a verdict, or of a class where groups are compared."""
+    if len(scans) < LEAST_SCANS:
+        raise SimbaError("scans", Words(f"{len(scans)} scans"), f"at least {LEAST_SCANS} scans")
+    if groups and "label" in scans.table:
+        counts = scans.table["label"].value_counts()
+        if set(counts.index) <= {0, 1} and counts.min() < LEAST_SCANS:
+            value = Words(f"{counts.min()} of one class")
+            allowed = f"at least {LEAST_SCANS} scans of each class, to compare groups"
+            raise SimbaError("scans", value, allowed)
 
 
 def checked_answers(

@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from simba_lab.auditing.answers import Difference
-from simba_lab.core.cohort import TwinCohort
+from simba_lab.core.cohort import Cohort, TwinCohort
 from simba_lab.core.rng import stream
 from simba_lab.interpretation.attribution.maps import attribute
 from simba_lab.interpretation.attribution.methods.gradient_based import IntegratedGradients
@@ -41,11 +41,13 @@ def layers_of_mark(tools: Instruments, base: TwinCohort, mark: str) -> pd.DataFr
     def recorded(network: torch.nn.Module) -> Recording:
         return record(network, pair, layers=tools.layers, pixels=False, compute=tools.compute)
 
-    label = np.concatenate([part["label"] for part in pair])
+    label = None
+    if classes_of(base) is not None:
+        label = np.concatenate([part["label"] for part in pair])
     read = probe(
         recorded(tools.network),
         carries,
-        given=label if set(label) == {0, 1} else None,
+        given=label if label is not None and set(label) == {0, 1} else None,
         floors=[recorded(network) for network in tools.untrained] or None,
         folds=FOLDS,
         permutations=0,
@@ -74,12 +76,23 @@ def layers_of_mark(tools: Instruments, base: TwinCohort, mark: str) -> pd.DataFr
     return pd.concat({mark: table}, names=["mark", "layer"])
 
 
+def classes_of(cohort: Cohort) -> np.ndarray | None:
+    """Return the labels, shape (n,), if they are 0 and 1; None if they are numbers or missing."""
+    if "label" not in cohort.table or not cohort.table["label"].isin([0, 1]).all():
+        return None
+    return cohort["label"]
+
+
 def half_of_each_class(base: TwinCohort, seed: int, purpose: str) -> np.ndarray:
-    """Return half of the people of each class, drawn at random: bool, shape (n,)."""
-    generator, label = stream(seed, "audit", purpose), base["label"]
+    """Return half of the people of each class, drawn at random: bool, shape (n,).
+
+    Without classes it is half of all.
+    """
+    generator, classes = stream(seed, "audit", purpose), classes_of(base)
+    label = np.full(len(base), -1) if classes is None else classes
     half = np.zeros(len(base), bool)
-    classes = [label == value for value in (0, 1)]
-    for members in (*classes, ~np.any(classes, axis=0)):
+    of_class = [label == value for value in (0, 1)]
+    for members in (*of_class, ~np.any(of_class, axis=0)):
         rows = generator.permutation(np.flatnonzero(members))
         half[rows[: len(rows) // 2]] = True
     return half

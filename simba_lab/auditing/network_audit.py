@@ -11,9 +11,9 @@ import pandas as pd
 import torch
 
 from simba_lab.auditing.answers import LEAST_SCANS, answer_table, spread_of
-from simba_lab.auditing.inner_marks import layers_of_mark, maps_of_mark
+from simba_lab.auditing.inner_marks import classes_of, layers_of_mark, maps_of_mark
 from simba_lab.auditing.marks import image_changes, mark_in_words
-from simba_lab.auditing.real_groups import erased_of, rates_of, read_groups
+from simba_lab.auditing.real_groups import erased_of, left_out_of, rates_of, read_groups
 from simba_lab.auditing.results import Audit
 from simba_lab.core.border import checks_arguments
 from simba_lab.core.checks import Positive, Seed, choice
@@ -24,7 +24,7 @@ from simba_lab.core.fingerprint import NotFingerprintable, fingerprint, network_
 from simba_lab.core.intervals import delong
 from simba_lab.interpretation.hooks import layer_names
 from simba_lab.scans.bids_description import software_version
-from simba_lab.training.predictions import logits
+from simba_lab.training.predictions import gives_numbers, logits
 
 # Beside how much two people differ; of a region that grows by 2.5 mm it is fifteen times as much.
 LEAST_CHANGE = 1e-3
@@ -95,9 +95,11 @@ def audit(
     ----------
     network : torch.nn.Module
     marked : TwinCohort
-        Scans with marks, from `plant` or a scenario with biases. Labels may be missing.
+        Scans with marks, from `plant` or a scenario with biases. Labels may be missing or numbers;
+        real groups are then left out.
     groups : sequence of str
-        Columns of real groups, such as the site.
+        Columns of real groups, such as the site. Each value with at least 8 people is compared with
+        all others; numbers of more than 8 values are split at their median.
     untrained : sequence of torch.nn.Module
         Networks of the same architecture with random weights: floors of what is read.
     control : torch.nn.Module, or several
@@ -143,6 +145,10 @@ def audit(
         _ = marked[column]  # refused before anything is computed
     layers = None if settings.layers is None else layer_names(network, settings.layers)
     base = marked.twin(without=marks)
+    numbers = gives_numbers(network)
+    if any(gives_numbers(other) != numbers for other in controls):
+        remedy = "Adapt both alike: adapt(target=...)."
+        raise SimbaError("control", Words("a network of another kind of answer"), "alike", remedy)
     off, on = _answers(network, base, marks, compute)
     spread = spread_of(off)
     table = answer_table(
@@ -153,6 +159,7 @@ def audit(
         controls=[_answers(other, base, marks, compute) for other in controls],
         bound=settings.bound,
         level=settings.level,
+        decisions=not numbers,
     )
     tools = Instruments(network, list(untrained), layers, settings, compute)
     table.insert(0, "image_change", image_changes(base, marks))
@@ -162,14 +169,8 @@ def audit(
         if name not in settings.without:
             frames = [notes.tried(f"{name}, {m}", measure, tools, base, m) for m in marks]
             pieces[name] = _joined(frames)
-    labelled = bool(pd.Series(marked["label"]).isin([0, 1]).all())
-    if groups and not labelled:
-        notes.lines.append("Labels are missing: question C was left out.")
-    elif groups and "groups" not in settings.without:
-        read = [notes.tried(f"reading {c}", read_groups, tools, base, c) for c in groups]
-        rates = [notes.tried(f"rates by {c}", rates_of, tools, base, c, off) for c in groups]
-        erased = [notes.tried(f"erasing {c}", erased_of, tools, base, c, off) for c in groups]
-        pieces |= {"groups": _joined(read), "rates": _joined(rates), "erased": _joined(erased)}
+    if groups and "groups" not in settings.without:
+        pieces |= _question_c(tools, base, groups, off, notes)
     return Audit(
         table,
         **pieces,
@@ -184,7 +185,7 @@ def audit(
         },
         provenance=_provenance(network, marked),
         notes=notes.lines,
-        cautions=_cautions(table, marked["label"] if labelled else None, off, controls),
+        cautions=_cautions(table, None if numbers else classes_of(marked), off, controls),
     )
 
 
@@ -212,6 +213,26 @@ class _Notes:
         except SimbaError as error:
             self.lines.append(f"Left out ({name}): {error}")
             return None
+
+
+def _question_c(
+    tools: Instruments, base: TwinCohort, groups: Sequence[str], off: np.ndarray, notes: _Notes
+) -> dict[str, pd.DataFrame | None]:
+    """Return what is known of real groups; notes say what is not, and why."""
+    if classes_of(base) is None:
+        known = "label" in base.table
+        reason = "Labels are numbers, not classes" if known else "Labels are missing"
+        notes.lines.append(f"{reason}: question C was left out.")
+        return {}
+    notes.lines.extend(filter(None, (left_out_of(base, column) for column in groups)))
+    read = [notes.tried(f"reading {c}", read_groups, tools, base, c) for c in groups]
+    erased = [notes.tried(f"erasing {c}", erased_of, tools, base, c, off) for c in groups]
+    pieces = {"groups": _joined(read), "erased": _joined(erased)}
+    if gives_numbers(tools.network):
+        notes.lines.append("The network gives a number: there are no rates by group.")
+        return pieces
+    rates = [notes.tried(f"rates by {c}", rates_of, tools, base, c, off) for c in groups]
+    return pieces | {"rates": _joined(rates)}
 
 
 def _joined(frames: Sequence[object]) -> pd.DataFrame | None:

@@ -20,8 +20,8 @@ class Audit:
     ----------
     marks : pandas.DataFrame
         Question A, one row for each mark, indexed by ``mark``: ``effect`` (change of the answer in
-        spreads of the network's own answers), ``logit``, ``flips``, all with intervals;
-        ``control``, ``excess``, ``bound``, ``smallest`` (what these scans could show),
+        spreads of the network's own answers), ``logit`` (or ``number``), ``flips``, all with
+        intervals; ``control``, ``excess``, ``bound``, ``smallest`` (what these scans could show),
         ``verdict`` (``used``, ``not used``, ``cannot tell``) and ``needs`` (what would settle it).
     layers, maps : pandas.DataFrame, optional
         Where marks are read and used, and whether maps point at them.

@@ -30,8 +30,14 @@ def _add_plant(commands: Commands) -> None:
     text = "YAML file: 'marks: battery', or 'marks: {scanner: {kind: contrast, strength: 0.1}}'"
     plant.add_argument("plan", type=Path, help=text)
     plant.add_argument("folder", type=Path, help="folder to write")
+    _add_on_missing(plant)
     add_jobs(plant, "threads")
     plant.set_defaults(command=_plant)
+
+
+def _add_on_missing(group: argparse.ArgumentParser | Group) -> None:
+    text = "what is done with people without image or value: refuse, or drop with a warning"
+    group.add_argument("--on-missing", choices=("refuse", "drop"), default="refuse", help=text)
 
 
 def _add_audit(commands: Commands) -> None:
@@ -61,7 +67,10 @@ def _add_network(group: Group) -> None:
     group.add_argument("--control", type=Path, nargs="+", default=[], help=text)
     group.add_argument("--bids", type=Path, help="BIDS dataset with the scans")
     group.add_argument("--plant", type=Path, help="YAML file of marks, as for `plant`")
-    text = "column of participants.tsv with the class, and its value for the diseased"
+    _add_on_missing(group)
+    text = "column of splits in participants.tsv: its test scans are audited. By default all are"
+    group.add_argument("--use", default="test", metavar="COLUMN", help=text)
+    text = "column with the class, and its value for the diseased; without --disease a number"
     group.add_argument("--label", help=text)
     group.add_argument("--disease")
     text = "columns of groups, such as site and sex: what is known of them"
@@ -88,11 +97,14 @@ def _add_report(audit: argparse.ArgumentParser) -> None:
 
 
 def _plant(options: argparse.Namespace) -> None:
+    from simba_lab.auditing.answers import LEAST_SCANS
     from simba_lab.scans.planting.plans import read_plan, study_scans
     from simba_lab.scans.planting.planted_images import IMAGES, export_planted
 
     plan = read_plan(options.plan)
-    scans = study_scans(options.study, plan)
+    scans = study_scans(options.study, plan, use="test", on_missing=options.on_missing)
+    if len(scans) < LEAST_SCANS:
+        print(f"{len(scans)} scans are too few to be audited: it takes {LEAST_SCANS} or more.")
     marked = plan.planted(scans, n_jobs=options.jobs, progress=True)
     folder = export_planted(marked, options.folder, n_jobs=options.jobs, progress=True)
     print(f"{len(scans)} scans, untouched and with each of {len(plan.marks)} marks, in {folder}")
@@ -128,6 +140,7 @@ def _audit_of_answers(options: argparse.Namespace) -> Audit:
 
 
 def _audit_of_network(options: argparse.Namespace) -> Audit:
+    from simba_lab.auditing.answers import check_enough
     from simba_lab.auditing.network_audit import AuditSettings, audit
     from simba_lab.auditing.networks import built_network, with_weights
     from simba_lab.core.checks import whole_number
@@ -136,16 +149,18 @@ def _audit_of_network(options: argparse.Namespace) -> Audit:
 
     _needed(options, "weights", "bids", "plant")
     if options.groups or options.disease is not None:
-        _needed(options, "label", "disease")
+        _needed(options, "label")
     count = whole_number("--untrained", options.untrained, least=0, most=20)
     plan = read_plan(options.plant)
+    names = ("label", "disease", "groups", "use", "on_missing")
+    columns = {name: getattr(options, name) for name in names}
+    scans = study_scans(options.bids, plan, spacing_mm=options.spacing_mm, **columns).test
+    check_enough(scans, options.groups)
     networks = [
         with_weights(built_network(options.network), path)
         for path in (options.weights, *options.control)
     ]
     networks += [built_network(options.network) for _ in range(count)]
-    labels = {name: getattr(options, name) for name in ("label", "disease", "groups")}
-    scans = study_scans(options.bids, plan, spacing_mm=options.spacing_mm, **labels)
     adapted = [
         adapt(
             network,
