@@ -77,7 +77,8 @@ def read_bids(
         The dataset; its ``participants.tsv`` names the subjects. `BidsImages` says which of several
         images is meant, or that those of fMRIPrep or CAT12 are.
     label : str, optional
-        Column of the table that holds the class, or without `disease` a number, such as the age.
+        Column of the table that holds the class, or without `disease` a number, such as the age,
+        of networks that were trained elsewhere: `fit` learns classes alone.
         Without a label everybody is read, by ``participants.tsv`` or, where that is missing, by the
         folders; such scans can be planted in and audited.
     disease, control : str or number, optional

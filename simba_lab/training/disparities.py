@@ -13,6 +13,7 @@ from simba_lab.core.cohort import Cohort
 from simba_lab.core.errors import SimbaError, Words
 from simba_lab.core.intervals import BOOTSTRAPS, central
 from simba_lab.core.rng import stream
+from simba_lab.training.classed import Classed
 from simba_lab.training.groups import groups_of
 from simba_lab.training.predictions import logits_of
 
@@ -23,7 +24,7 @@ RATES = ("tpr", "fpr", "accuracy", "auroc")
 
 def disparity(
     model: torch.nn.Module | np.ndarray,
-    cohort: Cohort,
+    cohort: Classed,
     *,
     by: str = "bias",
     control: torch.nn.Module | np.ndarray | None = None,

@@ -14,8 +14,8 @@ from scipy.special import expit
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from simba_lab.core.checks import Count
-from simba_lab.core.cohort import Cohort
 from simba_lab.core.intervals import delong, wilson
+from simba_lab.training.classed import Classed
 from simba_lab.training.groups import groups_of
 from simba_lab.training.predictions import logits_of
 
@@ -25,7 +25,7 @@ BINS = 10
 
 def evaluate(
     model: torch.nn.Module | np.ndarray,
-    cohort: Cohort,
+    cohort: Classed,
     *,
     by: str | Sequence[str] | None = "bias",
     threshold: float = 0.0,
@@ -115,7 +115,7 @@ def _auroc(truth: np.ndarray, logits: np.ndarray) -> float:
 
 def calibration(
     model: torch.nn.Module | np.ndarray,
-    cohort: Cohort,
+    cohort: Classed,
     *,
     by: str | Sequence[str] | None = "bias",
     bins: Count = BINS,

@@ -129,3 +129,15 @@ def test_the_command_drops_people_and_counts_scans_before_the_work(
     errors = capsys.readouterr().err
     assert "1 of 42 missing" in errors and "at least 16 scans, got 9 scans" in errors
     assert "41 scans" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("label", ["age", None])
+def test_what_counts_classes_refuses_other_labels(study, label):
+    scans = sb.read_bids(study, label=label, groups={"sex": "F"}, preparation=PREPARED)
+    for call in (
+        lambda: sb.evaluate(Contrast(), scans),
+        lambda: sb.disparity(Contrast(), scans, by="sex"),
+        lambda: sb.training.calibration(Contrast(), scans),
+    ):
+        with pytest.raises(sb.SimbaError, match="a cohort whose labels are 0 and 1, got a ScanC"):
+            call()
