@@ -3,6 +3,7 @@ from .bids_images import BidsImages
 from .datasets import CohortDataset
 from .planting.battery import battery
 from .planting.injection import Injected, inject
+from .planting.itk_transforms import itk_transforms
 from .planting.placement import DisplacementField
 from .planting.planted_cohort import PlantedCohort
 from .planting.planted_images import export_planted
@@ -27,6 +28,7 @@ __all__ = [
     "export_bids",
     "export_planted",
     "inject",
+    "itk_transforms",
     "open_cohort",
     "plant",
     "read_bids",

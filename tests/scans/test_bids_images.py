@@ -130,3 +130,53 @@ def test_people_without_a_table_are_those_with_folders(study, head):
         sb.read_bids(images, **LABELS)
     with pytest.raises(sb.SimbaError, match="Did you mean fmriprep"):
         BidsImages(study, layout="fmriprp")
+
+
+def test_transforms_of_itk_take_points_of_the_scan_to_the_template(study, head):
+    """The mark lies where the chain of affine and field says, also for a scan that is turned."""
+    sitk = pytest.importorskip("SimpleITK")
+    scan, mask, _ = head
+    turn = nib.affines.from_matvec(np.diag([1.05, 0.97, 1.0]), (6.0, -4.0, 3.0))
+    turn[0, 1], turn[1, 0] = -0.1, 0.1
+    flip = np.diag([-1.0, 1.0, 1.0, 1.0])
+    flip[0, 3] = scan.shape[0] - 1  # stored from right to left
+    affine = np.linalg.inv(turn) @ scan.affine
+    native = nib.Nifti1Image(np.asarray(scan.dataobj)[::-1], affine @ flip)
+    fmriprep(study, native, nib.Nifti1Image(np.asarray(mask.dataobj)[::-1], affine @ flip))
+    linear = sitk.AffineTransform(3)
+    swap = np.diag([-1.0, -1.0, 1.0])
+    linear.SetMatrix((swap @ turn[:3, :3] @ swap).ravel().tolist())
+    linear.SetTranslation((swap @ turn[:3, 3]).tolist())
+    grid = sitk.Image([12, 12, 12], sitk.sitkVectorFloat64)
+    grid.SetSpacing((30.0, 30.0, 30.0))
+    grid.SetOrigin((-165.0, -165.0, -165.0))
+    field = sitk.DisplacementFieldTransform(grid)
+    chain = sitk.CompositeTransform([field, linear])
+    for name in PEOPLE:
+        anat = study / "derivatives" / "fmriprep" / name / "anat"
+        ending = "from-MNI152NLin2009cAsym_to-T1w_mode-image_xfm.h5"
+        sitk.WriteTransform(chain, str(anat / f"{name}_{ending}"))
+    images = BidsImages(study, layout="fmriprep-native")
+    labels = LABELS | {"preparation": Preparation(8, align="centre")}
+    scans = sb.read_bids(images, use="test", **labels)
+    transforms = sb.scans.itk_transforms(scans, images, study / "fields", spacing_mm=12)
+    mark = {"putamen": sb.Morphology("Putamen_L", 2.5)}
+    planted = sb.plant(scans, mark, transforms=transforms).source.planted(1, (("putamen", 1.0),))
+    values = np.where(np.asarray(mask.dataobj)[::-1] > 0, np.asarray(native.dataobj), 0)
+    cut = nib.Nifti1Image(values.astype(np.int16), native.affine)
+    expected = sb.scans.inject(cut, mark, to_template=turn).image
+    difference = np.asarray(planted.dataobj, float) - np.asarray(expected.dataobj, float)
+    changed = np.asarray(expected.dataobj, float) != values
+    assert changed.sum() > 10 and np.abs(difference).max() <= 2
+    with pytest.raises(sb.SimbaError, match="like the template"):  # the inverse is another place
+        sb.scans.inject(cut, mark, to_template=np.linalg.inv(turn))
+    # Written once, and not again.
+    before = {path: path.stat().st_mtime_ns for path in (study / "fields").iterdir()}
+    sb.scans.itk_transforms(scans, images, study / "fields")
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    (anat / f"sub-10_{ending}").write_text("no transform")
+    with pytest.raises(sb.SimbaError, match=r"transform of sub-10 must be a transform of ITK"):
+        sb.scans.itk_transforms(scans, images, study / "other")
+    (anat / f"sub-10_{ending}").unlink()
+    with pytest.raises(sb.SimbaError, match=r"sub-10 must be exactly one file.*Found: none"):
+        sb.scans.itk_transforms(scans, images, study / "third")
