@@ -30,12 +30,15 @@ def _add_plant(commands: Commands) -> None:
     text = "YAML file: 'marks: battery', or 'marks: {scanner: {kind: contrast, strength: 0.1}}'"
     plant.add_argument("plan", type=Path, help=text)
     plant.add_argument("folder", type=Path, help="folder to write")
-    _add_on_missing(plant)
+    _add_reading(plant)
     add_jobs(plant, "threads")
     plant.set_defaults(command=_plant)
 
 
-def _add_on_missing(group: argparse.ArgumentParser | Group) -> None:
+def _add_reading(group: argparse.ArgumentParser | Group) -> None:
+    layouts = ("raw", "fmriprep", "fmriprep-native", "cat12", "cat12-native")
+    text = "whose images are read: the study's own, or those of a pipeline in its derivatives"
+    group.add_argument("--layout", choices=layouts, default="raw", help=text)
     text = "what is done with people without image or value: refuse, or drop with a warning"
     group.add_argument("--on-missing", choices=("refuse", "drop"), default="refuse", help=text)
 
@@ -67,7 +70,7 @@ def _add_network(group: Group) -> None:
     group.add_argument("--control", type=Path, nargs="+", default=[], help=text)
     group.add_argument("--bids", type=Path, help="BIDS dataset with the scans")
     group.add_argument("--plant", type=Path, help="YAML file of marks, as for `plant`")
-    _add_on_missing(group)
+    _add_reading(group)
     text = "column of splits in participants.tsv: its test scans are audited. By default all are"
     group.add_argument("--use", default="test", metavar="COLUMN", help=text)
     text = "column with the class, and its value for the diseased; without --disease a number"
@@ -98,11 +101,13 @@ def _add_report(audit: argparse.ArgumentParser) -> None:
 
 def _plant(options: argparse.Namespace) -> None:
     from simba_lab.auditing.answers import LEAST_SCANS
+    from simba_lab.scans.bids_images import BidsImages
     from simba_lab.scans.planting.plans import read_plan, study_scans
     from simba_lab.scans.planting.planted_images import IMAGES, export_planted
 
     plan = read_plan(options.plan)
-    scans = study_scans(options.study, plan, use="test", on_missing=options.on_missing)
+    images = BidsImages(options.study, layout=options.layout)
+    scans = study_scans(images, plan, use="test", on_missing=options.on_missing)
     if len(scans) < LEAST_SCANS:
         print(f"{len(scans)} scans are too few to be audited: it takes {LEAST_SCANS} or more.")
     marked = plan.planted(scans, n_jobs=options.jobs, progress=True)
@@ -144,6 +149,7 @@ def _audit_of_network(options: argparse.Namespace) -> Audit:
     from simba_lab.auditing.network_audit import AuditSettings, audit
     from simba_lab.auditing.networks import built_network, with_weights
     from simba_lab.core.checks import whole_number
+    from simba_lab.scans.bids_images import BidsImages
     from simba_lab.scans.planting.plans import read_plan, study_scans
     from simba_lab.training.adapted_network import adapt
 
@@ -154,7 +160,8 @@ def _audit_of_network(options: argparse.Namespace) -> Audit:
     plan = read_plan(options.plant)
     names = ("label", "disease", "groups", "use", "on_missing")
     columns = {name: getattr(options, name) for name in names}
-    scans = study_scans(options.bids, plan, spacing_mm=options.spacing_mm, **columns).test
+    images = BidsImages(options.bids, layout=options.layout)
+    scans = study_scans(images, plan, spacing_mm=options.spacing_mm, **columns).test
     check_enough(scans, options.groups)
     networks = [
         with_weights(built_network(options.network), path)

@@ -61,11 +61,16 @@ class Study:
         rows = self.rows
         if choice("on_missing", on_missing, ("refuse", "drop")) == "drop":
             rows = self._complete(columns, preparation)
-        design = participants_table(rows, self.path, columns)
-        chosen = design.index
-        lines = [f"subject {name}" for name in self.names[chosen]]
-        field = f"column {self.keys.name!r} of {self.path}"
-        check_complete(field, self.keys[chosen], names=lines)
+        try:
+            design = participants_table(rows, self.path, columns)
+            chosen = design.index
+            lines = [f"subject {name}" for name in self.names[chosen]]
+            field = f"column {self.keys.name!r} of {self.path}"
+            check_complete(field, self.keys[chosen], names=lines)
+        except SimbaError as error:
+            if error.remedy == "Drop these subjects first.":
+                raise error.with_place('on_missing="drop" does.') from error
+            raise
         files = for_each_subject(self.files, self.keys[chosen])
         used = [self.names.name, self.keys.name, columns.label, columns.use_column]
         others = other_columns(rows, design, [str(name) for name in used])

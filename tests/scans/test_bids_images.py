@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import simba_lab as sb
+from simba_lab import cli
 from simba_lab.scans import BidsImages, Preparation
 
 PEOPLE = [f"sub-{number:02d}" for number in range(1, 11)]
@@ -102,6 +103,23 @@ def test_masks_that_are_missing_or_on_another_grid_are_named(study, head):
     shutil.rmtree(study / "derivatives")
     with pytest.raises(sb.SimbaError, match=r"a folder with one of fmriprep.*Found: none"):
         sb.read_bids(images, **LABELS)
+
+
+def test_the_command_plants_in_what_a_pipeline_made(study, head, capsys):
+    scan, mask, _ = head
+    for name in PEOPLE:
+        anat = study / "derivatives" / "cat12" / name / "mri"
+        write(anat / f"m{name}_T1w.nii", scan)
+        write(anat / f"p0{name}_T1w.nii", mask)
+    (study / "plan.yaml").write_text("marks:\n  scanner: {kind: contrast, strength: 0.3}\n")
+    command = ["plant", str(study), str(study / "plan.yaml"), str(study / "out")]
+    assert cli.main(command) == 2
+    assert cli.main([*command, "--layout", "cat12-native"]) == 0
+    out, err = capsys.readouterr()
+    assert "10 scans are too few" in out and "T1w image of sub-01" in err
+    untouched = nib.load(study / "out" / "sub-01" / "anat" / "sub-01_desc-none_T1w.nii.gz")
+    kept = np.asarray(scan.dataobj) * np.asarray(mask.dataobj)
+    np.testing.assert_array_equal(np.asarray(untouched.dataobj), kept)
 
 
 @pytest.mark.parametrize("folder", ["mri", ""])

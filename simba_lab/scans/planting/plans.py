@@ -12,6 +12,7 @@ import numpy as np
 from simba_lab.core.checks import known_fields, seed_number
 from simba_lab.core.errors import SimbaError, TemplateError
 from simba_lab.core.yaml_files import read_yaml
+from simba_lab.scans.bids_images import BidsImages
 from simba_lab.scans.planting.battery import battery
 from simba_lab.scans.planting.placement import DisplacementField, Registration
 from simba_lab.scans.planting.planted_cohort import PlantedCohort
@@ -140,7 +141,7 @@ def _transform(field: str, value: object, folder: Path) -> Registration:
 
 
 def study_scans(
-    folder: str | Path, plan: PlantingPlan, *, spacing_mm: float = 4.0, **columns: Any
+    study: str | Path | BidsImages, plan: PlantingPlan, *, spacing_mm: float = 4.0, **columns: Any
 ) -> ScanCohort:
     """Return the people of a BIDS dataset, to plant the marks of a plan in; columns: `read_bids`.
 
@@ -153,7 +154,7 @@ def study_scans(
     align = "world" if plan.transforms is None else "centre"
     preparation = Preparation(spacing_mm=spacing_mm, align=align)
     try:
-        return read_bids(folder, preparation=preparation, **columns)
+        return read_bids(study, preparation=preparation, **columns)
     except TemplateError as error:
         remedy = error.remedy.replace("use align='centre'", "give transforms in the plan")
         raise TemplateError(error.field, error.value, error.allowed, remedy) from error
