@@ -39,7 +39,9 @@ ARMS = {"shortcut": {"disease": 0.9, "control": 0.1}, "control": {"disease": 0.5
 def cnn():
     layers, channels = [], 1
     for width in (8, 16, 32):
-        layers += [nn.Conv3d(channels, width, 3, padding=1), nn.BatchNorm3d(width), nn.ReLU()]
+        stride = 2 if channels == 1 else 1
+        layers += [nn.Conv3d(channels, width, 3, stride, padding=1)]
+        layers += [nn.BatchNorm3d(width), nn.ReLU()]
         layers += [nn.MaxPool3d(2)]
         channels = width
     return nn.Sequential(*layers, nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(channels, 2))
