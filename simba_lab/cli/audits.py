@@ -84,6 +84,8 @@ def _add_network(group: Group) -> None:
     group.add_argument("--spacing-mm", type=float, default=4.0, help=text)
     text = "how the network wants intensities: zscore, minmax or percentile"
     group.add_argument("--intensity", help=text)
+    text = "which voxels count for that: of the brain, or all; by default the brain for z-scores"
+    group.add_argument("--over", choices=("brain", "volume"), help=text)
     text = "shape of its volumes"
     group.add_argument("--shape", type=int, nargs=3, metavar="N", help=text)
     group.add_argument("--orientation", help="of its volumes, such as LPS")
@@ -132,6 +134,8 @@ def _needed(options: argparse.Namespace, *names: str) -> None:
     for name in names:
         if getattr(options, name) is None:
             remedy = "Give --answers and --planted, or --network, --weights, --bids and --plant."
+            if name in ("label", "intensity"):
+                remedy = "Another option needs it."
             raise SimbaError(f"--{name}", None, "given", remedy)
 
 
@@ -152,8 +156,12 @@ def _audit_of_network(options: argparse.Namespace) -> Audit:
     from simba_lab.scans.bids_images import BidsImages
     from simba_lab.scans.planting.plans import read_plan, study_scans
     from simba_lab.training.adapted_network import adapt
+    from simba_lab.training.scaling import Scaling
 
     _needed(options, "weights", "bids", "plant")
+    if options.over is not None:
+        _needed(options, "intensity")
+    scaling = options.intensity and Scaling(options.intensity, options.over)
     if options.groups or options.disease is not None:
         _needed(options, "label")
     count = whole_number("--untrained", options.untrained, least=0, most=20)
@@ -175,7 +183,7 @@ def _audit_of_network(options: argparse.Namespace) -> Audit:
             target=_number_or_name(options.target),
             shape=tuple(options.shape) if options.shape else None,
             orientation=options.orientation,
-            intensity=options.intensity,
+            intensity=scaling,
             cohort=scans,
         )
         for network in networks
