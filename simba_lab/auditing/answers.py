@@ -67,7 +67,8 @@ def answer_table(
     Raises
     ------
     SimbaError
-        If there are fewer than 16 scans, shapes differ, answers are not finite, or do not vary.
+        If there are fewer than 16 scans, shapes differ, answers are not finite, or do not vary, or
+        if two networks are the same.
 
     Notes
     -----
@@ -84,12 +85,15 @@ def answer_table(
     by chance, and the one that is judged does so too: the interval is widened to where one more
     control would lie (spread between controls times the root of 1 + 1 / controls; Welch and
     Satterthwaite's degrees of freedom; the network is the unit). Of one control the chance is not
-    known, and the interval is for that control alone.
+    known, and the interval is for that control alone. A network that does not move has no use of a
+    mark, however much its controls do: "used" needs its own interval beyond the bound on the same
+    side too, and within the bound it is "not used".
 
     *Verdict*: "used" if the whole interval lies beyond the bound, "not used" if it lies within (two
-    one-sided tests), else "cannot tell". An interval without zero never suffices, because networks
-    that were trained without a mark react to it too. Half a spread is the default because it turns
-    at most two decisions in ten if answers are normal: P(0 < Z < 0.5) = 0.19.
+    one-sided tests), else "cannot tell". It is about the mean answer. An interval without zero
+    never suffices, because networks that were trained without a mark react to it too. Half a spread
+    is the default because it turns at most two decisions in ten if answers are normal: P(0 < Z <
+    0.5) = 0.19.
 
     References
     ----------
@@ -114,12 +118,13 @@ def answer_table(
     references = [checked_answers(*pair, len(marks), "controls") for pair in controls]
     if any(len(untouched) != len(off) for untouched, _ in references):
         raise SimbaError("controls", Words("answers to other scans"), f"{len(off)} answers each")
+    _check_distinct([(off, on), *references])
     alpha = (1 - level) / len(marks)
     own = (on - off[:, None]) / spread
     moved = [(yes - no[:, None]) / spread_of(no, "controls") for no, yes in references]
     rows = []
     for number in range(len(marks)):
-        difference = Difference(own[:, number], alpha)
+        difference = alone = Difference(own[:, number], alpha)
         row: dict[str, Any] = difference.columns("effect")
         unit = "logit" if decisions else "number"
         row |= Difference(on[:, number] - off, alpha).columns(unit)
@@ -134,12 +139,30 @@ def answer_table(
             difference = Difference(own[:, number] - others.mean(axis=0), alpha, means)
             row |= difference.columns("excess")
         row |= {"bound": bound, "smallest": difference.smallest(bound), "n": len(off)}
-        verdict = difference.verdict(bound)
+        verdict = _verdict(alone, difference, bound)
         row |= {"verdict": verdict, "needs": ""}
         if verdict == "cannot tell":
             row["needs"] = _needs(difference, bound, len(moved))
         rows.append(row)
     return pd.DataFrame(rows, index=pd.Index(marks, name="mark"))
+
+
+def _check_distinct(answers: Sequence[Answers]) -> None:
+    """Raise if two networks gave the same answers: a network is no control of itself."""
+    for place, (off, on) in enumerate(answers):
+        for before, after in answers[place + 1 :]:
+            if np.array_equal(off, before) and np.array_equal(on, after):
+                value = Words("two networks with the same answers")
+                raise SimbaError("controls", value, "different networks", "Are weights loaded?")
+
+
+def _verdict(alone: Difference, excess: Difference, bound: float) -> str:
+    """Return the verdict on a network: by itself, and by its excess over controls if it has any."""
+    own, beyond = alone.verdict(bound), excess.verdict(bound)
+    if own == "not used":
+        return own
+    same_side = alone.mean * excess.mean > 0
+    return "cannot tell" if beyond == "used" and not (own == "used" and same_side) else beyond
 
 
 def check_enough(scans: Cohort, groups: Sequence[str] = ()) -> None:

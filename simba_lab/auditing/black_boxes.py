@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from simba_lab.auditing.answers import LEAST_SCANS, answer_table, spread_of
+from simba_lab.auditing.cautions import cautions_of
 from simba_lab.auditing.marks import mark_in_words
 from simba_lab.auditing.results import Audit
 from simba_lab.core.checks import Positive, choice
@@ -118,6 +119,7 @@ def audit_answers(
             "software": f"simba-lab {software_version()}",
         },
         notes=list(NOTES),
+        cautions=cautions_of(table, len(pairs) - 1),
     )
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from simba_lab.auditing.answers import LEAST_SCANS, answer_table, spread_of
+from simba_lab.auditing.cautions import cautions_of
 from simba_lab.auditing.inner_marks import classes_of, layers_of_mark, maps_of_mark
 from simba_lab.auditing.marks import image_changes, mark_in_words
 from simba_lab.auditing.real_groups import erased_of, left_out_of, rates_of, read_groups
@@ -29,10 +30,6 @@ from simba_lab.training.predictions import gives_numbers, logits
 # Beside how much two people differ; of a region that grows by 2.5 mm it is fifteen times as much.
 LEAST_CHANGE = 1e-3
 INSTRUMENTS = ("layers", "maps", "groups")
-NO_CONTROL = (
-    "No control network was given: used says that the answer depends on the mark by more than the "
-    "bound, not that training taught it to. Networks that were trained without the mark may do so."
-)
 NOTES = [
     "Marks that were not planted were not tested, nor weaker or stronger ones.",
     "Each mark was switched on in everybody, alone, in scans without the others.",
@@ -275,13 +272,7 @@ def _cautions(
             f"{area.estimate:.2f}, {area.low:.2f} to {area.high:.2f}): beside answers that hardly "
             "differ any change is many spreads. Only control networks help."
         )
-    if not controls and (table["verdict"] == "used").any():
-        lines.append(NO_CONTROL)
-    if len(controls) == 1:
-        lines.append(
-            "One control network: how much such networks differ by chance is not known, and "
-            "verdicts are about the difference from that one."
-        )
+    lines += cautions_of(table, len(controls))
     unseen = table.index[table["image_change"] < LEAST_CHANGE].tolist()
     if unseen:
         lines.append(

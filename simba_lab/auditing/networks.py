@@ -17,6 +17,16 @@ from torch import nn
 from simba_lab.core.errors import SimbaError, Words
 
 # Where training scripts keep the weights in a file of more.
+# What is raised of files that are empty, of text, cut off, or would run code.
+UNREADABLE = (
+    OSError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    ValueError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
 NESTED = ("state_dict", "model_state_dict", "model")
 FIRST = 3
 
@@ -93,7 +103,7 @@ def _weights(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError) as error:
+    except UNREADABLE as error:
         problem = next(iter(str(error).splitlines()), "")
         remedy = f"It cannot be read safely ({problem[:200]})."
         raise SimbaError("weights", str(path), allowed, remedy) from error

@@ -138,8 +138,8 @@ class Preparation:
                 raise TemplateError(name, str(path), allowed, remedy)
             if mask is not None:
                 check_grid(image, open_nifti(mask, f"mask of {name}"), mask)
-            if whole:
-                masked_image(path, mask, name)
+            if whole and not (masked_image(path, mask, name).get_fdata() > 0).any():
+                raise TemplateError(name, str(path), "an image with voxels above 0", "It is empty.")
 
         return look
 

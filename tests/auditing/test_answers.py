@@ -5,6 +5,7 @@ import pytest
 
 import simba_lab as sb
 from simba_lab.auditing.answers import Difference, answer_table
+from simba_lab.auditing.cautions import cautions_of
 
 
 def answers(means, count=24, sd=0.1, seed=0):
@@ -48,10 +49,37 @@ def test_controls_are_subtracted_and_their_spread_widens_the_interval():
     row = table(off, on, controls=[(off * 3, off[:, None] * 3 + 3)]).iloc[0]
     np.testing.assert_allclose([row["control"], row["excess"]], [1, 0], atol=1e-9)
     assert row["verdict"] == "not used" and row["effect"] > 0.99
-    pairs = [(off, off[:, None] + shift) for shift in (-0.2, 0.0, 0.2, 0.0)]
-    several, alike = (table(off, on, controls=c).iloc[0] for c in (pairs, [pairs[1]] * 4))
+    pairs = [(off, off[:, None] + shift) for shift in (-0.2, 0.0, 0.2, 0.01)]
+    same = [(off, off[:, None] + shift) for shift in (0.0, 1e-6, 2e-6, 3e-6)]
+    several, alike = (table(off, on, controls=c).iloc[0] for c in (pairs, same))
     widths = [row["excess_high"] - row["excess_low"] for row in (several, alike)]
     assert widths[0] > 2 * widths[1]
+
+
+def test_a_network_that_does_not_move_uses_nothing_however_its_controls_move():
+    off, on = answers([0.0])
+    row = table(off, on, controls=[(off, off[:, None] + 1.15)]).iloc[0]
+    assert row["excess_high"] < -0.5 and row["verdict"] == "not used"
+    off, on = answers([0.6], sd=1.0)
+    row = table(off, on, controls=[(off, off[:, None] - 3)]).iloc[0]
+    assert row["excess_low"] > 0.5 > row["effect_low"] and row["verdict"] == "cannot tell"
+    off, on = answers([1.0])
+    row = table(off, on, controls=[(off, off[:, None] + 3)]).iloc[0]
+    assert row["excess_high"] < -0.5 and row["verdict"] == "cannot tell"
+
+
+def test_a_network_is_no_control_of_itself_and_no_control_counts_twice():
+    off, on = answers([1.0])
+    for controls in ([(off, on)], [(off, on + 1), (off.copy(), on + 1)]):
+        with pytest.raises(sb.SimbaError, match="two networks with the same answers"):
+            table(off, on, controls=controls)
+
+
+def test_decisions_that_change_both_ways_are_a_caution():
+    off, _ = answers([0.0], count=400)
+    turned = cautions_of(table(off, -off[:, None]), 2)
+    assert len(turned) == 1 and "100 % of the decisions change" in turned[0]
+    assert not cautions_of(table(off, off[:, None] + 0.1), 2)
 
 
 def test_a_network_of_the_same_population_as_its_controls_is_rarely_accused():

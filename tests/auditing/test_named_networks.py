@@ -80,12 +80,16 @@ def test_weights_that_do_not_fit_or_would_run_are_refused(tmp_path, capsys):
     (tmp_path / "damaged.safetensors").write_bytes(b"x" * 20)
     (tmp_path / "evil.pt").write_bytes(pickle.dumps(Runs()))
     torch.save([1, 2], tmp_path / "list.pt")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    (tmp_path / "text.pt").write_text("hi")
     for name, message in (
         ("other.safetensors", "lacks 1 of them: gain"),
         ("shape.safetensors", "in another shape 1 of them: gain"),
         ("damaged.safetensors", "cannot be read safely"),
         ("evil.pt", "cannot be read safely"),
         ("list.pt", "It holds a list"),
+        ("empty.pt", "cannot be read safely"),
+        ("text.pt", "cannot be read safely"),
         ("absent.pt", "an existing file"),
     ):
         with pytest.raises(sb.SimbaError, match=message):
@@ -110,8 +114,11 @@ def test_a_network_that_reads_contrast_is_found_unless_the_control_does_too(tmp_
     # Each mark alone: the other does not show in either twin.
     alone = answers_of(network, sb.plant(scans, {"scanner": marks["scanner"]}))
     assert alone.loc["scanner", "effect"] == table.loc["scanner", "effect"]
-    controlled = answers_of(network, marked, control=[network])
+    other = type(network)(gain=2.0)
+    controlled = answers_of(network, marked, control=[other])
     assert controlled.loc["scanner", "verdict"] == "not used"
+    with pytest.raises(sb.SimbaError, match="two networks with the same answers"):
+        answers_of(network, marked, control=[network])
     with pytest.raises(sb.SimbaError, match="at least 16 scans, got 3 scans"):
         answers_of(network, marked.where([0, 1, 2]))
 

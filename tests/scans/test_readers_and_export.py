@@ -438,16 +438,18 @@ def test_whoever_lacks_something_is_dropped_with_one_warning(people, template):
     image = nib.load(people / "images" / "4.nii.gz")
     affine = nib.affines.from_matvec(np.eye(3), (150, 0, 0)) @ image.affine
     nib.save(nib.Nifti1Image(image.get_fdata(), affine), people / "images" / "4.nii.gz")
+    image = nib.load(people / "images" / "5.nii.gz")
+    nib.save(nib.Nifti1Image(image.get_fdata() * 0, image.affine), people / "images" / "5.nii.gz")
     with pytest.raises(sb.SimbaError, match="missing"):
         load(people, groups="sex")
     with pytest.warns(UserWarning) as caught:
         cohort = load(people, groups="sex", on_missing="drop")
     (warning,) = [str(w.message) for w in caught if "dropped" in str(w.message)]
-    assert warning.startswith("5 of 18 people were dropped.")
+    assert warning.startswith("6 of 18 people were dropped.")
     for text in ("no value of 'group': images/0.", "no value of 'sex': images/1.", "images/2."):
         assert text in warning
     assert "in the space of the template 'icbm2009c': images/4." in warning and "3.nii" in warning
-    assert cohort["participant"].tolist() == [f"images/{k}.nii.gz" for k in range(5, 18)]
+    assert cohort["participant"].tolist() == [f"images/{k}.nii.gz" for k in range(6, 18)]
     table["group"] = "n/a"
     table.to_csv(people / "table.csv", index=False)
     with pytest.warns(UserWarning, match="18 of 18"), pytest.raises(sb.SimbaError, match="nobody"):
