@@ -1,5 +1,6 @@
 from .bids_export import export_bids
 from .bids_images import BidsImages
+from .checking.verb import ScanChecks, check_scans
 from .datasets import CohortDataset
 from .planting.battery import battery
 from .planting.injection import Injected, inject
@@ -21,10 +22,12 @@ __all__ = [
     "Injected",
     "PlantedCohort",
     "Preparation",
+    "ScanChecks",
     "ScanCohort",
     "Store",
     "TableImages",
     "battery",
+    "check_scans",
     "export_bids",
     "export_planted",
     "inject",

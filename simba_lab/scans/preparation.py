@@ -130,7 +130,7 @@ class Preparation:
 
         def look(name: str, path: Path, mask: Path | None, whole: bool) -> None:
             image = open_nifti(path, name)
-            cover = _cover(image, brain_mm)
+            cover = cover_of(image, brain_mm)
             if self.align == "world" and cover < LEAST_COVER:
                 allowed = f"in the space of the template {template.name!r}"
                 problem = f"It covers {cover:.0%} of the template's brain."
@@ -178,7 +178,7 @@ class Preparation:
         template = self.template
         template = template if isinstance(template, Template) else load_template(template)
         lattice = template.output_lattice(check_spacing(self.spacing_mm))
-        return template, lattice, _reference(template, lattice)
+        return template, lattice, reference_on(template, lattice)
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,13 +280,14 @@ def _identity_of(template: str | Template | TemplateFiles) -> Any:
 
 
 @lru_cache(maxsize=4)
-def _reference(template: Template, lattice: Lattice) -> np.ndarray:
+def reference_on(template: Template, lattice: Lattice) -> np.ndarray:
+    """Return the T1 of a template on a lattice: float32, (X, Y, Z), not to be written to."""
     reference = _on_lattice(template.image(), lattice)
     reference.setflags(write=False)
     return reference
 
 
-def _cover(image: nib.Nifti1Image, brain_mm: np.ndarray) -> float:
+def cover_of(image: nib.Nifti1Image, brain_mm: np.ndarray) -> float:
     """Return the share of the template's brain, points of shape (N, 3), that an image covers."""
     voxels = nib.affines.apply_affine(np.linalg.inv(image.affine), brain_mm)
     covered = (voxels > -0.5) & (voxels < np.array(image.shape[:3]) - 0.5)

@@ -1,4 +1,4 @@
-from .canvas import COLOURS, GROUP_COLOURS, new, picture
+from .canvas import COLOURS, GROUP_COLOURS, picture
 from .journeys import strategies, travel
 from .layers import (
     alignment,
@@ -11,7 +11,7 @@ from .layers import (
     probes,
 )
 from .results import enrichments, intervals, learning, rates, responses
-from .slices import brains, montage, montage_marks, outlined, tinted
+from .slices import brains, montage, montage_marks, new, outlined, tinted
 
 __all__ = [
     "COLOURS",

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from simba_lab.book.figures.canvas import COLOURS, legend, new
+from simba_lab.book.figures.canvas import legend
 from simba_lab.core.intervals import over_seeds
+from simba_lab.core.pictures import COLOURS, new
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from simba_lab.book.figures.canvas import COLOURS, GROUP_COLOURS, Tables, legend, new
+from simba_lab.book.figures.canvas import GROUP_COLOURS, Tables, legend
 from simba_lab.core.checks import columns
+from simba_lab.core.pictures import COLOURS, new
 
 # Of several kinds of network in one chart.
 STYLES = (("vermilion", "o-"), ("blue", "s--"), ("green", "^:"), ("purple", "D-."))

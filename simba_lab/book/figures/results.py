@@ -10,8 +10,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from simba_lab.book.figures.canvas import COLOURS, GROUP_COLOURS, Tables, legend, new
+from simba_lab.book.figures.canvas import GROUP_COLOURS, Tables, legend
 from simba_lab.core.checks import choice, columns
+from simba_lab.core.pictures import COLOURS, new
 
 if TYPE_CHECKING:
     from simba_lab.experiments.dose_response import Surface
