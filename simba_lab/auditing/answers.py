@@ -246,6 +246,11 @@ class Difference:
         return float(np.std(self.controls, ddof=1) * np.sqrt(1 + 1 / len(self.controls)))
 
     @property
+    def chance_of_networks(self) -> bool:
+        """Whether networks differ more than scans leave open: more scans would not help."""
+        return self._between > self._within
+
+    @property
     def freedom(self) -> float:
         """Degrees of freedom after Welch and Satterthwaite."""
         scans = len(self.values) - 1
@@ -309,6 +314,8 @@ class Difference:
 
 
 def _needs(difference: Difference, bound: float, controls: int) -> str:
+    if difference.chance_of_networks:
+        return f"more control networks: these {controls} differ too much among themselves."
     scans, text = difference.units(bound), "far more scans"
     if scans < MOST_SCANS:
         text = f"about {10 * int(np.ceil(scans / 10))} scans"

@@ -269,8 +269,8 @@ def _cautions(
     if label is not None and (area := delong(label, off)).low < 0.5 < area.high:
         lines.append(
             "On the untouched scans the network does not tell the classes apart (AUROC "
-            f"{area.estimate:.2f}, {area.low:.2f} to {area.high:.2f}): beside answers that hardly "
-            "differ any change is many spreads. Only control networks help."
+            f"{area.estimate:.2f}, {area.low:.2f} to {area.high:.2f}). If its answers to different "
+            "people hardly differ, any change is many spreads; compare with control networks."
         )
     lines += cautions_of(table, len(controls))
     unseen = table.index[table["image_change"] < LEAST_CHANGE].tolist()

@@ -54,6 +54,7 @@ def test_controls_are_subtracted_and_their_spread_widens_the_interval():
     several, alike = (table(off, on, controls=c).iloc[0] for c in (pairs, same))
     widths = [row["excess_high"] - row["excess_low"] for row in (several, alike)]
     assert widths[0] > 2 * widths[1]
+    assert several["verdict"] == "cannot tell" and "more control networks" in several["needs"]
 
 
 def test_a_network_that_does_not_move_uses_nothing_however_its_controls_move():
