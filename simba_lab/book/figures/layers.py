@@ -15,8 +15,7 @@ from simba_lab.core.pictures import COLOURS, new
 
 # Of several kinds of network in one chart.
 STYLES = (("vermilion", "o-"), ("blue", "s--"), ("green", "^:"), ("purple", "D-."))
-# The four combinations of class and bias group, as `projections` names them: name, class, group,
-# marker.
+# Combinations of class and bias group, as `projections` names them: name, class, group, marker.
 CORNERS = (
     ("patients, B", 1, 1, "o"),
     ("patients, NB", 1, 0, "o"),
